@@ -1,0 +1,49 @@
+"""Compact convolutional networks, trained low-rank from scratch (ELRT) with Keras 3.
+
+import elrt_keras as elrt
+
+model = elrt.models.build("resnet20")
+plan = elrt.plan_ranks(model, max_macs=0.4)
+low_rank = elrt.factorize(model, plan, factor_regularizer=elrt.regularizers.DoubleSoftOrthogonality(1e-3))
+"""
+
+import importlib
+
+from elrt_keras import callbacks, constraints, formats, initializers, layers, regularizers
+from elrt_keras.conversion import factorize, merge
+from elrt_keras.costs import LayerCosts, ModelCosts, count_costs
+from elrt_keras.ranks import LayerPlan, RankPlan, plan_ranks
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LayerCosts",
+    "LayerPlan",
+    "ModelCosts",
+    "RankPlan",
+    "callbacks",
+    "constraints",
+    "count_costs",
+    "export",
+    "factorize",
+    "formats",
+    "initializers",
+    "layers",
+    "merge",
+    "models",
+    "plan_ranks",
+    "regularizers",
+]
+
+# Higher rooms of the package: there after one import, loaded when first used.
+_LAZY = ("export", "models")
+
+
+def __getattr__(name):
+    if name in _LAZY:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted(__all__)

@@ -1,0 +1,131 @@
+"""Keras callbacks: a schedule for the orthogonality penalty, and a log of how orthogonal the factors are."""
+
+import keras
+import numpy as np
+
+from elrt_keras.layers import FactorizedConv
+from elrt_keras.regularizers import OrthogonalityRegularizer, orthogonality_error
+from elrt_keras.traversal import iterate_layers
+
+
+def factor_errors(model):
+    """Orthogonality error of each orthogonal factor of a model: `{"layer/factor": error}`.
+
+    The error is ‖S − I‖_F / √Φ with S the smaller Gram matrix (see `elrt_keras.regularizers.orthogonality_error`).
+    """
+    errors = {}
+    for path, layer in iterate_layers(model):
+        if isinstance(layer, FactorizedConv):
+            for view in layer.format.orthogonal_factors(layer.spatial_dims):
+                matrix = view.to_matrix(keras.ops.convert_to_tensor(layer.factors[view.index]))
+                errors[f"{path}/{layer.format.factor_names[view.index]}"] = orthogonality_error(matrix)
+    return errors
+
+
+class RegularizationSchedule(keras.callbacks.Callback):
+    """Sets the strength of the model's orthogonality regularizers at the start of each epoch.
+
+    Args:
+        schedule: `{epoch: strength}`, each valid from its epoch (counted from 0) until the next, the first one at
+            epoch 0; or a callable from the epoch to the strength.
+
+    Raises:
+        ValueError: for a schedule that is neither, is empty, does not start at epoch 0, or holds a negative strength;
+            and at the start of training, when the model has no orthogonality regularizer to act on.
+
+    Example:
+
+    >>> schedule = elrt_keras.callbacks.RegularizationSchedule({0: 1e-2, 20: 1e-3, 50: 0.0})
+    >>> [schedule.strength(epoch) for epoch in (0, 19, 20, 80)]
+    [0.01, 0.01, 0.001, 0.0]
+
+    Reference: Bansal et al., arXiv 1810.09102, lower the strength in steps this way.
+    """
+
+    def __init__(self, schedule):
+        super().__init__()
+        if not callable(schedule):
+            schedule = _validated_steps(schedule)
+        self.schedule = schedule
+
+    def strength(self, epoch):
+        """The strength at an epoch (counted from 0)."""
+        if callable(self.schedule):
+            return float(self.schedule(epoch))
+        return self.schedule[max(start for start in self.schedule if start <= epoch)]
+
+    def on_train_begin(self, logs=None):
+        self._regularizers = _orthogonality_regularizers(self.model)
+        if not self._regularizers:
+            raise ValueError(
+                "RegularizationSchedule found no orthogonality regularizer to act on: build the layers with "
+                f"`factor_regularizer=`. Received: model={self.model.name!r}"
+            )
+
+    def on_epoch_begin(self, epoch, logs=None):
+        strength = self.strength(epoch)
+        if all(regularizer.strength == strength for regularizer in self._regularizers):
+            return
+        for regularizer in self._regularizers:
+            regularizer.strength = strength
+        self._recompile_where_constant()
+
+    def _recompile_where_constant(self):
+        # Stock layers do not list a regularizer's strength among their variables. A function compiled by JAX then holds
+        # it as a constant and has to be traced again; TensorFlow and PyTorch read the variable itself.
+        known = {id(variable) for variable in self.model.variables}
+        if keras.backend.backend() == "jax" and any(id(r.strength_variable) not in known for r in self._regularizers):
+            self.model.make_train_function(force=True)
+
+
+def _validated_steps(schedule):
+    if not isinstance(schedule, dict) or not schedule:
+        raise ValueError(f"Expected a callable or a dict of epoch → strength. Received: schedule={schedule!r}")
+    steps = {}
+    for epoch, strength in schedule.items():
+        if isinstance(epoch, bool) or not isinstance(epoch, (int, np.integer)) or epoch < 0:
+            raise ValueError(f"Epochs of a schedule are ints of at least 0. Received: schedule={schedule!r}")
+        if not (isinstance(strength, (int, float)) and np.isfinite(strength) and strength >= 0):
+            raise ValueError(f"Strengths are finite numbers of at least 0. Received: schedule={schedule!r}")
+        steps[int(epoch)] = float(strength)
+    if 0 not in steps:
+        raise ValueError(f"A schedule starts at epoch 0. Received: schedule={schedule!r}")
+    return dict(sorted(steps.items()))
+
+
+def _orthogonality_regularizers(model):
+    found = {}
+    for _, layer in iterate_layers(model):
+        for attribute in ("factor_regularizer", "kernel_regularizer"):
+            regularizer = getattr(layer, attribute, None)
+            if isinstance(regularizer, OrthogonalityRegularizer):
+                found[id(regularizer)] = regularizer
+    return list(found.values())
+
+
+class OrthogonalityLogger(keras.callbacks.Callback):
+    """Logs how far the factors are from orthonormal, after each epoch.
+
+    Adds `orthogonality_error_mean` and `orthogonality_error_max` over all factors to the epoch's logs, which the
+    history, `CSVLogger` and `TensorBoard` pick up when they come later in the list of callbacks. The errors of the
+    single factors are in `per_factor`: a dict `{"layer/factor": [error of each epoch]}`.
+
+    The error of a factor is ‖S − I‖_F / √Φ, S its smaller Gram matrix: 0 when orthonormal.
+
+    Example:
+
+    >>> logger = elrt_keras.callbacks.OrthogonalityLogger()
+    >>> # model.fit(x, y, callbacks=[logger, keras.callbacks.CSVLogger("history.csv")])
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.per_factor = {}
+
+    def on_epoch_end(self, epoch, logs=None):
+        errors = factor_errors(self.model)
+        for name, error in errors.items():
+            self.per_factor.setdefault(name, []).append(error)
+        if logs is not None and errors:
+            logs["orthogonality_error_mean"] = float(np.mean(list(errors.values())))
+            logs["orthogonality_error_max"] = float(np.max(list(errors.values())))

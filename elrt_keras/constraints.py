@@ -1,0 +1,39 @@
+"""Constraint that keeps factor matrices exactly orthonormal."""
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable("elrt_keras")
+class Stiefel(keras.constraints.Constraint):
+    """Retracts a matrix to the Stiefel manifold: orthonormal columns (m ≥ n) or orthonormal rows (m < n).
+
+    The retraction is the Q of the QR decomposition `A = QR` with the diagonal of R made positive, which makes it
+    unique and continuous; a matrix that is orthonormal already stays as it is. Applied after each optimizer step by
+    `factor_constraint=`, it is the hard counterpart of the soft penalties. A weight with more than two axes is read as
+    a matrix by flattening all axes but the last. Source of the retraction: Absil, Mahony, Sepulchre, "Optimization
+    Algorithms on Matrix Manifolds", 2008, section 4.1.1.
+
+    Example:
+
+    >>> q = elrt_keras.constraints.Stiefel()(np.array([[2.0, 0.0], [0.0, 3.0], [0.0, 0.0]], dtype="float32"))
+    >>> np.round(keras.ops.convert_to_numpy(q), 3).tolist()
+    [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
+    """
+
+    def __call__(self, weight):
+        shape = tuple(weight.shape)
+        if len(shape) < 2:
+            raise ValueError(f"Expected a weight with at least two axes. Received: shape={shape}")
+        matrix = ops.reshape(weight, (-1, shape[-1]))
+        dtype = keras.backend.standardize_dtype(weight.dtype)
+        # Backends have no QR below float32.
+        matrix = matrix if dtype == "float64" else ops.cast(matrix, "float32")
+        wide = matrix.shape[0] < matrix.shape[1]
+        q, r = ops.qr(ops.transpose(matrix) if wide else matrix)
+        signs = ops.where(ops.diagonal(r) < 0, -1.0, 1.0)
+        q = q * ops.cast(signs, q.dtype)
+        return ops.cast(ops.reshape(ops.transpose(q) if wide else q, shape), dtype)
+
+    def get_config(self):
+        return {}

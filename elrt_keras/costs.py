@@ -1,0 +1,250 @@
+"""What a Keras model costs: parameters, multiply-accumulates (MACs), bytes of activations.
+
+A MAC is one multiplication with its addition; papers often call the same number FLOPs. Counted are convolutions and
+matrix products of the built-in layers and of this package's; batch-norm, pooling, activations and additions count as
+zero, as the literature does.
+"""
+
+import contextlib
+import dataclasses
+import math
+
+import keras
+
+from elrt_keras.tables import render_table
+
+_CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+_TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
+_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+_SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerCosts:
+    """One layer's costs for one example. `calls` > 1 for a shared layer, whose MACs count each time.
+
+    `input_shape` and `output_shape` are those of the first call, with a batch size of 1.
+    """
+
+    name: str
+    type: str
+    params: int
+    macs: int
+    activation_bytes: int
+    calls: int
+    input_shape: tuple
+    output_shape: tuple
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCosts:
+    """A model's costs for one example; `print()` gives a table.
+
+    Attributes:
+        params: number of trained parameters: all weights but the statistics of normalisation layers.
+        macs: multiply-accumulates.
+        activation_bytes: bytes of the outputs of all layers, chain stages included.
+        layers: list of `LayerCosts`, in the order of execution.
+    """
+
+    params: int
+    macs: int
+    activation_bytes: int
+    layers: list
+
+    def __str__(self):
+        rows = [
+            (row.name, row.type, _shape(row.output_shape), f"{row.params:,}", f"{row.macs:,}")
+            for row in self.layers
+            if row.params or row.macs
+        ]
+        total = ("total", "", f"activations {self.activation_bytes:,} B", f"{self.params:,}", f"{self.macs:,}")
+        return render_table(["layer", "type", "output", "params", "MACs"], [*rows, total], last_is_total=True)
+
+
+def count_costs(model, input_shape=None):
+    """Counts parameters, MACs and activation bytes of a built Keras model, for one example.
+
+    The model is traced symbolically once, so nested models, shared layers and subclassed models are counted as they
+    run; no data flows.
+
+    Args:
+        model: a built `keras.Model` with one or more inputs.
+        input_shape: shape of one example, without the batch axis. Needed where the model leaves spatial sizes open or
+            is subclassed.
+
+    Returns:
+        A `ModelCosts`.
+
+    Raises:
+        ValueError: if the input shape is not known.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3, padding="same", use_bias=False)])
+    >>> costs = elrt_keras.count_costs(model)
+    >>> costs.params, costs.macs
+    (108, 6912)
+    """
+    calls = trace_calls(model, input_shape)
+    rows = {}
+    counted = set()
+    for layer, in_shape, out_shape in calls:
+        params = sum(math.prod(w.shape) for w in _parameters(layer) if id(w) not in counted)
+        counted.update(id(w) for w in layer.weights)
+        macs, activations = _macs(layer, in_shape, out_shape), _activation_bytes(layer, in_shape, out_shape)
+        row = rows.get(id(layer))
+        rows[id(layer)] = (
+            LayerCosts(layer.name, type(layer).__name__, params, macs, activations, 1, in_shape, out_shape)
+            if row is None
+            else dataclasses.replace(
+                row, macs=row.macs + macs, activation_bytes=row.activation_bytes + activations, calls=row.calls + 1
+            )
+        )
+    layers = list(rows.values())
+    return ModelCosts(
+        params=sum(row.params for row in layers),
+        macs=sum(row.macs for row in layers),
+        activation_bytes=sum(row.activation_bytes for row in layers),
+        layers=layers,
+    )
+
+
+def _input_specs(model, input_shape):
+    if input_shape is not None:
+        return keras.KerasTensor((1, *input_shape), dtype=_input_dtype(model))
+    try:
+        inputs = model.input
+    except (AttributeError, ValueError) as error:
+        raise ValueError(
+            f"The input shape of '{model.name}' is not known; pass `input_shape`. Received: input_shape=None"
+        ) from error
+    return keras.tree.map_structure(lambda tensor: _with_batch_of_one(model, tensor), inputs)
+
+
+def _with_batch_of_one(model, tensor):
+    shape = (1, *tensor.shape[1:])
+    if None in shape:
+        raise ValueError(
+            f"'{model.name}' leaves its input size open; pass `input_shape` without `None`. "
+            f"Received: input of shape {tuple(tensor.shape)}"
+        )
+    return keras.KerasTensor(shape, dtype=tensor.dtype)
+
+
+def _input_dtype(model):
+    inputs = getattr(model, "inputs", None)
+    return inputs[0].dtype if inputs else "float32"
+
+
+def trace_calls(model, input_shape=None):
+    """All calls of leaf layers for one example, in the order of execution: `(layer, input shape, output shape)`.
+
+    The shapes hold a batch axis of 1. Arguments and errors are those of `count_costs`.
+    """
+
+    class Trace(keras.layers.Layer):
+        def call(self, inputs):
+            return model(inputs, training=False)
+
+    inputs = _input_specs(model, input_shape)
+    with _recorded_calls() as calls:
+        # Keras derives the output of a layer without a shape rule by running its `call` symbolically.
+        Trace(name="trace").compute_output_spec(inputs)
+    return calls
+
+
+@contextlib.contextmanager
+def _recorded_calls():
+    """Records every call of a layer that calls no layer itself (or has a cost rule of its own).
+
+    Keras has no hook around layer calls; the public `Layer.__call__` is wrapped while the model is traced.
+    """
+    original = keras.layers.Layer.__call__
+    calls, callers = [], []
+
+    def recording(layer, *args, **kwargs):
+        if callers and _has_own_rule(callers[-1]["layer"]):
+            return original(layer, *args, **kwargs)
+        if callers:
+            callers[-1]["leaf"] = False
+        frame = {"layer": layer, "leaf": True}
+        callers.append(frame)
+        try:
+            outputs = original(layer, *args, **kwargs)
+        finally:
+            callers.pop()
+        if frame["leaf"]:
+            inputs = args[0] if args else next(iter(kwargs.values()), None)
+            calls.append((layer, _first_shape(inputs), _first_shape(outputs)))
+        return outputs
+
+    keras.layers.Layer.__call__ = recording
+    try:
+        yield calls
+    finally:
+        keras.layers.Layer.__call__ = original
+
+
+def _has_own_rule(layer):
+    return hasattr(layer, "compute_macs")
+
+
+def _first_shape(structure):
+    tensors = [t for t in keras.tree.flatten(structure) if hasattr(t, "shape")]
+    return tuple(tensors[0].shape) if tensors else ()
+
+
+def _parameters(layer):
+    if isinstance(layer, keras.layers.Normalization):
+        return []
+    if isinstance(layer, keras.layers.BatchNormalization):
+        return [w for w in layer.weights if w.name not in ("moving_mean", "moving_variance")]
+    return layer.weights
+
+
+def _macs(layer, input_shape, output_shape):
+    if _has_own_rule(layer):
+        return layer.compute_macs(input_shape)
+    if isinstance(layer, _CONVOLUTIONS):
+        return math.prod(_spatial(layer, output_shape)) * math.prod(layer.kernel.shape)
+    if isinstance(layer, _TRANSPOSED):
+        return math.prod(_spatial(layer, input_shape)) * math.prod(layer.kernel.shape)
+    if isinstance(layer, _DEPTHWISE):
+        return math.prod(_spatial(layer, output_shape)) * math.prod(layer.kernel.shape)
+    if isinstance(layer, _SEPARABLE):
+        weights = math.prod(layer.depthwise_kernel.shape) + math.prod(layer.pointwise_kernel.shape)
+        return math.prod(_spatial(layer, output_shape)) * weights
+    if isinstance(layer, keras.layers.Dense):
+        return math.prod(output_shape[:-1]) * math.prod(layer.kernel.shape)
+    if isinstance(layer, keras.layers.EinsumDense):
+        return math.prod(input_shape) * math.prod(layer.kernel.shape) // _einsum_shared(layer, input_shape)
+    return 0
+
+
+def _einsum_shared(layer, input_shape):
+    """Product of the input axes that the kernel shares, which a product of both sizes would count twice."""
+    inputs, rest = layer.equation.replace(" ", "").split(",")
+    kernel = rest.split("->")[0]
+    letters = inputs.replace("...", "")
+    sizes = dict(zip(reversed(letters), reversed(input_shape)))
+    return math.prod(sizes[letter] for letter in letters if letter in kernel)
+
+
+def _activation_bytes(layer, input_shape, output_shape):
+    if isinstance(layer, keras.layers.InputLayer):
+        return 0
+    elements = layer.compute_activations(input_shape) if _has_own_rule(layer) else math.prod(output_shape)
+    return elements * _bytes_per_element(layer.compute_dtype)
+
+
+def _bytes_per_element(dtype):
+    return max(1, int("".join(c for c in keras.backend.standardize_dtype(dtype or "float32") if c.isdigit()) or 8) // 8)
+
+
+def _spatial(layer, shape):
+    return shape[1:-1] if layer.data_format == "channels_last" else shape[2:]
+
+
+def _shape(shape):
+    return "×".join(str(size) for size in shape[1:])

@@ -1,0 +1,220 @@
+"""Initializers for all factors of a low-rank layer at once.
+
+A dense initializer such as He normal is right for a dense kernel. A low-rank layer needs factors whose *composed*
+kernel has that variance, so the factors cannot be drawn one by one: the initializers here draw them together and scale
+the core. A stock Keras initializer (by name or object) is accepted too and then fills each factor on its own.
+"""
+
+import keras
+import numpy as np
+
+from elrt_keras import formats
+
+_PACKAGE = "elrt_keras"
+_MAX_SEED = 2**31 - 1
+
+
+class FactorInitializer(keras.initializers.Initializer):
+    """Base class: subclasses implement `factors`. One instance serves one layer; `with_seed` makes the next.
+
+    Called twice, an instance returns the same values, as every seeded Keras initializer does.
+    """
+
+    def __init__(self, kernel_initializer="he_normal", seed=None):
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.seed = seed
+        # Drawn from Keras' own default seeds, so that `keras.utils.set_random_seed` makes a model reproducible.
+        self._seed = int(np.random.randint(_MAX_SEED)) if seed is None else int(seed)
+
+    def factors(self, factor_format, kernel_shape, ranks):
+        """The factors as float32 NumPy arrays, in the order of the chain.
+
+        Args:
+            factor_format: a `Format` or its name.
+            kernel_shape: shape of the dense kernel, `(*kernel_size, C_in, C_out)`.
+            ranks: tuple of ints, one per rank of the format.
+        """
+        raise NotImplementedError
+
+    def with_seed(self, index):
+        """A copy for layer number `index` of a model, seeded by this seed and the index."""
+        config = self.get_config()
+        config["seed"] = int(np.random.SeedSequence([self._seed, index]).generate_state(1)[0] % _MAX_SEED)
+        return type(self).from_config(config)
+
+    def _dense_kernel(self, kernel_shape):
+        """A draw of the dense initializer, which takes this seed unless it has one of its own."""
+        config = self.kernel_initializer.get_config()
+        initializer = self.kernel_initializer
+        if "seed" in config and config["seed"] is None:
+            initializer = type(initializer).from_config({**config, "seed": self._seed})
+        return np.asarray(keras.ops.convert_to_numpy(initializer(tuple(kernel_shape), dtype="float32")))
+
+    def __call__(self, shape, dtype=None):
+        raise ValueError(
+            f"{type(self).__name__} initializes all factors of a low-rank layer together: pass it as "
+            f"`factor_initializer` of a layer of elrt_keras.layers. Received: a call with shape={shape}"
+        )
+
+    def get_config(self):
+        return {"kernel_initializer": keras.initializers.serialize(self.kernel_initializer), "seed": self.seed}
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class OrthogonalFactors(FactorInitializer):
+    """Random orthonormal factor matrices; a Gaussian core scaled to the dense initializer's variance.
+
+    For Tucker-2: `U_inᵀU_in = I`, `U_outU_outᵀ = I`, and, since orthonormal factors keep norms,
+    `‖U_in·G·U_out‖_F = ‖G‖_F = ‖W₀‖_F` for a draw `W₀` of `kernel_initializer`. The orthogonality penalty of ELRT
+    (arXiv 2401.10341) is then at its minimum from the first step on.
+
+    Args:
+        kernel_initializer: the initializer of the dense kernel whose variance the composed kernel gets.
+        seed: int, or `None` for a random one (fixed by `keras.utils.set_random_seed`).
+
+    Example:
+
+    >>> initializer = elrt_keras.initializers.OrthogonalFactors("he_normal", seed=0)
+    >>> [f.shape for f in initializer.factors("tucker2", (3, 3, 16, 32), (8, 12))]
+    [(1, 1, 16, 8), (3, 3, 8, 12), (1, 1, 12, 32)]
+    """
+
+    def factors(self, factor_format, kernel_shape, ranks):
+        factor_format = formats.get(factor_format)
+        shapes = factor_format.factor_shapes(kernel_shape, ranks)
+        streams = np.random.SeedSequence(self._seed).spawn(len(shapes))
+        factors = [
+            np.random.default_rng(stream).standard_normal(shape, dtype="float32")
+            for stream, shape in zip(streams, shapes)
+        ]
+        for view in factor_format.orthogonal_factors(len(kernel_shape) - 2):
+            factor = factors[view.index]
+            matrix = _semi_orthogonal(keras.ops.convert_to_numpy(view.to_matrix(factor)))
+            factors[view.index] = keras.ops.convert_to_numpy(view.from_matrix(matrix, factor.shape))
+        return _scaled_to(factor_format, factors, self._dense_kernel(kernel_shape))
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class Spectral(FactorInitializer):
+    """The best low-rank approximation of a random dense kernel, scaled back to that kernel's norm.
+
+    Spectral initialization (Khodak et al., arXiv 2105.01029) with the format's own decomposition: for Tucker-2 the
+    factor matrices are orthonormal (HOSVD + HOOI). Truncation loses part of the norm; the core is scaled up so that the
+    composed kernel has the dense initializer's variance.
+
+    Args:
+        kernel_initializer: the initializer of the dense kernel that is decomposed.
+        seed: int, or `None` for a random one.
+
+    Example:
+
+    >>> initializer = elrt_keras.initializers.Spectral("he_normal", seed=0)
+    >>> [f.shape for f in initializer.factors("tucker2", (3, 3, 16, 32), (8, 12))]
+    [(1, 1, 16, 8), (3, 3, 8, 12), (1, 1, 12, 32)]
+    """
+
+    def factors(self, factor_format, kernel_shape, ranks):
+        factor_format = formats.get(factor_format)
+        dense = self._dense_kernel(kernel_shape)
+        return _scaled_to(factor_format, factor_format.decompose(dense, ranks), dense)
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class Decomposed(FactorInitializer):
+    """The best low-rank approximation of a given dense kernel (HOSVD + HOOI for Tucker-2).
+
+    The kernel becomes part of the layer's config. For trained models prefer `from_dense`, `assign_kernel` or
+    `factorize(…, factor_initializer="decomposed")`, which put it into the weights only.
+
+    Args:
+        kernel: array of shape `(*kernel_size, C_in, C_out)`.
+
+    Raises:
+        ValueError: when the layer's kernel has another shape.
+
+    Example:
+
+    >>> kernel = np.random.default_rng(0).normal(size=(3, 3, 4, 6))
+    >>> initializer = elrt_keras.initializers.Decomposed(kernel)
+    >>> [f.shape for f in initializer.factors("tucker2", (3, 3, 4, 6), (2, 3))]
+    [(1, 1, 4, 2), (3, 3, 2, 3), (1, 1, 3, 6)]
+    """
+
+    def __init__(self, kernel):
+        super().__init__(kernel_initializer="zeros", seed=0)
+        self.kernel = np.asarray(keras.ops.convert_to_numpy(kernel), dtype="float32")
+
+    def factors(self, factor_format, kernel_shape, ranks):
+        if self.kernel.shape != tuple(kernel_shape):
+            raise ValueError(
+                f"Expected a kernel of shape {tuple(kernel_shape)}. Received: kernel.shape={self.kernel.shape}"
+            )
+        return formats.get(factor_format).decompose(self.kernel, ranks)
+
+    def with_seed(self, index):
+        return self
+
+    def get_config(self):
+        return {"kernel": self.kernel.tolist()}
+
+
+_BY_NAME = {"orthogonal_factors": OrthogonalFactors, "spectral": Spectral}
+
+
+def get(identifier):
+    """A `FactorInitializer` or stock Keras initializer from a name, config, or object.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if isinstance(identifier, str) and identifier in _BY_NAME:
+        return _BY_NAME[identifier]()
+    try:
+        initializer = keras.initializers.get(identifier)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"Unknown factor initializer. Expected one of {sorted(_BY_NAME)}, or a Keras initializer. "
+            f"Received: factor_initializer={identifier!r}"
+        ) from error
+    if initializer is None:
+        raise ValueError("Expected a factor initializer. Received: factor_initializer=None")
+    return initializer
+
+
+def draw_factors(initializer, factor_format, kernel_shape, ranks):
+    """The initial factors of one layer as NumPy arrays, whatever kind of initializer it has."""
+    if isinstance(initializer, FactorInitializer):
+        return initializer.factors(factor_format, kernel_shape, ranks)
+    shapes = formats.get(factor_format).factor_shapes(kernel_shape, ranks)
+    return [keras.ops.convert_to_numpy(draw(shape, dtype="float32")) for draw, shape in _one_each(initializer, shapes)]
+
+
+def _one_each(initializer, shapes):
+    """A separately seeded copy of a stock initializer per factor: one instance would repeat its values."""
+    if not hasattr(initializer, "get_config"):
+        return [(initializer, shape) for shape in shapes]
+    config = initializer.get_config()
+    if "seed" not in config:
+        return [(initializer, shape) for shape in shapes]
+    # Objects without a seed in their config still hold a fixed one, so fresh draws come from fresh configs.
+    first = config["seed"] if isinstance(config["seed"], int) else int(np.random.randint(_MAX_SEED))
+    seeds = np.random.SeedSequence(first).generate_state(len(shapes)) % _MAX_SEED
+    return [(type(initializer).from_config({**config, "seed": int(s)}), shape) for s, shape in zip(seeds, shapes)]
+
+
+def _semi_orthogonal(matrix):
+    """A uniformly distributed semi-orthogonal matrix from a Gaussian one (QR with the signs of R taken out)."""
+    rows, columns = matrix.shape
+    tall = matrix if rows >= columns else matrix.T
+    q, r = np.linalg.qr(tall.astype("float64"))
+    q = q * np.where(np.diag(r) < 0, -1.0, 1.0)
+    return np.ascontiguousarray(q if rows >= columns else q.T, dtype="float32")
+
+
+def _scaled_to(factor_format, factors, dense):
+    """The factors with the core scaled so that the composed kernel has the Frobenius norm of `dense`."""
+    composed = np.linalg.norm(keras.ops.convert_to_numpy(factor_format.compose(factors)))
+    scale = np.linalg.norm(dense) / composed if composed > 0 else 0.0
+    factors = [np.asarray(factor, dtype="float32") for factor in factors]
+    factors[factor_format.core_index] = (factors[factor_format.core_index] * scale).astype("float32")
+    return factors

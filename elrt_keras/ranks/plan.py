@@ -1,0 +1,179 @@
+"""`RankPlan`: which layer gets which format and ranks. A mapping that can be printed, edited, saved and loaded."""
+
+import collections.abc
+import fnmatch
+import json
+import os
+import tempfile
+import typing
+
+from elrt_keras import formats
+from elrt_keras.tables import render_table
+
+_VERSION = 1
+_KIND = "elrt_keras.RankPlan"
+
+
+class LayerPlan(typing.NamedTuple):
+    """One layer's entry: a format name and its ranks, or `("dense", None)`."""
+
+    format: str
+    ranks: tuple | None
+
+    @property
+    def is_dense(self):
+        """Whether the layer stays as it is."""
+        return self.format == "dense"
+
+
+DENSE = LayerPlan("dense", None)
+
+
+class RankPlan(collections.abc.MutableMapping):
+    """Mapping from layer name to `LayerPlan(format, ranks)`, in the order of the model.
+
+    A layer inside a nested model is keyed `"nested_model/layer"`. Values may be set as a `LayerPlan`, a tuple
+    `(format, ranks)`, or `None` / `"dense"`; they are checked when set. `print(plan)` gives a table.
+
+    Args:
+        entries: mapping of layer names to values as above.
+        reasons: mapping of layer names to why the planner left the layer dense.
+        costs: mapping of layer names to `{"kernel_shape", "macs", "params", "planned_macs", "planned_params"}`, filled
+            by `plan_ranks` for the table; an edited entry loses its costs.
+
+    Example:
+
+    >>> plan = elrt_keras.RankPlan({"conv1": ("tucker2", (8, 12)), "conv2": None})
+    >>> plan["conv1"].ranks
+    (8, 12)
+    >>> plan["conv2"].is_dense
+    True
+    """
+
+    def __init__(self, entries=(), reasons=None, costs=None):
+        self._entries = {}
+        self.reasons = dict(reasons or {})
+        self.costs = dict(costs or {})
+        for name, value in dict(entries).items():
+            self._entries[name] = _validated(name, value)
+
+    def __getitem__(self, name):
+        return self._entries[name]
+
+    def __setitem__(self, name, value):
+        self._entries[name] = _validated(name, value)
+        self.reasons.pop(name, None)
+        self.costs.pop(name, None)
+
+    def __delitem__(self, name):
+        del self._entries[name]
+        self.reasons.pop(name, None)
+        self.costs.pop(name, None)
+
+    def __iter__(self):
+        return iter(self._entries)
+
+    def __len__(self):
+        return len(self._entries)
+
+    def factorized(self):
+        """The entries that are not dense, as a plain dict."""
+        return {name: entry for name, entry in self.items() if not entry.is_dense}
+
+    def matching(self, pattern):
+        """The layer names that match a shell-style pattern."""
+        return [name for name in self if fnmatch.fnmatchcase(name, pattern)]
+
+    def save(self, path):
+        """Writes the plan as JSON, atomically.
+
+        Args:
+            path: file path.
+        """
+        entries = {
+            name: "dense" if entry.is_dense else {"format": entry.format, "ranks": list(entry.ranks)}
+            for name, entry in self.items()
+        }
+        document = {"kind": _KIND, "version": _VERSION, "layers": entries, "reasons": self.reasons, "costs": self.costs}
+        folder = os.path.dirname(os.path.abspath(path))
+        with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tmp", delete=False, encoding="utf-8") as file:
+            json.dump(document, file, indent=2)
+            file.write("\n")
+        os.replace(file.name, path)
+
+    @classmethod
+    def load(cls, path):
+        """Reads a plan from JSON.
+
+        Raises:
+            ValueError: when the file is missing, is no JSON, or is no rank plan; the message names the file.
+        """
+        try:
+            with open(path, encoding="utf-8") as file:
+                document = json.load(file)
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"Expected a rank plan in JSON at {str(path)!r}. Received: {error}") from error
+        if not isinstance(document, dict) or document.get("kind") != _KIND or document.get("version") != _VERSION:
+            raise ValueError(
+                f"Expected a rank plan: an object with kind {_KIND!r} and version {_VERSION} at {str(path)!r}. "
+                f"Received: {str(document)[:80]}"
+            )
+        layers = document.get("layers")
+        if not isinstance(layers, dict):
+            raise ValueError(f"Expected an object 'layers' in {str(path)!r}. Received: layers={layers!r}")
+        entries = {name: _from_json(name, value, path) for name, value in layers.items()}
+        return cls(entries, document.get("reasons"), document.get("costs"))
+
+    def __str__(self):
+        rows = []
+        for name, entry in self.items():
+            costs = self.costs.get(name, {})
+            kernel = "×".join(map(str, costs.get("kernel_shape", ())))
+            ranks = self.reasons.get(name, "") if entry.is_dense else "×".join(map(str, entry.ranks))
+            rows.append((name, kernel, entry.format, ranks, *_before_after(costs)))
+        header = ["layer", "kernel", "format", "ranks", "MACs", "planned MACs", "params", "planned params"]
+        if self.costs:
+            totals = {
+                key: sum(costs[key] for costs in self.costs.values())
+                for key in ("macs", "planned_macs", "params", "planned_params")
+            }
+            rows.append(("total of these", "", "", "", *_before_after(totals)))
+        return render_table(header, rows, last_is_total=bool(self.costs))
+
+    def __repr__(self):
+        return f"RankPlan({self._entries!r})"
+
+
+def _before_after(costs):
+    keys = ("macs", "planned_macs", "params", "planned_params")
+    return tuple(f"{costs[key]:,}" if key in costs else "" for key in keys)
+
+
+def _validated(name, value):
+    if value is None or value == "dense" or value == DENSE:
+        return DENSE
+    if not (isinstance(value, (tuple, list)) and len(value) == 2):
+        raise ValueError(
+            f"A plan's entry is (format, ranks), or None for a dense layer. Received: plan[{name!r}]={value!r}"
+        )
+    format_name, ranks = value
+    try:
+        ranks = formats.get(format_name).validate_ranks(ranks)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"Layer {name!r} of the plan: {error}") from error
+    return LayerPlan(format_name, ranks if isinstance(ranks, tuple) else (ranks,) * len(_rank_names(format_name)))
+
+
+def _rank_names(format_name):
+    return formats.get(format_name).rank_names
+
+
+def _from_json(name, value, path):
+    if value == "dense":
+        return None
+    if not isinstance(value, dict) or set(value) != {"format", "ranks"}:
+        raise ValueError(
+            f'Expected "dense" or an object with "format" and "ranks" for layer {name!r} in {str(path)!r}. '
+            f"Received: {value!r}"
+        )
+    return value["format"], value["ranks"]

@@ -1,0 +1,227 @@
+"""Orthogonality regularizers for factor matrices (and for any other weight matrix).
+
+All act on a matrix `A` of m × n through its **smaller Gram matrix** `S` (`AᵀA` if m ≥ n, else `AAᵀ`), the only one
+of the two that can reach the identity; Φ = min(m, n) is its size, which for a factor matrix is the rank. A weight with
+more than two axes is read as a matrix by flattening all axes but the last. Sources: Bansal et al., "Can We Gain More
+from Orthogonality Regularizations in Training Deep CNNs?", arXiv 1810.09102; ELRT, arXiv 2401.10341.
+"""
+
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+_PACKAGE = "elrt_keras"
+
+
+def smaller_gram(matrix):
+    """`AᵀA` or `AAᵀ`, whichever is smaller, accumulated in float32 at least.
+
+    Args:
+        matrix: tensor of shape `(m, n)`.
+    """
+    if keras.backend.standardize_dtype(matrix.dtype) != "float64":
+        matrix = ops.cast(matrix, "float32")
+    rows, columns = matrix.shape
+    transposed = ops.transpose(matrix)
+    return ops.matmul(transposed, matrix) if rows >= columns else ops.matmul(matrix, transposed)
+
+
+def gram_deviation(matrix):
+    """`S − I` of the smaller Gram matrix `S`, of shape `(Φ, Φ)`."""
+    gram = smaller_gram(matrix)
+    return gram - ops.eye(gram.shape[0], dtype=gram.dtype)
+
+
+def orthogonality_error(matrix):
+    """‖S − I‖_F / √Φ as a float: 0 for a semi-orthogonal matrix, 1 for a zero matrix.
+
+    Args:
+        matrix: array or tensor of shape `(m, n)`.
+
+    Example:
+
+    >>> elrt_keras.regularizers.orthogonality_error(np.eye(4, 2, dtype="float32"))
+    0.0
+    """
+    deviation = ops.convert_to_numpy(gram_deviation(ops.convert_to_tensor(matrix)))
+    return float(np.linalg.norm(deviation) / math.sqrt(deviation.shape[0]))
+
+
+class OrthogonalityRegularizer(keras.regularizers.Regularizer):
+    """Base class: `strength · penalty(A)`. Subclasses implement `penalty`.
+
+    The strength is a variable, so that `RegularizationSchedule` can change it while compiled functions run; setting
+    `regularizer.strength` does the same by hand.
+
+    Args:
+        strength: float ≥ 0, λ (ρ in ELRT).
+
+    Raises:
+        ValueError: for a negative or non-finite strength.
+    """
+
+    def __init__(self, strength=1e-3):
+        value = _validate_strength(strength)
+        self._strength = value
+        self.strength_variable = keras.Variable(
+            value, dtype="float32", trainable=False, name="orthogonality_strength", autocast=False
+        )
+
+    @property
+    def strength(self):
+        return self._strength
+
+    @strength.setter
+    def strength(self, value):
+        self._strength = _validate_strength(value)
+        self.strength_variable.assign(self._strength)
+
+    def penalty(self, matrix):
+        """The penalty of a matrix of shape `(m, n)` at strength 1, a scalar tensor."""
+        raise NotImplementedError
+
+    def __call__(self, weight):
+        shape = weight.shape
+        if len(shape) < 2:
+            raise ValueError(f"Expected a weight with at least two axes. Received: shape={tuple(shape)}")
+        penalty = self.penalty(ops.reshape(weight, (math.prod(shape[:-1]), shape[-1])))
+        return ops.cast(self.strength_variable, penalty.dtype) * penalty
+
+    def get_config(self):
+        return {"strength": self.strength}
+
+
+def _validate_strength(strength):
+    try:
+        value = float(strength)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"`strength` is a finite number of at least 0. Received: strength={strength!r}")
+    return value
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class SoftOrthogonality(OrthogonalityRegularizer):
+    """SO: `(λ/Φ) · ‖S − I‖_F²`, S the smaller Gram matrix and Φ its size.
+
+    Bansal et al. (arXiv 1810.09102) state it without 1/Φ; here it has the scale of ELRT's penalty, so that the gradient
+    of `DoubleSoftOrthogonality` is exactly twice this one at the same strength. `normalize=False` drops the 1/Φ.
+
+    Args:
+        strength: float ≥ 0, λ.
+        normalize: whether to divide by Φ.
+
+    Example:
+
+    >>> penalty = elrt_keras.regularizers.SoftOrthogonality(0.5)(np.zeros((4, 2), dtype="float32"))
+    >>> float(penalty)  # 0.5 / 2 · ‖−I₂‖²
+    0.5
+    """
+
+    def __init__(self, strength=1e-3, normalize=True):
+        super().__init__(strength)
+        self.normalize = bool(normalize)
+
+    def penalty(self, matrix):
+        value = ops.sum(ops.square(gram_deviation(matrix)))
+        return value / min(matrix.shape) if self.normalize else value
+
+    def get_config(self):
+        return {**super().get_config(), "normalize": self.normalize}
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class DoubleSoftOrthogonality(SoftOrthogonality):
+    """DSO, the penalty of ELRT: `(ρ/Φ) · (‖AᵀA − I‖_F² + ‖AAᵀ − I‖_F²)` (arXiv 2401.10341).
+
+    Only the smaller Gram matrix is computed: for A of m × n the two terms differ by exactly |m − n|, so the sum is
+    `2·‖S − I‖_F² + |m − n|`. The constant has no gradient; it is kept so that the value is the paper's.
+
+    Args:
+        strength: float ≥ 0, ρ.
+        normalize: whether to divide by Φ = min(m, n), the rank of a factor matrix.
+
+    Example:
+
+    >>> penalty = elrt_keras.regularizers.DoubleSoftOrthogonality(1.0)(np.eye(3, dtype="float32"))
+    >>> float(penalty)
+    0.0
+    """
+
+    def penalty(self, matrix):
+        rows, columns = matrix.shape
+        constant = abs(rows - columns)
+        return 2.0 * super().penalty(matrix) + (constant / min(rows, columns) if self.normalize else constant)
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class MutualCoherence(OrthogonalityRegularizer):
+    """MC: `λ · max |S − I|`, the largest absolute entry (Bansal et al., arXiv 1810.09102).
+
+    Args:
+        strength: float ≥ 0, λ.
+
+    Example:
+
+    >>> float(elrt_keras.regularizers.MutualCoherence(1.0)(np.eye(3, dtype="float32")))
+    0.0
+    """
+
+    def penalty(self, matrix):
+        return ops.max(ops.abs(gram_deviation(matrix)))
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class SpectralIsometry(OrthogonalityRegularizer):
+    """SRIP: `λ · σ_max(S − I)`, the spectral norm by power iteration (Bansal et al., arXiv 1810.09102).
+
+    From a fixed random vector v: repeat `v ← (S − I)v / ‖(S − I)v‖`, then `σ ≈ ‖(S − I)v‖`, which approaches the norm
+    from below. The source takes two steps from a new random vector each time; more steps from a fixed one cost Φ² MACs
+    each and make the penalty deterministic and close to the norm.
+
+    Args:
+        strength: float ≥ 0, λ.
+        power_iterations: int ≥ 1, matrix–vector products in all.
+
+    Example:
+
+    >>> matrix = np.diag([2.0, 1.0]).astype("float32")  # S − I = diag(3, 0)
+    >>> round(float(elrt_keras.regularizers.SpectralIsometry(1.0)(matrix)), 4)
+    3.0
+    """
+
+    def __init__(self, strength=1e-3, power_iterations=16):
+        super().__init__(strength)
+        if not isinstance(power_iterations, int) or power_iterations < 1:
+            raise ValueError(f"Expected an int of at least 1. Received: power_iterations={power_iterations!r}")
+        self.power_iterations = power_iterations
+
+    def penalty(self, matrix):
+        deviation = gram_deviation(matrix)
+        start = np.random.default_rng(0).standard_normal((deviation.shape[0], 1)).astype("float32")
+        direction = ops.cast(ops.convert_to_tensor(start), deviation.dtype)
+        fixed = ops.stop_gradient(deviation)
+        for _ in range(self.power_iterations - 1):
+            direction = ops.matmul(fixed, direction)
+            direction = direction / (_norm(direction) + 1e-12)
+        # d‖Mv‖ at the leading eigenvector v is the derivative of the spectral norm, so v itself needs no gradient.
+        return _norm(ops.matmul(deviation, direction)) / (_norm(direction) + 1e-12)
+
+    def get_config(self):
+        return {**super().get_config(), "power_iterations": self.power_iterations}
+
+
+def _norm(vector):
+    # The offset keeps the gradient finite at zero, where an orthonormal start would otherwise give NaN.
+    return ops.sqrt(ops.sum(ops.square(vector)) + 1e-24)
+
+
+BY_NAME = {
+    "so": SoftOrthogonality,
+    "dso": DoubleSoftOrthogonality,
+    "mc": MutualCoherence,
+    "srip": SpectralIsometry,
+}

@@ -1,0 +1,33 @@
+"""Plain-text tables, rendered by rich."""
+
+import io
+
+
+def render_table(header, rows, last_is_total=False):
+    """A table as a string: first column left-aligned, the others too unless they hold numbers.
+
+    Args:
+        header: list of column titles.
+        rows: list of rows of strings.
+        last_is_total: draws a rule above the last row.
+    """
+    # rich is imported on use so that importing the package stays quick.
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE)
+    for column, title in enumerate(header):
+        numeric = all(_is_number(row[column]) for row in rows) and column > 0
+        table.add_column(title, justify="right" if numeric else "left", no_wrap=True)
+    for index, row in enumerate(rows):
+        if last_is_total and index == len(rows) - 1:
+            table.add_section()
+        table.add_row(*row)
+    text = io.StringIO()
+    Console(file=text, width=200, color_system=None).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines() if line.strip())
+
+
+def _is_number(cell):
+    return not cell or cell.lstrip("+-−").replace(",", "").replace(".", "").rstrip("%×MGKs ").isdigit()

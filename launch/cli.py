@@ -1,0 +1,57 @@
+"""What the commands share: quiet logs, one-line errors, tables."""
+
+import functools
+import os
+import sys
+
+from absl import logging
+
+from elrt_keras.tables import render_table
+
+
+def quiet_logging():
+    """Keeps the notes that TensorFlow logs while it saves a model off the terminal; warnings stay."""
+    logging.set_verbosity(logging.WARNING)
+
+
+def refuse_arguments(argv):
+    """Raises for arguments that are no flags."""
+    if len(argv) > 1:
+        raise ValueError(f"Expected flags only, such as --run_dir=DIR. Received: {argv[1:]}")
+
+
+def with_one_line_errors(program, function):
+    """Wraps a command: a `ValueError`, which tells the user what to mend, becomes one line and exit status 2."""
+
+    @functools.wraps(function)
+    def wrapped(argv):
+        quiet_logging()
+        try:
+            function(argv)
+        except ValueError as error:
+            if os.environ.get("ELRT_TRACEBACK"):
+                raise
+            print(f"{program}: error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print(f"{program}: interrupted; start it again with the same flags to go on", file=sys.stderr)
+            sys.exit(130)
+
+    return wrapped
+
+
+def summary_table(summaries):
+    """A table of runs: accuracy, parameters, MACs, seconds per epoch."""
+    rows = [
+        (
+            f"{s['model']} {s['format']}",
+            s["dataset"],
+            f"{s['test_accuracy']:.2%}",
+            f"{s['params']:,}",
+            f"{s['macs'] / 1e6:.2f} M",
+            f"{s['macs_fraction']:.1%}",
+            f"{s['seconds_per_epoch']:.1f}",
+        )
+        for s in summaries
+    ]
+    return render_table(["model", "data", "test accuracy", "params", "MACs", "of dense", "s/epoch"], rows)

@@ -1,0 +1,154 @@
+"""`TrainConfig`: everything that decides a training run, checked when made."""
+
+import dataclasses
+import math
+
+from elrt_keras import formats, initializers, models, regularizers
+
+DATASETS = ("digits", "cifar10", "cifar100", "fashion_mnist")
+ORTHOGONALITY = ("none", *regularizers.BY_NAME, "stiefel")
+OPTIMIZERS = ("sgd", "adamw")
+LR_SCHEDULES = ("cosine", "step", "one_cycle", "constant")
+WEIGHT_DECAYS = ("decoupled", "frobenius")
+AUGMENTATIONS = ("crop", "flip", "cutout")
+_DEFAULT_AUGMENTATION = {"digits": "crop", "fashion_mnist": "crop,flip"}
+_DEFAULT_MAX_MACS = 0.4
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A training run. The fields are the flags of `elrt-train`, whose help explains them; all are checked here.
+
+    Raises:
+        ValueError: for an unknown name, a value out of range, or fields that exclude each other.
+    """
+
+    model: str = "resnet20"
+    dataset: str = "digits"
+    data_dir: str | None = None
+    download: bool = False
+    format: str = "tucker2"
+    max_macs: float | None = None
+    max_params: float | None = None
+    rank_plan: str | None = None
+    multiple_of: int | None = None
+    orthogonality: str = "dso"
+    orthogonality_strength: float = 1e-2
+    orthogonality_schedule: str | None = None
+    factor_initializer: str = "orthogonal_factors"
+    optimizer: str = "sgd"
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    lr_schedule: str = "cosine"
+    lr_step_epochs: int = 55
+    lr_step_factor: float = 0.2
+    warmup_epochs: float = 0.0
+    weight_decay: float = 1e-4
+    weight_decay_kind: str = "decoupled"
+    label_smoothing: float = 0.0
+    augmentation: str = "auto"
+    epochs: int = 20
+    batch_size: int = 128
+    seed: int = 0
+    smoke: bool = False
+
+    def __post_init__(self):
+        # A frozen dataclass resolves its open fields once, here, so that two equal runs have equal configs.
+        if self.augmentation == "auto":
+            self._set(augmentation=_DEFAULT_AUGMENTATION.get(self.dataset, "crop,flip"))
+        if self.smoke:
+            self._set(epochs=min(self.epochs, 2), batch_size=min(self.batch_size, 32))
+        if self.format != "dense" and self.rank_plan is None and self.max_macs is None and self.max_params is None:
+            self._set(max_macs=_DEFAULT_MAX_MACS)
+        if self.format == "dense":
+            self._set(orthogonality="none", orthogonality_schedule=None)
+        self._check_names()
+        self._check_numbers()
+        self._check_combinations()
+
+    def _set(self, **values):
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def _check_names(self):
+        _one_of("model", self.model, models.list_models())
+        _one_of("dataset", self.dataset, DATASETS)
+        _one_of("format", self.format, ["dense", *formats.names()])
+        _one_of("orthogonality", self.orthogonality, ORTHOGONALITY)
+        _one_of("optimizer", self.optimizer, OPTIMIZERS)
+        _one_of("lr_schedule", self.lr_schedule, LR_SCHEDULES)
+        _one_of("weight_decay_kind", self.weight_decay_kind, WEIGHT_DECAYS)
+        for name in self.augmentations:
+            _one_of("augmentation", name, ["auto", "none", *AUGMENTATIONS])
+        initializers.get(self.factor_initializer)
+
+    def _check_numbers(self):
+        for name in ("epochs", "batch_size", "lr_step_epochs"):
+            _in_range(name, getattr(self, name), 1, math.inf, whole=True)
+        _in_range("seed", self.seed, 0, 2**31 - 1, whole=True)
+        _in_range("learning_rate", self.learning_rate, 1e-12, math.inf)
+        _in_range("momentum", self.momentum, 0, 1 - 1e-12)
+        _in_range("lr_step_factor", self.lr_step_factor, 1e-12, 1)
+        _in_range("label_smoothing", self.label_smoothing, 0, 1)
+        for name in ("weight_decay", "orthogonality_strength"):
+            _in_range(name, getattr(self, name), 0, math.inf)
+        _in_range("warmup_epochs", self.warmup_epochs, 0, self.epochs)
+        for name in ("max_macs", "max_params"):
+            if getattr(self, name) is not None:
+                _in_range(name, getattr(self, name), 1e-12, 1)
+
+    def _check_combinations(self):
+        budget = [name for name in ("max_macs", "max_params", "rank_plan") if getattr(self, name) is not None]
+        if self.format == "dense" and budget:
+            raise ValueError(f"--format=dense takes no budget and no plan. Received: {budget} with --format=dense")
+        if self.rank_plan is not None and len(budget) > 1:
+            raise ValueError(f"Expected either a budget or a rank plan. Received: {budget}")
+        if self.orthogonality_schedule is not None and self.orthogonality in ("none", "stiefel"):
+            raise ValueError(
+                "A schedule needs a penalty with a strength. "
+                f"Received: orthogonality={self.orthogonality!r} with a schedule"
+            )
+        parse_schedule(self.orthogonality_schedule)
+
+    @property
+    def augmentations(self):
+        """The augmentations as a tuple of names."""
+        return tuple(name.strip() for name in self.augmentation.split(",") if name.strip() not in ("", "none"))
+
+    def differences(self, other):
+        """`{field: (self, other)}` of the fields that decide the result; where the data lies does not."""
+        elsewhere = ("data_dir", "download")
+        mine, others = dataclasses.asdict(self), dataclasses.asdict(other)
+        return {
+            name: (mine[name], others[name]) for name in mine if name not in elsewhere and mine[name] != others[name]
+        }
+
+
+def parse_schedule(text):
+    """`"0:1e-2,20:1e-3"` as `{0: 0.01, 20: 0.001}`; `None` stays `None`.
+
+    Raises:
+        ValueError: for text of another form.
+    """
+    if text is None:
+        return None
+    try:
+        steps = {int(epoch): float(strength) for epoch, strength in (item.split(":") for item in text.split(","))}
+    except ValueError as error:
+        raise ValueError(
+            f"A schedule is a list of epoch:strength, such as '0:1e-2,20:1e-3'. Received: {text!r}"
+        ) from error
+    if 0 not in steps or min(steps) < 0 or not all(math.isfinite(s) and s >= 0 for s in steps.values()):
+        raise ValueError(f"A schedule starts at epoch 0 and holds strengths of at least 0. Received: {text!r}")
+    return steps
+
+
+def _one_of(name, value, allowed):
+    if value not in allowed:
+        raise ValueError(f"Expected one of {list(allowed)}. Received: {name}={value!r}")
+
+
+def _in_range(name, value, low, high, whole=False):
+    if (whole and not float(value).is_integer()) or not (low <= value <= high) or math.isinf(value):
+        kind = "an int" if whole else "a number"
+        raise ValueError(f"`{name}` is {kind} from {low:g} to {high:g}. Received: {name}={value}")

@@ -1,0 +1,45 @@
+"""Repeats the reported accuracy of a run from its saved model.
+
+elrt-evaluate runs/digits
+"""
+
+import os
+import sys
+
+from absl import app
+from absl import flags as absl_flags
+
+from elrt_keras.launch import cli
+
+
+def run(argv):
+    """Evaluates the model of the run directory in `argv` and compares with its summary."""
+    if len(argv) != 2:
+        raise ValueError(f"Expected one run directory: elrt-evaluate RUN_DIR. Received: {argv[1:]}")
+    run_dir = argv[1]
+    import keras
+
+    from elrt_keras.launch import data, rundir, training
+
+    config, summary = rundir.read_config(run_dir), rundir.read_summary(run_dir)
+    if summary is None or not os.path.exists(rundir.model_path(run_dir)):
+        raise ValueError(f"Expected a finished run with model.keras and summary.json. Received: {run_dir!r}")
+    data_dir = absl_flags.FLAGS.data_dir or config.data_dir
+    model = keras.models.load_model(rundir.model_path(run_dir), compile=False)
+    results = training.evaluate(model, data.load(config.dataset, data_dir), config)
+    print(
+        f"test accuracy {results['accuracy']:.4f}, reported {summary['test_accuracy']:.4f}; loss {results['loss']:.4f}"
+    )
+    # Another machine may round a borderline image the other way; one in a thousand is no such thing.
+    if abs(results["accuracy"] - summary["test_accuracy"]) > 1e-3:
+        raise ValueError(f"Expected accuracy {summary['test_accuracy']:.4f}. Received: {results['accuracy']:.4f}")
+
+
+def main():
+    """Entry point of `elrt-evaluate`."""
+    absl_flags.DEFINE_string("data_dir", None, "TFDS data directory; the run's own if not given.")
+    app.run(cli.with_one_line_errors("elrt-evaluate", run), argv=sys.argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""The absl flags of `elrt-train`, and a config as a flag file and back."""
+
+import dataclasses
+
+from absl import flags
+
+from elrt_keras.launch import config as config_module
+from elrt_keras.launch.config import TrainConfig
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+
+# name → (kind, help). Kinds are absl's; choices come with the kind.
+_SPECS = {
+    "model": ("string", "Which model; see elrt_keras.models.list_models()."),
+    "dataset": (config_module.DATASETS, "Data set. 'digits' is embedded; the others come through TFDS."),
+    "data_dir": ("string", "TFDS data directory; TFDS' own default if not given."),
+    "download": ("boolean", "Let TFDS download and prepare a data set that is missing."),
+    "format": ("string", "Low-rank format, or 'dense' for the dense twin."),
+    "max_macs": ("float", "Keep at most this part of the dense MACs, in (0, 1]; 0.4 if no budget is given."),
+    "max_params": ("float", "Keep at most this part of the dense parameters, in (0, 1]."),
+    "rank_plan": ("string", "Rank plan (JSON) to use instead of a budget."),
+    "multiple_of": ("integer", "Ranks are multiples of this; 8 if not given, which SIMD units like."),
+    "orthogonality": (
+        config_module.ORTHOGONALITY,
+        "Penalty on the factor matrices (dso is ELRT's), or 'stiefel' to keep them exactly orthonormal.",
+    ),
+    "orthogonality_strength": ("float", "Strength of the penalty, ρ in ELRT."),
+    "orthogonality_schedule": ("string", "Strengths from epochs on, such as '0:1e-2,20:1e-3,50:0'."),
+    "factor_initializer": ("string", "'orthogonal_factors', 'spectral', or a Keras initializer for each factor."),
+    "optimizer": (config_module.OPTIMIZERS, "SGD with Nesterov momentum, or AdamW."),
+    "learning_rate": ("float", "Peak learning rate, for the global batch."),
+    "momentum": ("float", "Momentum of SGD."),
+    "lr_schedule": (
+        config_module.LR_SCHEDULES,
+        "Learning rate over the run; one_cycle rises over the first 30 % and ignores --warmup_epochs.",
+    ),
+    "lr_step_epochs": ("integer", "Epochs between the steps of --lr_schedule=step."),
+    "lr_step_factor": ("float", "Factor of each step of --lr_schedule=step."),
+    "warmup_epochs": ("float", "Epochs of linear warm-up."),
+    "weight_decay": ("float", "Weight decay λ; biases and batch-norm have none."),
+    "weight_decay_kind": (
+        config_module.WEIGHT_DECAYS,
+        "'decoupled' decays each variable; 'frobenius' adds (λ/2)·‖W‖² of the composed kernels to the loss.",
+    ),
+    "label_smoothing": ("float", "Label smoothing, in [0, 1]."),
+    "augmentation": ("string", "Comma list of crop, flip, cutout; 'none'; 'auto' picks by data set."),
+    "epochs": ("integer", "Epochs."),
+    "batch_size": ("integer", "Global batch size."),
+    "seed": ("integer", "Seed of initial weights, data order and augmentation."),
+    "smoke": ("boolean", "Shrink the run to a check that takes seconds: 2 epochs of 4 small batches."),
+}
+
+
+def define():
+    """Defines the flags of a training run."""
+    flags.DEFINE_string("run_dir", None, "Directory of the run. A second start there resumes.", required=True)
+    for name, (kind, text) in _SPECS.items():
+        if isinstance(kind, tuple):
+            flags.DEFINE_enum(name, _DEFAULTS[name], list(kind), text)
+        else:
+            getattr(flags, f"DEFINE_{kind}")(name, _DEFAULTS[name], text)
+
+
+def to_config(values):
+    """The `TrainConfig` of parsed flag values.
+
+    Raises:
+        ValueError: as `TrainConfig` does.
+    """
+    return TrainConfig(**{name: getattr(values, name) for name in _SPECS})
+
+
+def to_flagfile(config):
+    """A config as text that `--flagfile` reads: one flag a line, those without a value left out."""
+    values = dataclasses.asdict(config)
+    return "".join(f"--{name}={_text(value)}\n" for name, value in values.items() if value is not None)
+
+
+def from_flagfile(text):
+    """The config that `to_flagfile` wrote.
+
+    Raises:
+        ValueError: for a line that is no flag of this version.
+    """
+    values = {}
+    for line in text.splitlines():
+        name, separator, value = line.removeprefix("--").partition("=")
+        if not line.startswith("--") or not separator or name not in _SPECS:
+            raise ValueError(f"Expected flags of elrt-train, one a line. Received: {line!r}")
+        values[name] = _parsed(_SPECS[name][0], value)
+    return TrainConfig(**values)
+
+
+def _text(value):
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _parsed(kind, text):
+    if kind == "boolean":
+        return text == "true"
+    return {"float": float, "integer": int}.get(kind, str)(text)

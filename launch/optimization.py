@@ -1,0 +1,91 @@
+"""Optimizers, learning-rate schedules and weight decay of a training run."""
+
+import keras
+
+from elrt_keras.traversal import iterate_layers
+
+# One-cycle: share of the run spent rising, and the divisors of the peak at the start and the end.
+_RISE, _START_DIVISOR, _END_DIVISOR = 0.3, 25, 1e4
+
+
+@keras.saving.register_keras_serializable("elrt_keras")
+class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
+    """Rises linearly to the first value of `schedule` over `steps` steps, then follows it from its own step 0."""
+
+    def __init__(self, schedule, steps):
+        super().__init__()
+        self.schedule = keras.saving.deserialize_keras_object(schedule) if isinstance(schedule, dict) else schedule
+        self.steps = steps
+
+    def __call__(self, step):
+        step = keras.ops.cast(step, "float32")
+        after = self.schedule(keras.ops.maximum(step - self.steps, 0.0))
+        return after * keras.ops.minimum((step + 1) / self.steps, 1.0)
+
+    def get_config(self):
+        return {"schedule": keras.saving.serialize_keras_object(self.schedule), "steps": self.steps}
+
+
+def learning_rate(config, steps_per_epoch):
+    """The learning rate over all steps of a run, as a Keras schedule (or a float for `constant` without warm-up)."""
+    schedules = keras.optimizers.schedules
+    total = config.epochs * steps_per_epoch
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    peak = config.learning_rate
+    if config.lr_schedule == "one_cycle":
+        rise = max(1, round(_RISE * total))
+        return schedules.CosineDecay(
+            peak / _START_DIVISOR,
+            max(1, total - rise),
+            alpha=1 / _END_DIVISOR,
+            warmup_target=peak,
+            warmup_steps=rise,
+        )
+    if config.lr_schedule == "cosine":
+        rate = schedules.CosineDecay(peak, max(1, total - warmup))
+    elif config.lr_schedule == "step":
+        ends = [
+            epoch * steps_per_epoch - warmup
+            for epoch in range(config.lr_step_epochs, config.epochs, config.lr_step_epochs)
+        ]
+        ends = [end for end in ends if end > 0]
+        values = [peak * config.lr_step_factor**count for count in range(len(ends) + 1)]
+        rate = schedules.PiecewiseConstantDecay(ends, values) if ends else peak
+    else:
+        rate = peak
+    if not warmup:
+        return rate
+    if isinstance(rate, float):
+        # A constant as a schedule, for the warm-up to follow.
+        rate = schedules.PiecewiseConstantDecay([total], [rate, rate])
+    return WarmUp(rate, warmup)
+
+
+def make_optimizer(config, model, steps_per_epoch):
+    """The optimizer of a run. Decoupled decay leaves biases and batch-norm alone (all variables with one axis)."""
+    decay = config.weight_decay if config.weight_decay_kind == "decoupled" and config.weight_decay else None
+    rate = learning_rate(config, steps_per_epoch)
+    if config.optimizer == "sgd":
+        optimizer = keras.optimizers.SGD(
+            rate, momentum=config.momentum, nesterov=config.momentum > 0, weight_decay=decay
+        )
+    else:
+        optimizer = keras.optimizers.AdamW(rate, weight_decay=decay or 0.0)
+    optimizer.exclude_from_weight_decay([v for v in model.trainable_variables if len(v.shape) < 2])
+    return optimizer
+
+
+def frobenius_decay(config):
+    """The regularizer `(λ/2)·‖W‖_F²` of Frobenius decay, or `None` where the run has another kind of decay."""
+    if config.weight_decay_kind != "frobenius" or not config.weight_decay:
+        return None
+    return keras.regularizers.L2(config.weight_decay / 2)
+
+
+def add_kernel_regularizer(model, regularizer):
+    """Gives every stock convolution and dense layer of a built model a kernel regularizer."""
+    for _, layer in iterate_layers(model):
+        kernel = getattr(layer, "kernel", None)
+        if isinstance(kernel, keras.Variable):
+            layer.kernel_regularizer = regularizer
+            kernel.regularizer = regularizer

@@ -1,0 +1,139 @@
+"""The files of a run directory: which run it belongs to, what it holds, how each file gets there whole."""
+
+import csv
+import json
+import os
+import tempfile
+
+import keras
+
+from elrt_keras.launch import flags
+from elrt_keras.launch.plots import plot_curves
+
+
+def flags_path(run_dir):
+    return os.path.join(run_dir, "flags.txt")
+
+
+def history_path(run_dir):
+    return os.path.join(run_dir, "history.csv")
+
+
+def model_path(run_dir):
+    return os.path.join(run_dir, "model.keras")
+
+
+def summary_path(run_dir):
+    return os.path.join(run_dir, "summary.json")
+
+
+def checkpoint_path(run_dir):
+    return os.path.join(run_dir, "checkpoint.keras")
+
+
+def check(config, run_dir):
+    """Refuses a directory that is another run's or nobody's run, or that cannot be written. Changes nothing.
+
+    Raises:
+        ValueError: with what was found.
+    """
+    if not os.path.lexists(run_dir):
+        _check_creatable(run_dir)
+        return
+    if not os.path.isdir(run_dir):
+        raise ValueError(f"Expected a directory for the run. Received: run_dir={run_dir!r}, which is a file")
+    if not os.access(run_dir, os.W_OK | os.X_OK):
+        raise ValueError(f"Expected a directory that can be written. Received: run_dir={run_dir!r}")
+    if not os.path.exists(flags_path(run_dir)):
+        if os.listdir(run_dir):
+            raise ValueError(
+                f"Expected a new or empty directory, or one of a run. Received: run_dir={run_dir!r}, which holds "
+                f"{sorted(os.listdir(run_dir))[:5]} and no flags.txt"
+            )
+        return
+    differences = read_config(run_dir).differences(config)
+    if differences:
+        told = ", ".join(f"--{name}: there {there!r}, now {now!r}" for name, (there, now) in differences.items())
+        raise ValueError(f"The run in {run_dir!r} has another configuration; use another --run_dir. Received: {told}")
+
+
+def _check_creatable(run_dir):
+    parent = os.path.dirname(os.path.abspath(run_dir))
+    while not os.path.lexists(parent):
+        parent = os.path.dirname(parent)
+    if not os.path.isdir(parent) or not os.access(parent, os.W_OK | os.X_OK):
+        raise ValueError(f"Cannot make the run directory in {parent!r}. Received: run_dir={run_dir!r}")
+
+
+def prepare(config, run_dir, plan):
+    """Makes the directory and writes down the flags and the rank plan."""
+    try:
+        os.makedirs(run_dir, exist_ok=True)
+        write_text(flags_path(run_dir), flags.to_flagfile(config))
+        plan.save(os.path.join(run_dir, "rank_plan.json"))
+    except OSError as error:
+        raise ValueError(f"Cannot write the run directory. Received: run_dir={run_dir!r}: {error}") from error
+
+
+def read_config(run_dir):
+    """The `TrainConfig` of a run directory.
+
+    Raises:
+        ValueError: when there is no run.
+    """
+    try:
+        with open(flags_path(run_dir), encoding="utf-8") as file:
+            return flags.from_flagfile(file.read())
+    except OSError as error:
+        raise ValueError(f"Expected a run directory with flags.txt. Received: {str(run_dir)!r}: {error}") from error
+
+
+def read_summary(run_dir):
+    """The summary of a finished run, or `None`."""
+    if not os.path.exists(summary_path(run_dir)):
+        return None
+    with open(summary_path(run_dir), encoding="utf-8") as file:
+        return json.load(file)
+
+
+def truncate_history(run_dir, epochs):
+    """Drops rows of `history.csv` from epoch `epochs` on: a run killed before its checkpoint repeats that epoch."""
+    path = history_path(run_dir)
+    if not os.path.exists(path):
+        return
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    kept = [row for index, row in enumerate(rows) if index == 0 or (row and int(row[0]) < epochs)]
+    if len(kept) <= 1:
+        os.remove(path)
+    elif kept != rows:
+        write_text(path, "".join(",".join(row) + "\n" for row in kept))
+
+
+def save_model(model, path):
+    """Saves a model so that `path` holds the old file or the new one, never a part."""
+    temporary = f"{path}.tmp.keras"
+    model.save(temporary)
+    os.replace(temporary, path)
+
+
+def publish_model(run_dir):
+    """Writes `model.keras` from the last checkpoint: the model alone, without optimizer or losses, ready for use."""
+    save_model(keras.models.load_model(checkpoint_path(run_dir), compile=False), model_path(run_dir))
+
+
+def finish(config, run_dir, summary):
+    """Writes the plot and the summary; the checkpoint has served. Returns the summary."""
+    plot_curves(history_path(run_dir), os.path.join(run_dir, "curves.png"), title=f"{config.model}, {config.dataset}")
+    write_text(summary_path(run_dir), json.dumps(summary, indent=2) + "\n")
+    if os.path.exists(checkpoint_path(run_dir)):
+        os.remove(checkpoint_path(run_dir))
+    return summary
+
+
+def write_text(path, text):
+    """Writes a text file atomically."""
+    folder = os.path.dirname(os.path.abspath(path))
+    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tmp", delete=False, encoding="utf-8") as file:
+        file.write(text)
+    os.replace(file.name, path)

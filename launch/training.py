@@ -1,0 +1,205 @@
+"""`run`: one training run in one directory, from a `TrainConfig` to a saved, measured model; resumes by itself."""
+
+import csv
+import os
+import time
+
+import keras
+
+import elrt_keras as elrt
+from elrt_keras.launch import data as data_module
+from elrt_keras.launch import rundir
+from elrt_keras.launch.config import parse_schedule
+from elrt_keras.launch.optimization import add_kernel_regularizer, frobenius_decay, make_optimizer
+
+
+def run(config, run_dir):
+    """Trains as `config` says, in `run_dir`; goes on where an earlier start of the same run stopped.
+
+    Args:
+        config: a `TrainConfig`.
+        run_dir: directory of the run; made if missing. Afterwards it holds `flags.txt`, `rank_plan.json`,
+            `model.keras`, `history.csv`, `summary.json`, `curves.png` and `tensorboard/`.
+
+    Returns:
+        The summary, a dict.
+
+    Raises:
+        ValueError: before any work, for a directory that belongs to another run or cannot be written, data that is
+            missing, or a budget that cannot be met.
+    """
+    rundir.check(config, run_dir)
+    finished = rundir.read_summary(run_dir)
+    if finished is not None:
+        print(f"Already finished: {run_dir}")
+        return finished
+    data = data_module.load(config.dataset, config.data_dir, config.download)
+    steps = data_module.steps_per_epoch(data, config)
+    keras.utils.set_random_seed(config.seed)
+    dense, plan = _dense_and_plan(config, data)
+    checkpoint = rundir.checkpoint_path(run_dir)
+    if os.path.exists(checkpoint):
+        model = keras.models.load_model(checkpoint)
+    else:
+        model = build_model(config, dense, plan)
+        _compile(model, config, steps)
+    first_epoch = int(model.optimizer.iterations) // steps
+    rundir.prepare(config, run_dir, plan)
+    rundir.truncate_history(run_dir, first_epoch)
+    print(_headline(config, model, dense, first_epoch))
+    model.fit(
+        data_module.train_batches(data, config, first_epoch),
+        steps_per_epoch=steps,
+        initial_epoch=first_epoch,
+        epochs=config.epochs,
+        validation_data=data_module.test_batches(data, config),
+        callbacks=_callbacks(config, run_dir),
+        shuffle=False,  # the pipeline shuffles
+        verbose="auto" if os.isatty(1) else 2,
+    )
+    rundir.publish_model(run_dir)
+    return rundir.finish(config, run_dir, _summary(config, run_dir, data, dense))
+
+
+def build_model(config, dense, plan):
+    """The model of a run: `dense` itself, or its low-rank twin under `plan`, with the run's regularizers."""
+    decay = frobenius_decay(config)
+    if not plan.factorized():
+        model = dense
+    else:
+        model = elrt.factorize(
+            dense,
+            plan,
+            factor_initializer=_seeded(config),
+            factor_regularizer=_orthogonality(config),
+            factor_constraint=elrt.constraints.Stiefel() if config.orthogonality == "stiefel" else None,
+            kernel_regularizer=decay,
+        )
+    if decay is not None:
+        add_kernel_regularizer(model, decay)
+    return model
+
+
+def _dense_and_plan(config, data):
+    dense = elrt.models.build(
+        config.model, data.image_shape, len(data.class_names), normalization=data.pixel_statistics()
+    )
+    if config.format == "dense":
+        return dense, elrt.RankPlan({row.name: None for row in elrt.count_costs(dense).layers if row.macs})
+    if config.rank_plan is not None:
+        return dense, elrt.RankPlan.load(config.rank_plan)
+    plan = elrt.plan_ranks(
+        dense,
+        format=config.format,
+        max_macs=config.max_macs,
+        max_params=config.max_params,
+        multiple_of=config.multiple_of,
+    )
+    return dense, plan
+
+
+def _seeded(config):
+    initializer = elrt.initializers.get(config.factor_initializer)
+    seeded = {**initializer.get_config(), "seed": config.seed}
+    return type(initializer).from_config(seeded) if "seed" in initializer.get_config() else initializer
+
+
+def _orthogonality(config):
+    regularizer = elrt.regularizers.BY_NAME.get(config.orthogonality)
+    return regularizer(config.orthogonality_strength) if regularizer else None
+
+
+def _compile(model, config, steps):
+    model.compile(
+        make_optimizer(config, model, steps),
+        keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing),
+        metrics=["accuracy"],
+        jit_compile=_jit_compile(),
+    )
+
+
+def _jit_compile():
+    # On a CPU TensorFlow's XLA makes a ResNet step slower; JAX always compiles.
+    if keras.backend.backend() != "tensorflow":
+        return "auto"
+    import tensorflow as tf
+
+    return "auto" if tf.config.list_physical_devices("GPU") else False
+
+
+def _callbacks(config, run_dir):
+    callbacks = [elrt.callbacks.OrthogonalityLogger(), _EpochSeconds()]
+    schedule = parse_schedule(config.orthogonality_schedule)
+    if schedule is not None:
+        callbacks.append(elrt.callbacks.RegularizationSchedule(schedule))
+    return [
+        *callbacks,
+        keras.callbacks.CSVLogger(rundir.history_path(run_dir), append=True),
+        keras.callbacks.TensorBoard(os.path.join(run_dir, "tensorboard"), write_graph=False),
+        _Checkpoint(run_dir),
+    ]
+
+
+class _EpochSeconds(keras.callbacks.Callback):
+    """Adds the wall-clock seconds of each epoch, evaluation included, to the logs."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._start = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs["seconds"] = time.perf_counter() - self._start
+
+
+class _Checkpoint(keras.callbacks.Callback):
+    """Saves model and optimizer after each epoch; the newest replaces the one before atomically."""
+
+    def __init__(self, run_dir):
+        super().__init__()
+        self._run_dir = run_dir
+
+    def on_epoch_end(self, epoch, logs=None):
+        rundir.save_model(self.model, rundir.checkpoint_path(self._run_dir))
+
+
+def evaluate(model, data, config):
+    """`{"accuracy", "loss"}` of a model on the test images (loss: cross-entropy alone)."""
+    model.compile(loss="categorical_crossentropy", metrics=["accuracy"], jit_compile=_jit_compile())
+    results = model.evaluate(data_module.test_batches(data, config), verbose=0, return_dict=True)
+    return {"accuracy": float(results["accuracy"]), "loss": float(results["loss"])}
+
+
+def _headline(config, model, dense, first_epoch):
+    costs, dense_costs = elrt.count_costs(model), elrt.count_costs(dense)
+    resumed = f", resuming at epoch {first_epoch + 1}" if first_epoch else ""
+    return (
+        f"{config.model} on {config.dataset}, {config.format}{resumed}: "
+        f"{costs.macs / 1e6:.2f} M MACs ({costs.macs / dense_costs.macs:.1%} of dense), "
+        f"{costs.params:,} params ({costs.params / dense_costs.params:.1%})"
+    )
+
+
+def _summary(config, run_dir, data, dense):
+    model = keras.models.load_model(rundir.model_path(run_dir), compile=False)
+    results = evaluate(model, data, config)
+    costs, dense_costs = elrt.count_costs(model), elrt.count_costs(dense)
+    with open(rundir.history_path(run_dir), newline="", encoding="utf-8") as file:
+        seconds = sorted(float(row["seconds"]) for row in csv.DictReader(file))
+    return {
+        "model": config.model,
+        "dataset": config.dataset,
+        "format": config.format,
+        "epochs": config.epochs,
+        "seed": config.seed,
+        "backend": keras.backend.backend(),
+        "keras_version": keras.__version__,
+        "test_accuracy": results["accuracy"],
+        "test_loss": results["loss"],
+        "params": costs.params,
+        "dense_params": dense_costs.params,
+        "params_fraction": costs.params / dense_costs.params,
+        "macs": costs.macs,
+        "dense_macs": dense_costs.macs,
+        "macs_fraction": costs.macs / dense_costs.macs,
+        "seconds_per_epoch": seconds[len(seconds) // 2],
+        "orthogonality_error": elrt.callbacks.factor_errors(model),
+    }

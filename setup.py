@@ -1,0 +1,58 @@
+"""Packaging: metadata, dependencies, and the map from the repository's folders to the installed packages."""
+
+import pathlib
+import re
+
+from setuptools import setup
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "elrt_keras" / "__init__.py").read_text(encoding="utf-8"))[1]
+
+PACKAGES = [f"elrt_keras{suffix}" for suffix in ("", ".export", ".formats", ".launch", ".layers", ".models", ".ranks")]
+
+setup(
+    name="elrt_keras",
+    version=VERSION,
+    description="Compact CNNs trained low-rank from scratch (ELRT) with Keras 3, and their way to LiteRT",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=PACKAGES,
+    package_dir={"elrt_keras": "elrt_keras", "elrt_keras.launch": "launch", "elrt_keras.models": "models"},
+    install_requires=[
+        "absl-py>=1.4",
+        "keras>=3.12",
+        "matplotlib>=3.8",
+        "numpy>=1.26",
+        "rich>=13.7",
+        "scikit-learn>=1.4",
+        "tensorboard>=2.20",
+        "tensorflow>=2.20",
+        "tensorflow-datasets>=4.9.7",
+        "tensorly>=0.9",
+    ],
+    extras_require={
+        # ai-edge-litert runs exported models; the converter itself comes with TensorFlow.
+        "litert": ["ai-edge-litert>=2.0"],
+        # tensorflow-model-optimization works on tf_keras models only.
+        "optimize": ["tensorflow-model-optimization>=0.8", "tf-keras>=2.20"],
+        "dev": [
+            "ai-edge-litert>=2.0",
+            "build",
+            "hypothesis>=6.100",
+            "jax>=0.4.35",
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
+            "ruff>=0.6",
+            "torch>=2.4",
+        ],
+    },
+    entry_points={
+        "console_scripts": [
+            "elrt-train=elrt_keras.launch.train:main",
+            "elrt-evaluate=elrt_keras.launch.evaluate:main",
+        ]
+    },
+)

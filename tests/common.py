@@ -1,0 +1,174 @@
+"""Helpers that several test modules share: oracles in NumPy, error bounds, gradients on every backend."""
+
+import itertools
+import math
+
+import hypothesis
+import keras
+import numpy as np
+from hypothesis import strategies as st
+
+# Shapes differ from example to example, and backends compile for each: few examples, no time limit on one of them.
+hypothesis.settings.register_profile("elrt", deadline=None, max_examples=25, derandomize=True)
+hypothesis.settings.load_profile("elrt")
+
+# Distance from 1 to the next number: twice the relative error of one rounding.
+EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+
+
+def random_array(*shape, seed=0, scale=1.0):
+    """Float32 Gaussian values of a fixed seed."""
+    return (scale * np.random.default_rng(seed).standard_normal(shape)).astype("float32")
+
+
+def to_numpy(tensor):
+    """A tensor or variable as a float64 array."""
+    return np.asarray(keras.ops.convert_to_numpy(tensor)).astype("float64")
+
+
+def per_axis(value, dims):
+    """An int or tuple as a tuple of `dims` ints."""
+    return (value,) * dims if isinstance(value, int) else tuple(value)
+
+
+def numpy_conv(inputs, kernel, strides=1, padding="valid", dilation_rate=1, data_format="channels_last"):
+    """N-D cross-correlation in float64, as a sum of shifted matrix products over the kernel's positions."""
+    inputs, kernel = np.asarray(inputs, "float64"), np.asarray(kernel, "float64")
+    dims = kernel.ndim - 2
+    strides, dilation_rate = per_axis(strides, dims), per_axis(dilation_rate, dims)
+    if data_format == "channels_first":
+        inputs = np.moveaxis(inputs, 1, -1)
+    pads, sizes = [(0, 0)], []
+    for axis in range(dims):
+        size, stride, reach = inputs.shape[axis + 1], strides[axis], dilation_rate[axis] * (kernel.shape[axis] - 1)
+        if padding == "same":
+            total = max((math.ceil(size / stride) - 1) * stride + reach + 1 - size, 0)
+            pads.append((total // 2, total - total // 2))
+        else:
+            pads.append((reach, 0) if padding == "causal" else (0, 0))
+        sizes.append((size + sum(pads[-1]) - reach - 1) // stride + 1)
+    padded = np.pad(inputs, [*pads, (0, 0)])
+    outputs = np.zeros((inputs.shape[0], *sizes, kernel.shape[-1]))
+    for offset in itertools.product(*map(range, kernel.shape[:dims])):
+        starts = [position * dilation for position, dilation in zip(offset, dilation_rate)]
+        window = [slice(a, a + (n - 1) * s + 1, s) for a, n, s in zip(starts, sizes, strides)]
+        outputs += padded[(slice(None), *window)] @ kernel[offset]
+    return np.moveaxis(outputs, -1, 1) if data_format == "channels_first" else outputs
+
+
+def depthwise_as_dense(kernel):
+    """The dense kernel that a depthwise kernel `(*kernel_size, C, multiplier)` stands for."""
+    *kernel_size, channels, multiplier = kernel.shape
+    dense = np.zeros((*kernel_size, channels, channels * multiplier))
+    for channel in range(channels):
+        dense[..., channel, channel * multiplier : (channel + 1) * multiplier] = kernel[..., channel, :]
+    return dense
+
+
+def tucker2_compose(factors):
+    """The dense kernel of Tucker-2 factors from the defining sum, in float64."""
+    factor_in, core, factor_out = (np.asarray(to_numpy(factor)) for factor in factors)
+    left, right = factor_in.reshape(factor_in.shape[-2:]), factor_out.reshape(factor_out.shape[-2:])
+    return np.einsum("pa,...ab,bq->...pq", left, core, right)
+
+
+def matrices(layer):
+    """The orthogonal factors of a Tucker-2 layer in float64: `U_in (C_in, r_in)` and `U_out (r_out, C_out)`."""
+    return [to_numpy(layer.factors[index]).reshape(layer.factors[index].shape[-2:]) for index in (0, 2)]
+
+
+def orthonormality(matrix):
+    """Largest absolute entry of S − I, S the smaller Gram matrix."""
+    matrix = np.asarray(matrix, "float64")
+    gram = matrix.T @ matrix if matrix.shape[0] >= matrix.shape[1] else matrix @ matrix.T
+    return np.abs(gram - np.eye(len(gram))).max()
+
+
+def conv_error_bound(inputs, factors, eps, roundings=None, **arguments):
+    """Elementwise bound on the rounding error of a Tucker-2 convolution, run either way.
+
+    With n roundings on the longest path from an input to an output, the error is at most n·eps times the same
+    convolution of absolute values (Higham, "Accuracy and Stability of Numerical Algorithms", section 3.1).
+    """
+    if roundings is None:
+        *kernel_size, r_in, r_out = factors[1].shape
+        in_channels, size = factors[0].shape[-2], math.prod(kernel_size)
+        roundings = in_channels + r_in + 2 * r_out + size * max(r_in, in_channels) + 4
+    magnitude = numpy_conv(np.abs(inputs), tucker2_compose([np.abs(to_numpy(f)) for f in factors]), **arguments)
+    return roundings * eps * magnitude + np.finfo("float32").tiny
+
+
+def gradients(function, variables):
+    """Gradients of the scalar `function()` by Keras variables, as float64 arrays; `None` where it does not depend."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow
+
+        with tensorflow.GradientTape() as tape:
+            value = function()
+        results = tape.gradient(value, [variable.value for variable in variables])
+    elif backend == "torch":
+        import torch
+
+        results = torch.autograd.grad(function(), [variable.value for variable in variables], allow_unused=True)
+    else:
+        import jax
+
+        def stateless(values):
+            with keras.StatelessScope(state_mapping=list(zip(variables, values))):
+                return function()
+
+        results = jax.grad(stateless)([variable.value for variable in variables])
+    return [None if result is None else to_numpy(result) for result in results]
+
+
+@st.composite
+def rank_arguments(draw, full_ranks):
+    """`(ranks, resolved)`: what a user may pass for the given full ranks, and the ints it means."""
+    kind = draw(st.sampled_from(("int", "tuple", "float", "mixed")))
+    if kind == "int":
+        rank = draw(st.integers(1, min(full_ranks)))
+        return rank, (rank,) * len(full_ranks)
+    ints = tuple(draw(st.integers(1, limit)) for limit in full_ranks)
+    # Eighths are exact in binary, so that rounding up has one answer.
+    eighths = draw(st.integers(1, 8))
+    fraction, floored_up = eighths / 8, tuple(-(-eighths * limit // 8) for limit in full_ranks)
+    if kind == "tuple":
+        return ints, ints
+    if kind == "float":
+        return fraction, floored_up
+    return (fraction, *ints[1:]), (floored_up[0], *ints[1:])
+
+
+@st.composite
+def conv_cases(draw, dims=None):
+    """A random convolution: `dict(arguments, ranks, resolved, kernel_shape, input_shape)` (channels last or first)."""
+    dims = dims or draw(st.sampled_from((1, 1, 2, 2, 2, 3)))
+    kernel_size = tuple(draw(st.integers(1, 3)) for _ in range(dims))
+    channels, filters = draw(st.integers(1, 5)), draw(st.integers(1, 5))
+    strides = dilation_rate = (1,) * dims
+    which = draw(st.sampled_from(("plain", "strides", "dilation")))
+    if which == "strides":
+        strides = tuple(draw(st.integers(1, 3)) for _ in range(dims))
+    elif which == "dilation":
+        dilation_rate = tuple(draw(st.integers(1, 3)) for _ in range(dims))
+    paddings = ("valid", "same", "causal") if dims == 1 else ("valid", "same")
+    padding = draw(st.sampled_from(paddings))
+    data_format = draw(st.sampled_from(("channels_last", "channels_last", "channels_first")))
+    smallest = [d * (k - 1) + 1 if padding == "valid" else 1 for k, d in zip(kernel_size, dilation_rate)]
+    spatial = tuple(size + draw(st.integers(0, 4)) for size in smallest)
+    ranks, resolved = draw(rank_arguments((channels, filters)))
+    arguments = {
+        "strides": strides,
+        "padding": padding,
+        "data_format": data_format,
+        "dilation_rate": dilation_rate,
+    }
+    last = data_format == "channels_last"
+    return {
+        "arguments": arguments,
+        "ranks": ranks,
+        "resolved": resolved,
+        "kernel_shape": (*kernel_size, channels, filters),
+        "input_shape": (2, *spatial, channels) if last else (2, channels, *spatial),
+    }

@@ -1,0 +1,178 @@
+"""`elrt-train` and `elrt-evaluate` as a user runs them: real processes, real files, a real kill."""
+
+import csv
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+
+import elrt_keras as elrt
+from elrt_keras.launch import training
+from elrt_keras.launch.config import TrainConfig
+
+TENSORFLOW_ONLY = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="one backend is enough: the command is the same"
+)
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def command(name, *arguments):
+    return [sys.executable, "-m", f"elrt_keras.launch.{name}", *map(str, arguments)]
+
+
+def start(name, *arguments, cwd, timeout=500):
+    return subprocess.run(command(name, *arguments), cwd=cwd, capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.fixture(scope="module")
+def smoke_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("smoke")
+    done = start("train", "--run_dir=run", "--smoke", "--orthogonality_schedule=0:1e-2,1:1e-3", cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / "run", done.stdout
+
+
+def test_a_run_leaves_what_it_promises(smoke_run):
+    run_dir, output = smoke_run
+    assert {path.name for path in run_dir.iterdir()} == {
+        *("flags.txt", "rank_plan.json", "model.keras", "history.csv", "summary.json", "curves.png", "tensorboard"),
+    }
+    assert (run_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "40.0%" in output
+    rows = list(csv.DictReader((run_dir / "history.csv").open()))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert {"loss", "val_accuracy", "orthogonality_error_mean", "seconds"} <= set(rows[0])
+
+
+def test_summary_agrees_with_the_saved_model(smoke_run):
+    run_dir, _ = smoke_run
+    summary = json.loads((run_dir / "summary.json").read_text())
+    model = keras.models.load_model(run_dir / "model.keras")
+    costs = elrt.count_costs(model)
+    assert (summary["macs"], summary["params"]) == (costs.macs, costs.params)
+    assert 0.38 < summary["macs"] / summary["dense_macs"] == summary["macs_fraction"] <= 0.4
+    plan = elrt.RankPlan.load(run_dir / "rank_plan.json")
+    assert {name: model.get_layer(name).ranks for name in plan.factorized()} == {
+        name: entry.ranks for name, entry in plan.factorized().items()
+    }
+    factors = {name for name in summary["orthogonality_error"]}
+    assert factors == {f"{name}/{f}" for name in plan.factorized() for f in ("factor_in", "factor_out")}
+    layer = model.get_layer("stage3_block3_2_conv")
+    matrix = keras.ops.convert_to_numpy(layer.factors[0]).reshape(64, -1)
+    expected = np.linalg.norm(matrix.T @ matrix - np.eye(matrix.shape[1])) / np.sqrt(matrix.shape[1])
+    assert summary["orthogonality_error"]["stage3_block3_2_conv/factor_in"] == pytest.approx(expected, rel=1e-4)
+
+
+@TENSORFLOW_ONLY
+def test_evaluate_repeats_the_accuracy(smoke_run):
+    run_dir, _ = smoke_run
+    summary = json.loads((run_dir / "summary.json").read_text())
+    done = start("evaluate", run_dir, cwd=run_dir.parent)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"test accuracy {summary['test_accuracy']:.4f}, reported {summary['test_accuracy']:.4f}" in done.stdout
+
+
+@TENSORFLOW_ONLY
+def test_evaluate_refuses_what_is_no_run(tmp_path):
+    done = start("evaluate", tmp_path, cwd=tmp_path)
+    assert done.returncode == 2 and "Expected a run directory with flags.txt" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@TENSORFLOW_ONLY
+def test_a_finished_run_is_not_repeated_and_another_configuration_refused(smoke_run):
+    run_dir, _ = smoke_run
+    before = {path: path.stat().st_mtime_ns for path in run_dir.iterdir()}
+    config = TrainConfig(smoke=True, orthogonality_schedule="0:1e-2,1:1e-3")
+    assert training.run(config, str(run_dir))["epochs"] == 2
+    with pytest.raises(ValueError, match=r"another configuration.*--seed: there 0, now 1"):
+        training.run(TrainConfig(smoke=True, orthogonality_schedule="0:1e-2,1:1e-3", seed=1), str(run_dir))
+    assert {path: path.stat().st_mtime_ns for path in run_dir.iterdir()} == before
+
+
+@TENSORFLOW_ONLY
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
+    arguments = ("--run_dir=run", "--epochs=4", "--batch_size=256", "--max_macs=0.3", "--augmentation=none")
+    process = subprocess.Popen(
+        command("train", *arguments), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    checkpoint = tmp_path / "run" / "checkpoint.keras"
+    deadline = time.monotonic() + 300
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert checkpoint.exists() and not (tmp_path / "run" / "summary.json").exists()
+    done = start("train", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "resuming at epoch" in done.stdout and "Epoch 1/4" not in done.stdout
+    rows = list(csv.DictReader((tmp_path / "run" / "history.csv").open()))
+    assert [int(row["epoch"]) for row in rows] == [0, 1, 2, 3]
+    assert not checkpoint.exists()
+
+
+@TENSORFLOW_ONLY
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"max_macs": 0.05}, r"budget cannot be met.*Expected max_macs ≥ 0\.\d+\. Received: max_macs=0\.05"),
+        ({"rank_plan": "missing.json"}, "Expected a rank plan in JSON at 'missing.json'"),
+        ({"dataset": "cifar10", "data_dir": "/nowhere"}, "data_dir='/nowhere'"),
+        ({"batch_size": 4096}, "Received: batch_size=4096"),
+    ],
+)
+def test_bad_input_stops_before_anything_is_written(tmp_path, fields, message):
+    with pytest.raises(ValueError, match=message):
+        training.run(TrainConfig(**fields), str(tmp_path / "run"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@TENSORFLOW_ONLY
+def test_a_plan_for_other_layers_is_refused(tmp_path):
+    plan = tmp_path / "plan.json"
+    elrt.RankPlan({"conv_of_another_model": ("tucker2", (8, 8))}).save(plan)
+    with pytest.raises(ValueError, match="lacks.*conv_of_another_model"):
+        training.run(TrainConfig(rank_plan=str(plan)), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@TENSORFLOW_ONLY
+def test_directories_that_are_no_place_for_a_run(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="which is a file"):
+        training.run(TrainConfig(), str(tmp_path / "file"))
+    with pytest.raises(ValueError, match="Cannot make the run directory"):
+        training.run(TrainConfig(), str(tmp_path / "file" / "run"))
+    with pytest.raises(ValueError, match=r"holds \['file'\] and no flags.txt"):
+        training.run(TrainConfig(), str(tmp_path))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@TENSORFLOW_ONLY
+def test_command_line_errors_are_one_line(tmp_path):
+    done = start("train", "--run_dir=run", "--model=resnet21", cwd=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "elrt-train: error: Expected one of ['resnet20'" in done.stderr
+    done = start("train", "--run_dir=run", "--orthogonality=soft", cwd=tmp_path)
+    assert done.returncode != 0 and "flag --orthogonality=soft" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@TENSORFLOW_ONLY
+def test_help_teaches_and_the_script_runs_by_its_path(tmp_path):
+    environment = {**os.environ, "COLUMNS": "100"}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "launch" / "train.py"), "--help"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "elrt-train --run_dir=runs/digits" in done.stdout and "--max_macs" in done.stdout

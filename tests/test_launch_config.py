@@ -1,0 +1,115 @@
+"""`TrainConfig` and its flags: defaults, checks before any work, and the way through a flag file."""
+
+import dataclasses
+
+import pytest
+
+from elrt_keras.launch import flags
+from elrt_keras.launch.config import TrainConfig, parse_schedule
+
+
+def test_defaults_resolve_to_a_low_rank_run():
+    config = TrainConfig()
+    assert (config.format, config.max_macs, config.orthogonality) == ("tucker2", 0.4, "dso")
+    assert config.augmentations == ("crop",)
+
+
+def test_a_plan_or_another_budget_replaces_the_default_budget():
+    assert TrainConfig(rank_plan="plan.json").max_macs is None
+    assert TrainConfig(max_params=0.5).max_macs is None
+
+
+def test_smoke_shrinks():
+    config = TrainConfig(smoke=True, epochs=200, batch_size=512)
+    assert (config.epochs, config.batch_size) == (2, 32)
+
+
+def test_dense_run_has_no_penalty():
+    config = TrainConfig(format="dense")
+    assert (config.orthogonality, config.max_macs) == ("none", None)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"model": "resnet21"}, r"resnet20.*Received: model='resnet21'"),
+        ({"dataset": "mnist"}, r"Received: dataset='mnist'"),
+        ({"format": "tucker3"}, r"dense.*tucker2.*Received: format='tucker3'"),
+        ({"orthogonality": "soft"}, r"dso.*Received: orthogonality='soft'"),
+        ({"optimizer": "adam"}, r"Received: optimizer='adam'"),
+        ({"lr_schedule": "poly"}, r"Received: lr_schedule='poly'"),
+        ({"augmentation": "crop,rotate"}, r"Received: augmentation='rotate'"),
+        ({"factor_initializer": "best"}, r"Received: factor_initializer='best'"),
+        ({"epochs": 0}, r"epochs.*Received: epochs=0"),
+        ({"batch_size": -1}, r"Received: batch_size=-1"),
+        ({"learning_rate": float("nan")}, r"Received: learning_rate=nan"),
+        ({"momentum": 1.0}, r"Received: momentum=1.0"),
+        ({"label_smoothing": 1.5}, r"Received: label_smoothing=1.5"),
+        ({"weight_decay": -1e-4}, r"Received: weight_decay=-0.0001"),
+        ({"warmup_epochs": 30, "epochs": 20}, r"from 0 to 20.*Received: warmup_epochs=30"),
+        ({"max_macs": 1.4}, r"Received: max_macs=1.4"),
+        ({"format": "dense", "max_macs": 0.5}, r"no budget.*Received: \['max_macs'\]"),
+        ({"rank_plan": "p.json", "max_params": 0.5}, r"either a budget or a rank plan"),
+        ({"orthogonality": "none", "orthogonality_schedule": "0:1"}, r"needs a penalty.*orthogonality='none'"),
+        ({"orthogonality_schedule": "1e-2"}, r"epoch:strength.*Received: '1e-2'"),
+        ({"orthogonality_schedule": "5:1e-2"}, r"starts at epoch 0.*Received: '5:1e-2'"),
+        ({"orthogonality_schedule": "0:-1"}, r"at least 0.*Received: '0:-1'"),
+    ],
+)
+def test_bad_fields_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**fields)
+
+
+def test_schedule_text():
+    assert parse_schedule("0:1e-2,20:1e-3, 50:0") == {0: 1e-2, 20: 1e-3, 50: 0.0}
+    assert parse_schedule(None) is None
+
+
+def test_flag_file_round_trip_with_every_field_changed():
+    config = TrainConfig(
+        model="resnet32",
+        dataset="cifar10",
+        data_dir="/data/tfds",
+        download=True,
+        max_macs=0.3,
+        max_params=0.5,
+        multiple_of=4,
+        orthogonality="srip",
+        orthogonality_strength=3e-3,
+        orthogonality_schedule="0:1e-2,3:0.001",
+        factor_initializer="spectral",
+        optimizer="adamw",
+        learning_rate=1e-3,
+        momentum=0.8,
+        lr_schedule="step",
+        lr_step_epochs=7,
+        lr_step_factor=0.5,
+        warmup_epochs=1.5,
+        weight_decay=5e-4,
+        weight_decay_kind="frobenius",
+        label_smoothing=0.1,
+        augmentation="flip,cutout",
+        epochs=9,
+        batch_size=64,
+        seed=3,
+    )
+    defaults = TrainConfig()
+    same = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) == getattr(defaults, f.name)]
+    assert same == ["format", "rank_plan", "smoke"]  # the last two exclude a budget and long runs
+    assert flags.from_flagfile(flags.to_flagfile(config)) == config
+
+
+def test_flag_specs_cover_the_config():
+    assert list(flags._SPECS) == [field.name for field in dataclasses.fields(TrainConfig)]
+
+
+def test_flag_file_of_something_else_is_refused():
+    with pytest.raises(ValueError, match="Received: '--colour=red'"):
+        flags.from_flagfile("--colour=red\n")
+
+
+def test_differences_ignore_where_the_data_lies():
+    config = TrainConfig(dataset="cifar10", data_dir="/a")
+    assert config.differences(TrainConfig(dataset="cifar10", data_dir="/b", download=True)) == {}
+    assert config.differences(TrainConfig(dataset="cifar10", seed=1)) == {"seed": (0, 1)}

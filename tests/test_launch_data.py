@@ -1,0 +1,134 @@
+"""The input pipelines: what is in a batch, what augmentation may do to it, and that a resumed run sees the same."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from elrt_keras.launch import data
+from elrt_keras.launch.config import TrainConfig
+
+SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data" / "tfds"
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")
+
+
+def batches(dataset, count):
+    return [(x.numpy(), y.numpy()) for x, y in dataset.take(count)]
+
+
+def test_digits_are_the_embedded_ones(digits):
+    assert digits.train_images.shape == (1437, 8, 8, 1) and digits.test_images.shape == (360, 8, 8, 1)
+    assert digits.train_images.dtype == "uint8" and digits.train_images.max() == 255
+    np.testing.assert_allclose(np.bincount(digits.test_labels), 36, atol=1)  # stratified
+    both = np.concatenate([digits.train_images, digits.test_images]).reshape(1797, -1)
+    from sklearn.datasets import load_digits
+
+    assert sorted(map(tuple, both)) == sorted(map(tuple, np.round(load_digits().data * 255 / 16).astype("uint8")))
+
+
+def test_pixel_statistics_match_numpy(digits):
+    mean, std = digits.pixel_statistics()
+    np.testing.assert_allclose(mean, [digits.train_images.mean()], rtol=1e-6)
+    np.testing.assert_allclose(std, [digits.train_images.std()], rtol=1e-6)
+
+
+def test_an_epoch_without_augmentation_holds_each_image_once(digits):
+    config = TrainConfig(augmentation="none", batch_size=100)
+    steps = data.steps_per_epoch(digits, config)
+    assert steps == 14
+    seen = np.concatenate([x for x, _ in batches(data.train_batches(digits, config), steps)]).reshape(1400, -1)
+    images = digits.train_images.reshape(1437, -1)
+    available = {tuple(image): np.sum(np.all(images == image, axis=1)) for image in images}
+    counts = {}
+    for image in map(tuple, seen.astype("uint8")):
+        counts[image] = counts.get(image, 0) + 1
+    assert all(counts[image] <= available[image] for image in counts)
+
+
+def test_labels_follow_their_images(digits):
+    config = TrainConfig(augmentation="none", batch_size=50)
+    label_of = {tuple(image.ravel()): label for image, label in zip(digits.train_images, digits.train_labels)}
+    for images, labels in batches(data.train_batches(digits, config), 3):
+        assert labels.shape == (50, 10) and (labels.sum(axis=1) == 1).all()
+        expected = [label_of[tuple(image.ravel().astype("uint8"))] for image in images]
+        np.testing.assert_array_equal(labels.argmax(axis=1), expected)
+
+
+def test_epochs_differ_and_a_late_start_continues_the_same_stream(digits):
+    config = TrainConfig(augmentation="crop,flip,cutout", batch_size=128, seed=5)
+    steps = data.steps_per_epoch(digits, config)
+    stream = batches(data.train_batches(digits, config), 2 * steps)
+    resumed = batches(data.train_batches(digits, config, first_epoch=1), steps)
+    for (x, y), (x_resumed, y_resumed) in zip(stream[steps:], resumed):
+        np.testing.assert_array_equal(x, x_resumed)
+        np.testing.assert_array_equal(y, y_resumed)
+    assert not np.array_equal(stream[0][0], stream[steps][0])
+
+
+def test_seeds_give_other_orders(digits):
+    first, second = (
+        batches(data.train_batches(digits, TrainConfig(augmentation="none", seed=seed)), 1)[0][0] for seed in (0, 1)
+    )
+    assert not np.array_equal(first, second)
+
+
+def test_pad_and_crop_equals_a_crop_of_the_padded_image(digits):
+    images = digits.train_images[:64]
+    cropped = data.pad_and_crop(images, [1, 2], margin=2).numpy()
+    padded = np.pad(images, [(0, 0), (2, 2), (2, 2), (0, 0)])
+    offsets = set()
+    for image, crop in zip(padded, cropped):
+        found = [(r, c) for r in range(5) for c in range(5) if np.array_equal(image[r : r + 8, c : c + 8], crop)]
+        assert found
+        offsets.update(found[:1])
+    assert len(offsets) > 10  # of 25: the images are shifted each in its own way
+
+
+def test_flip_mirrors_about_half(digits):
+    images = digits.train_images[:200]
+    flipped = data.flip(images, [3, 4]).numpy()
+    mirrored = [np.array_equal(f, i[:, ::-1]) and not np.array_equal(f, i) for f, i in zip(flipped, images)]
+    kept = [np.array_equal(f, i) for f, i in zip(flipped, images)]
+    assert all(m or k for m, k in zip(mirrored, kept))
+    assert 60 < sum(mirrored) < 140  # binomial(200, ½) leaves that range once in 10⁸
+
+
+def test_cutout_fills_one_square():
+    images = np.full((50, 8, 8, 1), 9, "uint8")
+    cut = data.cutout(images, [0, 0], size=4, fill=np.array([100], "uint8")).numpy()[..., 0] == 100
+    assert cut.any(axis=(1, 2)).all()
+    for mask in cut:
+        rows, columns = np.where(mask.any(axis=1))[0], np.where(mask.any(axis=0))[0]
+        for places in (rows, columns):  # four wide, or cut off by the border
+            assert len(places) == 4 or (len(places) < 4 and (places[0] == 0 or places[-1] == 7))
+        assert mask.sum() == len(rows) * len(columns)
+
+
+def test_test_batches_hold_all_images_in_order(digits):
+    seen = np.concatenate([x for x, _ in batches(data.test_batches(digits, TrainConfig()), 10)])
+    np.testing.assert_array_equal(seen, digits.test_images)
+
+
+def test_batch_larger_than_the_data_is_refused(digits):
+    with pytest.raises(ValueError, match="at most 1437 images.*Received: batch_size=2000"):
+        data.steps_per_epoch(digits, TrainConfig(batch_size=2000))
+
+
+def test_missing_data_is_named(tmp_path):
+    with pytest.raises(ValueError, match="is no directory"):
+        data.load("cifar10", data_dir=str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match=r"prepared data set 'cifar10'.*--download"):
+        data.load("cifar10", data_dir=str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no prepared CIFAR-10 beside the project")
+def test_cifar10_from_tfds():
+    cifar = data.load("cifar10", data_dir=str(SHARED))
+    assert cifar.train_images.shape == (50_000, 32, 32, 3) and cifar.test_images.shape == (10_000, 32, 32, 3)
+    np.testing.assert_array_equal(np.bincount(cifar.test_labels), 1000)
+    assert cifar.class_names[0] == "airplane"

@@ -1,0 +1,87 @@
+"""Learning rates over a run against closed forms, and which variables decay."""
+
+import keras
+import numpy as np
+import pytest
+
+import elrt_keras as elrt
+from elrt_keras.launch.config import TrainConfig
+from elrt_keras.launch.optimization import add_kernel_regularizer, frobenius_decay, learning_rate, make_optimizer
+
+
+def rates(steps_per_epoch=10, **fields):
+    schedule = learning_rate(TrainConfig(**fields), steps_per_epoch)
+    total = fields["epochs"] * steps_per_epoch
+    if isinstance(schedule, float):
+        return np.full(total, schedule)
+    return np.array([float(schedule(step)) for step in range(total)])
+
+
+def test_cosine():
+    expected = 0.1 * 0.5 * (1 + np.cos(np.pi * np.arange(40) / 40))
+    np.testing.assert_allclose(rates(lr_schedule="cosine", learning_rate=0.1, epochs=4), expected, rtol=1e-5, atol=1e-8)
+
+
+def test_cosine_after_warm_up():
+    got = rates(lr_schedule="cosine", learning_rate=0.1, epochs=4, warmup_epochs=1)
+    np.testing.assert_allclose(got[:10], 0.1 * np.arange(1, 11) / 10, rtol=1e-5)
+    np.testing.assert_allclose(got[10:], 0.05 * (1 + np.cos(np.pi * np.arange(30) / 30)), rtol=1e-4, atol=1e-8)
+
+
+def test_step_with_warm_up_keeps_the_epochs_of_its_steps():
+    got = rates(lr_schedule="step", learning_rate=1.0, epochs=6, warmup_epochs=1, lr_step_epochs=2, lr_step_factor=0.5)
+    np.testing.assert_allclose(got[[10, 19, 22, 39, 42, 59]], [1, 1, 0.5, 0.5, 0.25, 0.25])
+
+
+def test_one_cycle_rises_to_the_peak_and_ends_near_zero():
+    got = rates(lr_schedule="one_cycle", learning_rate=0.2, epochs=10)
+    assert got[0] == pytest.approx(0.2 / 25)
+    assert np.argmax(got) == 30 and got.max() == pytest.approx(0.2)
+    assert (np.diff(got[:31]) > 0).all() and (np.diff(got[30:]) < 0).all()
+    assert got[-1] < 0.2 * 1e-3
+
+
+def test_constant_with_warm_up():
+    got = rates(lr_schedule="constant", learning_rate=0.3, epochs=2, warmup_epochs=0.5)
+    np.testing.assert_allclose(got, 0.3 * np.minimum(np.arange(1, 21) / 5, 1), rtol=1e-6)
+
+
+def small_model():
+    dense = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            keras.layers.Conv2D(8, 3, name="stem"),
+            keras.layers.BatchNormalization(name="bn"),
+            keras.layers.Conv2D(16, 3, name="body"),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(4, name="classifier"),
+        ]
+    )
+    return elrt.factorize(dense, {"body": ("tucker2", (4, 4))})
+
+
+def test_decoupled_decay_shrinks_matrices_and_leaves_vectors():
+    model = small_model()
+    config = TrainConfig(weight_decay=0.1, lr_schedule="constant", learning_rate=0.5, momentum=0.0)
+    optimizer = make_optimizer(config, model, steps_per_epoch=1)
+    before = [keras.ops.convert_to_numpy(v) for v in model.trainable_variables]
+    optimizer.apply([keras.ops.zeros(v.shape) for v in model.trainable_variables], model.trainable_variables)
+    for variable, value in zip(model.trainable_variables, before):
+        shrink = 1 - 0.1 * 0.5 if value.ndim > 1 else 1.0
+        np.testing.assert_allclose(
+            keras.ops.convert_to_numpy(variable), shrink * value, rtol=1e-6, err_msg=variable.path
+        )
+
+
+def test_frobenius_decay_is_half_lambda_times_the_norm_of_all_kernels():
+    config = TrainConfig(weight_decay=0.2, weight_decay_kind="frobenius")
+    decay = frobenius_decay(config)
+    dense = elrt.merge(small_model())
+    model = elrt.factorize(dense, {"body": ("tucker2", (4, 4))}, kernel_regularizer=decay)
+    add_kernel_regularizer(model, decay)
+    kernels = [model.get_layer(name).kernel for name in ("stem", "body", "classifier")]
+    expected = 0.1 * sum(np.sum(keras.ops.convert_to_numpy(kernel).astype("float64") ** 2) for kernel in kernels)
+    got = sum(float(keras.ops.convert_to_numpy(loss)) for loss in model.losses)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+    optimizer = make_optimizer(config, model, steps_per_epoch=1)
+    assert optimizer.weight_decay is None
