@@ -113,12 +113,13 @@ def count_costs(model, input_shape=None):
 def _input_specs(model, input_shape):
     if input_shape is not None:
         return keras.KerasTensor((1, *input_shape), dtype=_input_dtype(model))
-    try:
-        inputs = model.input
-    except (AttributeError, ValueError) as error:
+    inputs = model.inputs if isinstance(model, keras.Sequential) else getattr(model, "input", None)
+    if inputs is None:
         raise ValueError(
             f"The input shape of '{model.name}' is not known; pass `input_shape`. Received: input_shape=None"
-        ) from error
+        )
+    # A Sequential model lists its one input; other models have their own structure of inputs.
+    inputs = inputs[0] if isinstance(model, keras.Sequential) else inputs
     return keras.tree.map_structure(lambda tensor: _with_batch_of_one(model, tensor), inputs)
 
 

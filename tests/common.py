@@ -3,14 +3,9 @@
 import itertools
 import math
 
-import hypothesis
 import keras
 import numpy as np
 from hypothesis import strategies as st
-
-# Shapes differ from example to example, and backends compile for each: few examples, no time limit on one of them.
-hypothesis.settings.register_profile("elrt", deadline=None, max_examples=25, derandomize=True)
-hypothesis.settings.load_profile("elrt")
 
 # Distance from 1 to the next number: twice the relative error of one rounding.
 EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}

@@ -83,8 +83,8 @@ def plan_ranks(
     """Chooses a format and ranks for each convolution of a model, under a budget.
 
     `method="uniform"`: one fraction of the full ranks everywhere, the largest that fits the budget (by bisection).
-    Where the rank grid makes many layers step at the same fraction, as many of them take the step as the budget still
-    allows, from the output of the model to its input.
+    Where the rank grid makes many layers step at the same fraction, as many of them take the step, or one rank of it,
+    as the budget still allows, from the output of the model to its input.
 
     Args:
         model: a built Functional or Sequential model, nested models included.
@@ -250,11 +250,22 @@ def _candidate(path, layer, factor_format, input_shapes):
 def _ranks_or_dense(candidate, fraction, multiple_of, break_even, judged_by):
     """The ranks of a layer at a fraction, or `None` where that saves nothing and the guard is on."""
     ranks = candidate.ranks_at(fraction, multiple_of)
-    if not break_even:
-        return ranks
+    return ranks if not break_even or _is_cheaper(candidate, ranks, judged_by) else None
+
+
+def _is_cheaper(candidate, ranks, judged_by):
     dense, low = candidate.dense_costs(), candidate.costs(ranks)
-    cheaper = all(low[r] <= dense[r] for r in judged_by) and any(low[r] < dense[r] for r in judged_by)
-    return ranks if cheaper else None
+    return all(low[r] <= dense[r] for r in judged_by) and any(low[r] < dense[r] for r in judged_by)
+
+
+def _steps(candidate, ranks, following, options):
+    """The ways to spend more on a layer, largest first: all its ranks one step up, or one of them alone."""
+    steps = [following]
+    if ranks is not None:
+        target = candidate.ranks_at(1.0, options["multiple_of"]) if following is None else following
+        single = [(*ranks[:i], target[i], *ranks[i + 1 :]) for i in range(len(ranks))]
+        steps += [s for s in single if not options["break_even"] or _is_cheaper(candidate, s, options["judged_by"])]
+    return steps
 
 
 def _uniform(candidates, totals, limits, options):
@@ -289,8 +300,11 @@ def _uniform(candidates, totals, limits, options):
     if high < len(fractions):
         following = chosen_at(fractions[high])
         for candidate in reversed(candidates):
-            stepped = {**chosen, candidate.name: following[candidate.name]}
-            chosen = stepped if fits(stepped) else chosen
+            for ranks in _steps(candidate, chosen[candidate.name], following[candidate.name], options):
+                stepped = {**chosen, candidate.name: ranks}
+                if fits(stepped):
+                    chosen = stepped
+                    break
     return chosen
 
 

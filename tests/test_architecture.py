@@ -1,0 +1,118 @@
+"""The house rules, read from the sources: imports go downwards, the core needs no TensorFlow, examples run."""
+
+import ast
+import doctest
+import importlib
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import elrt_keras
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+FOLDERS = {"elrt_keras": "elrt_keras", "models": "elrt_keras.models", "launch": "elrt_keras.launch"}
+LEVELS = {
+    **{f"elrt_keras.{name}": 0 for name in ("formats", "costs", "tables", "traversal")},
+    **{f"elrt_keras.{name}": 1 for name in ("initializers", "regularizers", "constraints")},
+    "elrt_keras.layers": 2,
+    **{f"elrt_keras.{name}": 3 for name in ("ranks", "conversion", "callbacks")},
+    **{f"elrt_keras.{name}": 4 for name in ("export", "models")},
+    "elrt_keras.launch": 5,
+}
+SOURCES = {
+    ".".join([package, *path.relative_to(ROOT / folder).with_suffix("").parts]).removesuffix(".__init__"): path
+    for folder, package in FOLDERS.items()
+    for path in sorted((ROOT / folder).rglob("*.py"))
+}
+LIBRARY = [name for name in SOURCES if not name.startswith("elrt_keras.launch")]
+
+
+def imports(module, top_level_only=False):
+    tree = ast.parse(SOURCES[module].read_text(encoding="utf-8"))
+    found = []
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found += [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+def level(module):
+    return max((value for name, value in LEVELS.items() if f"{module}.".startswith(f"{name}.")), default=None)
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_imports_go_downwards(module):
+    own = level(module)
+    if own is None:
+        assert module == "elrt_keras"  # the front door sees every room but the lazy ones
+        assert not [name for name in imports(module) if (level(name) or 0) >= 4]
+        return
+    for name in imports(module):
+        above = level(name)
+        same_room = ".".join(module.split(".")[:2]) == ".".join(name.split(".")[:2])
+        assert above is None or above < own or same_room or (above == own and own != 5), (module, name)
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_tensorflow_is_imported_late_and_only_where_it_may(module):
+    heavy = [name for name in imports(module) if name.split(".")[0] in ("tensorflow", "tensorflow_datasets")]
+    may = module.startswith(("elrt_keras.export", "elrt_keras.launch")) or module == "elrt_keras.ranks.latency"
+    assert not heavy or may
+    early = imports(module, top_level_only=True)
+    assert not {"tensorflow", "tensorflow_datasets", "tensorly", "matplotlib", "rich"} & {
+        n.split(".")[0] for n in early
+    }
+    assert not [name for name in imports(module) if name.startswith("keras.src")]
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_no_assert_in_the_library(module):
+    tree = ast.parse(SOURCES[module].read_text(encoding="utf-8"))
+    assert not [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+
+
+@pytest.mark.parametrize("name", elrt_keras.__all__)
+def test_public_names_resolve_and_are_documented(name):
+    if name == "export" and keras.backend.backend() != "tensorflow":
+        assert importlib.import_module("elrt_keras.export").__doc__
+    assert getattr(elrt_keras, name).__doc__
+    assert name in dir(elrt_keras)
+
+
+def test_unknown_attribute():
+    with pytest.raises(AttributeError, match="'elrt_keras' has no attribute 'factorise'"):
+        _ = elrt_keras.factorise
+
+
+@pytest.mark.parametrize("module", LIBRARY)
+def test_docstring_examples_run(module):
+    results = doctest.testmod(
+        importlib.import_module(module), extraglobs={"elrt_keras": elrt_keras, "keras": keras, "np": np}
+    )
+    assert results.failed == 0
+
+
+def python(program, cwd):
+    return subprocess.run([sys.executable, "-c", program], cwd=cwd, capture_output=True, text=True, timeout=200)
+
+
+def test_folders_are_no_packages_of_their_own():
+    for folder in ("models", "launch"):
+        done = python(f"import {folder}", ROOT)
+        assert done.returncode != 0 and f"Import this package as `elrt_keras.{folder}`" in done.stderr
+
+
+def test_importing_the_package_loads_nothing_heavy(tmp_path):
+    done = python(
+        "import keras, sys; before = set(sys.modules); import elrt_keras; "
+        "print(sorted({m.split('.')[0] for m in set(sys.modules) - before}))",
+        tmp_path,
+    )
+    loaded = set(ast.literal_eval(done.stdout.strip().splitlines()[-1]))
+    assert not loaded & {"tensorly", "scipy", "matplotlib", "sklearn", "tensorflow", "torch", "jax"}

@@ -1,0 +1,178 @@
+"""Rank plans: budgets, grids, exclusions, the file format."""
+
+import json
+
+import keras
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import elrt_keras as elrt
+from elrt_keras.ranks.plan import DENSE
+
+layers = keras.layers
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    return elrt.models.build("resnet20")
+
+
+def planned(resnet, plan):
+    """MACs and parameters under a plan, as parts of the dense model's, from the plan's own layer costs."""
+    dense = elrt.count_costs(resnet)
+    saved = {
+        resource: sum(row[resource] - row[f"planned_{resource}"] for row in plan.costs.values())
+        for resource in ("macs", "params")
+    }
+    return (dense.macs - saved["macs"]) / dense.macs, (dense.params - saved["params"]) / dense.params
+
+
+@settings(max_examples=20)
+@given(budget=st.floats(0.2, 0.95), multiple_of=st.sampled_from((None, 1, 4, 8)))
+def test_budgets_are_met_from_below(resnet, budget, multiple_of):
+    plan = elrt.plan_ranks(resnet, max_macs=budget, multiple_of=multiple_of)
+    macs, _ = planned(resnet, plan)
+    # One rank of one layer a grid step up costs less than 2 % of the whole, so the rest of a budget is less than that.
+    assert budget - 0.02 <= macs <= budget
+    step = multiple_of or 8
+    assert all(rank % step == 0 for entry in plan.factorized().values() for rank in entry.ranks)
+
+
+def test_the_built_model_costs_what_the_plan_says(resnet):
+    plan = elrt.plan_ranks(resnet, max_macs=0.4)
+    dense, low = elrt.count_costs(resnet), elrt.count_costs(elrt.factorize(resnet, plan))
+    assert planned(resnet, plan) == pytest.approx((low.macs / dense.macs, low.params / dense.params))
+
+
+@pytest.mark.parametrize(
+    "budgets", [{"max_params": 0.3}, {"max_params": 0.5, "max_macs": 0.3}, {"max_params": 0.25, "max_macs": 0.9}]
+)
+def test_parameter_budgets(resnet, budgets):
+    macs, params = planned(resnet, elrt.plan_ranks(resnet, **budgets))
+    spent = {"max_macs": macs, "max_params": params}
+    assert all(spent[name] <= budget for name, budget in budgets.items())
+    assert any(spent[name] >= budget - 0.02 for name, budget in budgets.items())
+
+
+def test_an_impossible_budget_says_what_is_possible(resnet):
+    with pytest.raises(
+        ValueError, match=r"cannot be met.*Expected max_macs ≥ (0\.\d+)\. Received: max_macs=0.05"
+    ) as caught:
+        elrt.plan_ranks(resnet, max_macs=0.05)
+    reachable = float(str(caught.value).split("≥ ")[1].split(". ")[0])
+    macs, _ = planned(resnet, elrt.plan_ranks(resnet, max_macs=reachable))
+    assert reachable - 1e-3 < macs <= reachable
+
+
+def test_break_even_guard():
+    model = keras.Sequential(
+        [keras.Input((8, 8, 8)), layers.Conv2D(8, 3, name="first"), layers.Conv2D(64, 3, name="wide")]
+    )
+    plan = elrt.plan_ranks(model, fraction=1.0, exclude=[])
+    assert plan["wide"] == DENSE and plan.reasons["wide"] == "would not get cheaper"
+    assert elrt.plan_ranks(model, fraction=1.0, exclude=[], break_even=False)["wide"].ranks == (8, 64)
+
+
+def test_what_stays_dense_and_why():
+    inputs = keras.Input((16, 16, 16))
+    x = layers.Conv2D(16, 3, name="stem")(inputs)
+    x = layers.Conv2D(32, 3, groups=2, name="grouped")(x)
+    x = layers.DepthwiseConv2D(3, name="depthwise")(x)
+    x = layers.Conv2D(64, 1, name="pointwise")(x)
+    x = layers.Conv2D(32, 3, kernel_constraint="non_neg", name="constrained")(x)
+    nested = keras.Sequential([keras.Input((None, None, 32)), layers.Conv2D(64, 3, name="conv")], name="nested")
+    x = layers.Dense(3, name="head")(layers.GlobalAveragePooling2D()(nested(x)))
+    plan = elrt.plan_ranks(keras.Model(inputs, x), fraction=0.5)
+    assert list(plan.factorized()) == ["nested/conv"]
+    assert plan["nested/conv"] == ("tucker2", (16, 32))
+    for name, words in {
+        "stem": "excluded",
+        "grouped": "grouped",
+        "depthwise": "DepthwiseConv2D",
+        "pointwise": "1×1",
+        "constrained": "constraint",
+        "head": "Dense",
+    }.items():
+        assert plan[name].is_dense and words in plan.reasons[name] and words in str(plan)
+
+
+@pytest.mark.parametrize(
+    "exclude, dense",
+    [(None, {"stem_conv"}), ("stage1*", 6), (["stage1*", "stem_conv"], 7), ([], 0)],
+)
+def test_exclude(resnet, exclude, dense):
+    plan = elrt.plan_ranks(resnet, fraction=0.5, exclude=exclude)
+    excluded = {name for name, reason in plan.reasons.items() if reason == "excluded"}
+    assert excluded == dense if isinstance(dense, set) else len(excluded) == dense
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"max_macs": 0.4, "exclude": "layer4*"}, r"Nothing matched.*Received: exclude='layer4\*'"),
+        ({"max_macs": 0}, "Received: max_macs=0"),
+        ({"max_macs": 1.5}, "Received: max_macs=1.5"),
+        ({"max_params": True}, "Received: max_params=True"),
+        ({"fraction": 0.0}, "Received: fraction=0.0"),
+        ({}, "either `fraction` or a budget"),
+        ({"fraction": 0.5, "max_macs": 0.5}, "either `fraction` or a budget"),
+        ({"max_macs": 0.5, "method": "magic"}, "Received: method='magic'"),
+        ({"max_latency": 0.5}, "Received: max_latency=0.5"),
+        ({"max_macs": 0.5, "format": "tucker3"}, "Received: format='tucker3'"),
+        ({"max_macs": 0.5, "multiple_of": 0}, "Received: multiple_of=0"),
+    ],
+)
+def test_bad_arguments(resnet, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        elrt.plan_ranks(resnet, **arguments)
+
+
+def test_a_model_without_candidates():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3, name="only")])
+    with pytest.raises(ValueError, match="can be factorised.*only"):
+        elrt.plan_ranks(model, fraction=0.5)
+
+
+def test_plan_is_an_editable_mapping_and_saves(resnet, tmp_path):
+    plan = elrt.plan_ranks(resnet, max_macs=0.4)
+    name = "stage3_block3_2_conv"
+    plan[name] = ("tucker2", (8, 16))
+    plan["stage1_block1_1_conv"] = None
+    plan.save(tmp_path / "plan.json")
+    loaded = elrt.RankPlan.load(tmp_path / "plan.json")
+    assert dict(loaded) == dict(plan) and loaded.reasons == plan.reasons and loaded.costs == plan.costs
+    assert loaded[name].ranks == (8, 16) and loaded["stage1_block1_1_conv"].is_dense
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+    assert loaded.matching("stage3*1_conv") == [n for n in plan if n.startswith("stage3") and n.endswith("1_conv")]
+    with pytest.raises(ValueError, match=r"Received: plan\['x'\]=5"):
+        plan["x"] = 5
+    with pytest.raises(ValueError, match="'x' of the plan.*ranks=0"):
+        plan["x"] = ("tucker2", 0)
+    del plan[name]
+    assert name not in plan
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"{not json", "Expected a rank plan in JSON"),
+        (b"\xff\xfe\x00", "Expected a rank plan in JSON"),
+        (b'{"layers": {}}', "kind 'elrt_keras.RankPlan'"),
+        (b"[1]", "kind 'elrt_keras.RankPlan'"),
+        (json.dumps({"kind": "elrt_keras.RankPlan", "version": 1, "layers": {"a": 5}}).encode(), "layer 'a'"),
+        (
+            json.dumps(
+                {"kind": "elrt_keras.RankPlan", "version": 1, "layers": {"a": {"format": "cpx", "ranks": [1]}}}
+            ).encode(),
+            "'a' of the plan.*format='cpx'",
+        ),
+    ],
+)
+def test_broken_files(tmp_path, content, message):
+    path = tmp_path / "broken.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        elrt.RankPlan.load(path)
+    with pytest.raises(ValueError, match="missing.json"):
+        elrt.RankPlan.load(tmp_path / "missing.json")

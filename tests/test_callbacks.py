@@ -1,0 +1,107 @@
+"""The schedule changes what compiled training steps compute; the logger reports what NumPy finds."""
+
+import csv
+
+import keras
+import numpy as np
+import pytest
+from common import matrices, random_array, to_numpy
+
+import elrt_keras as elrt
+
+
+def tiny(regularizer, stock=False):
+    """A model whose loss is the penalty alone: the data loss is multiplied by zero and nothing moves."""
+    if stock:
+        layer = keras.layers.Conv2D(3, 3, kernel_regularizer=regularizer)
+    else:
+        layer = elrt.layers.Tucker2Conv2D(3, 3, 2, factor_regularizer=regularizer, factor_initializer="he_normal")
+    model = keras.Sequential([keras.Input((6, 6, 4)), layer, keras.layers.GlobalAveragePooling2D()])
+    model.compile(keras.optimizers.SGD(0.0), loss=lambda y, p: 0.0 * keras.ops.sum(p, axis=-1))
+    return model
+
+
+def fit(model, callbacks, **arguments):
+    arguments = {"epochs": 3, **arguments}
+    x, y = random_array(8, 6, 6, 4), random_array(8, 3)
+    return model.fit(x, y, batch_size=4, verbose=0, callbacks=callbacks, **arguments).history["loss"]
+
+
+def penalty_at_one(model):
+    layer = model.layers[0]
+    if isinstance(layer, elrt.layers.FactorizedConv):
+        found = matrices(layer)
+    else:
+        found = [to_numpy(layer.kernel).reshape(-1, layer.filters)]
+    total = 0.0
+    for m in found:
+        gram = m.T @ m if m.shape[0] >= m.shape[1] else m @ m.T
+        total += np.sum((gram - np.eye(len(gram))) ** 2) / len(gram)
+    return total
+
+
+@pytest.mark.parametrize("stock", [False, True])
+@pytest.mark.parametrize("schedule", [{0: 0.0, 1: 2.0, 2: 0.5}, lambda epoch: [0.0, 2.0, 0.5][epoch]])
+def test_schedule_takes_effect_inside_fit(stock, schedule):
+    model = tiny(elrt.regularizers.SoftOrthogonality(1.0), stock)
+    losses = fit(model, [elrt.callbacks.RegularizationSchedule(schedule)])
+    expected = np.array([0.0, 2.0, 0.5]) * penalty_at_one(model)
+    assert expected[1] > 0.1
+    np.testing.assert_allclose(losses, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_resumed_fit_takes_the_strength_of_its_epoch():
+    model = tiny(elrt.regularizers.SoftOrthogonality(1.0))
+    losses = fit(model, [elrt.callbacks.RegularizationSchedule({0: 7.0, 4: 3.0})], initial_epoch=5, epochs=6)
+    np.testing.assert_allclose(losses, [3 * penalty_at_one(model)], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "schedule, message",
+    [
+        ({}, r"dict of epoch.*Received: schedule=\{\}"),
+        (0.1, "Received: schedule=0.1"),
+        ({5: 0.1}, "starts at epoch 0"),
+        ({0: -0.1}, "at least 0"),
+        ({0: float("nan")}, "at least 0"),
+        ({-1: 0.1, 0: 0.1}, "ints of at least 0"),
+        ({0: 0.1, 1.5: 0.2}, "ints of at least 0"),
+    ],
+)
+def test_bad_schedules(schedule, message):
+    with pytest.raises(ValueError, match=message):
+        elrt.callbacks.RegularizationSchedule(schedule)
+
+
+def test_schedule_without_a_regularizer_is_an_error():
+    with pytest.raises(ValueError, match="found no orthogonality regularizer"):
+        fit(tiny(None), [elrt.callbacks.RegularizationSchedule({0: 1.0})])
+
+
+def test_logger_reports_what_numpy_finds(tmp_path):
+    model = tiny(elrt.regularizers.SoftOrthogonality(0.1))
+    logger = elrt.callbacks.OrthogonalityLogger()
+    fit(model, [logger, keras.callbacks.CSVLogger(tmp_path / "h.csv")], epochs=2)
+    errors = []
+    for m in matrices(model.layers[0]):
+        gram = m.T @ m if m.shape[0] >= m.shape[1] else m @ m.T
+        errors.append(np.linalg.norm(gram - np.eye(len(gram))) / np.sqrt(len(gram)))
+    name = model.layers[0].name
+    assert list(logger.per_factor) == [f"{name}/factor_in", f"{name}/factor_out"]
+    np.testing.assert_allclose([values[-1] for values in logger.per_factor.values()], errors, rtol=1e-4)
+    rows = list(csv.DictReader((tmp_path / "h.csv").open()))
+    assert len(rows) == 2
+    assert float(rows[1]["orthogonality_error_mean"]) == pytest.approx(np.mean(errors), rel=1e-4)
+    assert float(rows[1]["orthogonality_error_max"]) == pytest.approx(max(errors), rel=1e-4)
+
+
+def test_penalty_drives_the_factors_to_orthonormality():
+    layer = elrt.layers.Tucker2Conv2D(
+        6, 3, 3, factor_initializer="he_normal", factor_regularizer=elrt.regularizers.DoubleSoftOrthogonality(1.0)
+    )
+    model = keras.Sequential([keras.Input((6, 6, 5)), layer, keras.layers.GlobalAveragePooling2D()])
+    model.compile(keras.optimizers.SGD(0.05), "mse")
+    x, y = random_array(16, 6, 6, 5), random_array(16, 6)
+    before = max(elrt.callbacks.factor_errors(model).values())
+    model.fit(x, y, epochs=60, batch_size=16, verbose=0)
+    assert max(elrt.callbacks.factor_errors(model).values()) < 0.1 < before

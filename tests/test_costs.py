@@ -1,0 +1,95 @@
+"""Costs against closed forms and published figures."""
+
+import keras
+import numpy as np
+import pytest
+
+import elrt_keras as elrt
+
+layers = keras.layers
+
+
+def costs_of(layer, input_shape):
+    return elrt.count_costs(keras.Sequential([keras.Input(input_shape), layer]))
+
+
+@pytest.mark.parametrize(
+    "layer, input_shape, params, macs",
+    [
+        (layers.Conv2D(8, 3, padding="same"), (10, 10, 4), 9 * 32 + 8, 100 * 9 * 32),
+        (layers.Conv2D(8, (3, 2), strides=(2, 1)), (11, 10, 4), 6 * 32 + 8, 5 * 9 * 6 * 32),
+        (layers.Conv2D(8, 3, dilation_rate=2), (10, 10, 4), 9 * 32 + 8, 36 * 9 * 32),
+        (layers.Conv2D(8, 3, groups=2, padding="same"), (10, 10, 4), 9 * 16 + 8, 100 * 9 * 16),
+        (layers.Conv2D(8, 3, padding="same", data_format="channels_first"), (4, 10, 6), 296, 60 * 9 * 32),
+        (layers.Conv1D(8, 3, padding="causal"), (10, 4), 3 * 32 + 8, 10 * 3 * 32),
+        (layers.Conv3D(2, 2), (4, 4, 4, 3), 8 * 6 + 2, 27 * 8 * 6),
+        (layers.DepthwiseConv2D(3, depth_multiplier=2, padding="same"), (10, 10, 4), 72 + 8, 100 * 72),
+        (layers.SeparableConv2D(8, 3, padding="same"), (10, 10, 4), 36 + 32 + 8, 100 * (36 + 32)),
+        (layers.Conv2DTranspose(8, 3, strides=2, padding="same"), (5, 5, 4), 9 * 32 + 8, 25 * 9 * 32),
+        (layers.Dense(7), (5,), 42, 35),
+        (layers.Dense(7), (3, 5), 42, 3 * 35),
+        (layers.EinsumDense("abc,cd->abd", (3, 7)), (3, 5), 35, 3 * 35),
+        (layers.BatchNormalization(), (4, 4, 5), 10, 0),
+        (layers.Normalization(), (4, 4, 5), 0, 0),
+        (layers.MaxPooling2D(), (4, 4, 5), 0, 0),
+    ],
+)
+def test_stock_layers(layer, input_shape, params, macs):
+    costs = costs_of(layer, input_shape)
+    assert (costs.params, costs.macs) == (params, macs)
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+def test_tucker2_formula(strides):
+    r_in, r_out, size, out = 3, 5, 8, 8 // strides
+    layer = elrt.layers.Tucker2Conv2D(12, 3, (r_in, r_out), strides=strides, padding="same", execution="chain")
+    costs = costs_of(layer, (size, size, 10))
+    assert costs.macs == size**2 * 10 * r_in + out**2 * (9 * r_in * r_out + r_out * 12)
+    assert costs.params == 10 * r_in + 9 * r_in * r_out + r_out * 12 + 12
+    assert costs.activation_bytes == 4 * (size**2 * r_in + out**2 * (r_out + 12))
+    composed = elrt.layers.Tucker2Conv2D(12, 3, (r_in, r_out), strides=strides, padding="same", execution="compose")
+    assert costs_of(composed, (size, size, 10)).macs == out**2 * 9 * 120
+
+
+def test_shared_and_nested_layers():
+    shared = layers.Conv2D(4, 3, padding="same", name="shared")
+    block = keras.Sequential([keras.Input((8, 8, 4)), layers.Conv2D(4, 1, name="inner")], name="block")
+    inputs = keras.Input((8, 8, 4))
+    model = keras.Model(inputs, block(block(shared(shared(inputs)))))
+    costs = elrt.count_costs(model)
+    assert costs.params == (9 * 16 + 4) + (16 + 4) == model.count_params()
+    assert costs.macs == 2 * 64 * (9 * 16 + 16)
+    assert {row.name: row.calls for row in costs.layers if row.macs} == {"shared": 2, "inner": 2}
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.conv = layers.Conv2D(4, 3)
+
+    def call(self, inputs):
+        return self.conv(inputs)
+
+
+def test_subclassed_model_with_a_given_shape():
+    model = Subclassed()
+    model(np.zeros((1, 6, 6, 2), "float32"))
+    assert elrt.count_costs(model, input_shape=(6, 6, 2)).macs == 16 * 9 * 8
+
+
+def test_open_size_needs_a_shape_and_a_failing_trace_restores_keras():
+    model = keras.Sequential([keras.Input((None, None, 2)), layers.Conv2D(4, 3)])
+    with pytest.raises(ValueError, match="pass `input_shape`"):
+        elrt.count_costs(model)
+    assert elrt.count_costs(model, input_shape=(6, 6, 2)).macs == 16 * 9 * 8
+    original = keras.layers.Layer.__call__
+    with pytest.raises(Exception, match="."):
+        elrt.count_costs(model, input_shape=(1, 1, 2))
+    assert keras.layers.Layer.__call__ is original
+
+
+@pytest.mark.parametrize("name, published", [("resnet20", 40.55), ("resnet56", 125.49)])
+def test_published_macs(name, published):
+    costs = elrt.count_costs(elrt.models.build(name))
+    assert round(costs.macs / 1e6, 2) == published
+    assert "total" in str(costs) and f"{costs.macs:,}" in str(costs)

@@ -1,0 +1,256 @@
+"""The low-rank convolution: equal to a NumPy convolution with its composed kernel, for every argument."""
+
+import keras
+import numpy as np
+import pytest
+from common import (
+    EPS,
+    conv_cases,
+    conv_error_bound,
+    gradients,
+    matrices,
+    numpy_conv,
+    orthonormality,
+    random_array,
+    to_numpy,
+    tucker2_compose,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+import elrt_keras as elrt
+
+LAYERS = {dims: getattr(elrt.layers, f"Tucker2Conv{dims}D") for dims in (1, 2, 3)}
+STOCK = {dims: getattr(keras.layers, f"Conv{dims}D") for dims in (1, 2, 3)}
+
+
+def make(case, **arguments):
+    *kernel_size, _, filters = case["kernel_shape"]
+    layer_class = LAYERS[len(kernel_size)]
+    return layer_class(filters, tuple(kernel_size), case["ranks"], **{**case["arguments"], **arguments})
+
+
+@given(case=conv_cases(), execution=st.sampled_from(("auto", "chain", "compose")))
+def test_layer_equals_convolving_with_its_composed_kernel(case, execution):
+    layer = make(case, execution=execution, use_bias=False)
+    inputs = random_array(*case["input_shape"], seed=3)
+    outputs = to_numpy(layer(inputs))
+    assert layer.ranks == case["resolved"]
+    expected = numpy_conv(inputs, tucker2_compose(layer.factors), **case["arguments"])
+    assert outputs.shape == expected.shape == tuple(layer.compute_output_shape(case["input_shape"]))
+    bound = conv_error_bound(inputs, layer.factors, EPS["float32"], **case["arguments"])
+    assert np.all(np.abs(outputs - expected) <= bound)
+
+
+@given(case=conv_cases())
+def test_output_shape_is_the_stock_layers(case):
+    *kernel_size, _, filters = case["kernel_shape"]
+    stock = STOCK[len(kernel_size)](filters, tuple(kernel_size), **case["arguments"])
+    shape = case["input_shape"]
+    assert make(case).compute_output_shape(shape) == tuple(stock.compute_output_shape(shape))
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_bias_and_activation(data_format):
+    layer = elrt.layers.Tucker2Conv2D(
+        5,
+        3,
+        (2, 3),
+        data_format=data_format,
+        activation="relu",
+        bias_initializer=keras.initializers.RandomNormal(seed=1),
+    )
+    inputs = random_array(2, 6, 6, 6, seed=1)
+    outputs = to_numpy(layer(inputs))
+    bias = to_numpy(layer.bias).reshape((5,) if data_format == "channels_last" else (5, 1, 1))
+    linear = numpy_conv(inputs, tucker2_compose(layer.factors), data_format=data_format) + bias
+    bound = conv_error_bound(inputs, layer.factors, EPS["float32"], data_format=data_format) + EPS["float32"]
+    assert np.all(np.abs(outputs - np.maximum(linear, 0)) <= bound)
+    assert (outputs == 0).any() and (outputs > 0).any()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("execution", ["chain", "compose"])
+def test_dtype_policies(dtype, execution):
+    layer = elrt.layers.Tucker2Conv2D(6, 3, (3, 3), padding="same", dtype=dtype, execution=execution)
+    inputs = random_array(1, 5, 5, 4, seed=2)
+    outputs = layer(inputs)
+    compute = dtype.removeprefix("mixed_")
+    assert keras.backend.standardize_dtype(outputs.dtype) == compute
+    stored = "float32" if dtype.startswith("mixed") else dtype
+    assert {keras.backend.standardize_dtype(w.dtype) for w in layer.weights} == {stored}
+    bound = conv_error_bound(inputs, layer.factors, EPS[compute], padding="same")
+    assert np.all(
+        np.abs(to_numpy(outputs) - numpy_conv(inputs, tucker2_compose(layer.factors), padding="same")) <= bound
+    )
+
+
+@pytest.mark.parametrize("ranks, expected", [((2, 2), True), ((16, 16), False)])
+def test_auto_takes_the_cheaper_execution(ranks, expected):
+    layer = elrt.layers.Tucker2Conv2D(16, 3, ranks, padding="same")
+    layer.build((None, 8, 8, 16))
+    r_in, r_out = ranks
+    chain = 64 * (16 * r_in + 9 * r_in * r_out + r_out * 16)
+    dense = 64 * 9 * 16 * 16
+    assert (chain <= dense) is expected
+    assert layer.compute_macs((1, 8, 8, 16)) == min(chain, dense)
+
+
+def test_kernel_and_assign_kernel():
+    layer = elrt.layers.Tucker2Conv2D(6, (3, 2), 1.0)
+    with pytest.raises(AttributeError, match="build the layer"):
+        _ = layer.kernel
+    layer.build((None, 8, 8, 4))
+    np.testing.assert_allclose(to_numpy(layer.kernel), tucker2_compose(layer.factors), atol=1e-6)
+    kernel = random_array(3, 2, 4, 6, seed=5)
+    layer.assign_kernel(kernel)
+    np.testing.assert_allclose(to_numpy(layer.kernel), kernel, atol=1e-5)
+    with pytest.raises(ValueError, match=r"\(3, 2, 4, 6\).*Received: kernel.shape=\(3, 3, 4, 6\)"):
+        layer.assign_kernel(np.zeros((3, 3, 4, 6)))
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_from_dense_keeps_name_arguments_bias_and_at_full_rank_the_outputs(dims):
+    padding = "causal" if dims == 1 else "same"
+    dense = STOCK[dims](
+        5, 3, dilation_rate=2, padding=padding, activation="tanh", bias_initializer="ones", name="the_name"
+    )
+    inputs = random_array(2, *(6,) * dims, 4, seed=7)
+    expected = to_numpy(dense(inputs))
+    layer = LAYERS[dims].from_dense(dense, 1.0)
+    assert (layer.name, layer.padding, layer.dilation_rate) == ("the_name", padding, (2,) * dims)
+    np.testing.assert_allclose(to_numpy(layer(inputs)), expected, atol=1e-5)
+    truncated = LAYERS[dims].from_dense(dense, (2, 2), factor_regularizer=elrt.regularizers.SoftOrthogonality())
+    assert truncated.ranks == (2, 2) and truncated.factor_regularizer is not None
+
+
+def test_from_dense_refuses_what_it_cannot_carry_over():
+    make_dense = keras.layers.Conv2D
+    with pytest.raises(ValueError, match="built layer.*Received: layer='bare'"):
+        elrt.layers.Tucker2Conv2D.from_dense(make_dense(4, 3, name="bare"), 2)
+    with pytest.raises(ValueError, match="kernel_constraint=NonNeg"):
+        elrt.layers.Tucker2Conv2D.from_dense(make_dense(4, 3, kernel_constraint="non_neg"), 2)
+    with pytest.raises(ValueError, match="Conv2D. Received: layer='flat' of type Conv1D"):
+        elrt.layers.Tucker2Conv2D.from_dense(keras.layers.Conv1D(4, 3, name="flat"), 2)
+
+
+def bad(message, **arguments):
+    return pytest.param({"filters": 4, "kernel_size": 3, "ranks": 2, **arguments}, message, id=str(arguments))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        bad(r"int of at least 1.*Received: ranks=0", ranks=0),
+        bad(r"Received: ranks=-2", ranks=-2),
+        bad(r"Received: ranks=True", ranks=True),
+        bad(r"Received: ranks=0.0", ranks=0.0),
+        bad(r"Received: ranks=1.5", ranks=1.5),
+        bad(r"Received: ranks=nan", ranks=float("nan")),
+        bad(r"Received: ranks=\(2, 0\)", ranks=(2, 0)),
+        bad(r"Received: ranks=8bit", ranks="8bit"),
+        bad(r"2 entries, \(r_in, r_out\).*Received: ranks=\(2, 2, 2\)", ranks=(2, 2, 2)),
+        bad(r"r_in is at most the full rank, 3.*Received: ranks=\(4, 2\)", ranks=(4, 2)),
+        bad(r"r_out is at most the full rank, 4.*Received: ranks=\(2, 5\)", ranks=(2, 5)),
+        bad(r"strides=\(2, 2\).*dilation_rate=\(2, 2\)", strides=2, dilation_rate=2),
+        bad(r"groups=3", groups=3),
+        bad(r"share no factors.*Received: groups=2", groups=2),
+        bad(r"Received: execution='fast'", execution="fast"),
+        bad(r"padding", padding="full"),
+        bad(r"Received: filters=2.5", filters=2.5),
+        bad(r"Received: factor_initializer='best'", factor_initializer="best"),
+        bad(r"Received: factor_initializer=None", factor_initializer=None),
+        bad(r"too small.*Received: input_shape=\(None, 4, 4, 3\)", kernel_size=5),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        elrt.layers.Tucker2Conv2D(**arguments).build((None, 4, 4, 3))
+
+
+def test_bad_inputs():
+    with pytest.raises(ValueError, match="channel axis.*Received: input_shape"):
+        elrt.layers.Tucker2Conv2D(4, 3, 2).build((None, 8, 8, None))
+    with pytest.raises(ValueError, match="4 axes"):
+        elrt.layers.Tucker2Conv2D(4, 3, 2).build((None, 8, 3))
+
+
+def fitted(layer, epochs=1):
+    model = keras.Sequential([keras.Input((6, 6, 4)), layer, keras.layers.GlobalAveragePooling2D()])
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    before = [to_numpy(weight) for weight in layer.weights]
+    history = model.fit(
+        random_array(16, 6, 6, 4), random_array(16, layer.filters, seed=1), epochs=epochs, batch_size=8, verbose=0
+    )
+    return model, before, history
+
+
+@pytest.mark.parametrize("execution", ["chain", "compose"])
+def test_fit_reaches_every_weight(execution):
+    layer = elrt.layers.Tucker2Conv2D(6, 3, (2, 3), execution=execution)
+    _, before, history = fitted(layer, epochs=3)
+    assert len(before) == 4 and history.history["loss"][-1] < history.history["loss"][0]
+    for weight, value in zip(layer.weights, before):
+        assert np.abs(to_numpy(weight) - value).max() > 1e-6, weight.path
+
+
+def test_stiefel_constraint_keeps_the_factors_orthonormal_through_fit():
+    layer = elrt.layers.Tucker2Conv2D(6, 3, (2, 3), factor_constraint=elrt.constraints.Stiefel())
+    _, before, _ = fitted(layer, epochs=2)
+    for matrix, start in zip(matrices(layer), (before[0], before[2])):
+        assert orthonormality(matrix) < 1e-6  # float32 QR of a few columns
+        assert np.abs(matrix - start.reshape(matrix.shape)).max() > 1e-6
+
+
+def test_factor_penalty_sees_matrices_and_not_the_core():
+    layer = elrt.layers.Tucker2Conv2D(7, 3, (3, 4), factor_regularizer=keras.regularizers.L1(0.5))
+    layer.build((None, 8, 8, 5))
+    assert [factor.regularizer is not None for factor in layer.factors] == [True, False, True]
+    expected = 0.5 * sum(np.abs(matrix).sum() for matrix in matrices(layer))
+    np.testing.assert_allclose(sum(map(to_numpy, layer.losses)), expected, rtol=1e-6)
+    seen = []
+
+    class Shapes(keras.regularizers.Regularizer):
+        def __call__(self, matrix):
+            seen.append(tuple(matrix.shape))
+            return keras.ops.sum(matrix) * 0.0
+
+    layer = elrt.layers.Tucker2Conv2D(7, 3, (3, 4), factor_regularizer=Shapes())
+    layer.build((None, 8, 8, 5))
+    assert len(layer.losses) == 2 and seen == [(5, 3), (4, 7)]
+
+
+@pytest.mark.parametrize("regularizer", [keras.regularizers.L2(0.3), keras.regularizers.L1(0.3)])
+def test_kernel_penalty_is_that_of_the_composed_kernel(regularizer):
+    layer = elrt.layers.Tucker2Conv2D(7, 3, (3, 4), kernel_regularizer=regularizer, factor_initializer="glorot_uniform")
+    layer.build((None, 8, 8, 5))
+    kernel = tucker2_compose(layer.factors)
+    expected = 0.3 * (np.sum(kernel**2) if isinstance(regularizer, keras.regularizers.L2) else np.abs(kernel).sum())
+    np.testing.assert_allclose(sum(map(to_numpy, layer.losses)), expected, rtol=1e-5)
+    found = gradients(lambda: sum(layer.losses), layer.factors)
+    assert all(np.abs(gradient).max() > 0 for gradient in found)
+
+
+def test_kernel_penalty_of_a_shared_layer_counts_once():
+    layer = elrt.layers.Tucker2Conv2D(4, 3, 2, padding="same", kernel_regularizer=keras.regularizers.L2(0.3))
+    inputs = keras.Input((6, 6, 4))
+    model = keras.Model(inputs, layer(layer(inputs)))
+    model(random_array(1, 6, 6, 4))
+    expected = 0.3 * np.sum(tucker2_compose(layer.factors) ** 2)
+    np.testing.assert_allclose(sum(map(to_numpy, model.losses)), expected, rtol=1e-5)
+
+
+def test_penalties_are_float32_under_a_half_precision_policy():
+    penalties = {"factor_regularizer": elrt.regularizers.DoubleSoftOrthogonality(1.0), "kernel_regularizer": "l2"}
+    layer = elrt.layers.Tucker2Conv2D(64, 3, 32, dtype="bfloat16", **penalties)
+    layer.build((None, 8, 8, 64))
+    assert {keras.backend.standardize_dtype(loss.dtype) for loss in layer.losses} == {"float32"}
+
+
+def test_strength_is_state_but_no_weight(tmp_path):
+    layer = elrt.layers.Tucker2Conv2D(4, 3, 2, factor_regularizer=elrt.regularizers.SoftOrthogonality(0.25))
+    layer.build((None, 8, 8, 4))
+    strength = layer.factor_regularizer.strength_variable
+    assert any(variable is strength for variable in layer.non_trainable_variables)
+    assert not any(variable is strength for variable in layer.weights)
+    assert layer.count_params() == 4 * 2 + 9 * 2 * 2 + 2 * 4 + 4

@@ -1,0 +1,96 @@
+"""Saving and reviving: every constructor argument, at a non-default value, comes back and acts the same."""
+
+import inspect
+
+import keras
+import numpy as np
+import pytest
+from common import random_array, to_numpy
+
+import elrt_keras as elrt
+from elrt_keras.layers import FactorizedConv
+
+ARGUMENTS = {
+    "filters": 6,
+    "kernel_size": (3, 2),
+    "ranks": (0.5, 3),
+    "strides": (2, 1),
+    "padding": "same",
+    "data_format": "channels_first",
+    "dilation_rate": (1, 1),
+    "groups": 1,
+    "activation": "tanh",
+    "use_bias": True,
+    "factor_initializer": elrt.initializers.Spectral("glorot_uniform", seed=4),
+    "bias_initializer": keras.initializers.RandomNormal(seed=3),
+    "factor_regularizer": elrt.regularizers.SpectralIsometry(0.3, power_iterations=3),
+    "kernel_regularizer": keras.regularizers.L2(0.2),
+    "bias_regularizer": keras.regularizers.L1(0.1),
+    "activity_regularizer": keras.regularizers.L2(0.05),
+    "factor_constraint": elrt.constraints.Stiefel(),
+    "bias_constraint": keras.constraints.MaxNorm(0.7),
+    "execution": "compose",
+}
+
+
+def test_the_table_holds_every_argument():
+    parameters = list(inspect.signature(FactorizedConv.__init__).parameters)
+    assert parameters[1:-1] == list(ARGUMENTS)
+
+
+def test_every_argument_is_an_attribute_and_a_config_entry():
+    layer = elrt.layers.Tucker2Conv2D(**ARGUMENTS, name="low", dtype="mixed_bfloat16", trainable=False)
+    config = layer.get_config()
+    revived = elrt.layers.Tucker2Conv2D.from_config(config)
+    assert revived.get_config() == config
+    for name in ARGUMENTS:
+        assert hasattr(revived, name) and name in config
+    assert (revived.name, revived.dtype_policy.name, revived.trainable) == ("low", "mixed_bfloat16", False)
+    for name in ("ranks", "strides", "padding", "data_format", "execution", "kernel_size", "filters"):
+        assert getattr(revived, name) == ARGUMENTS[name]
+    assert revived.factor_regularizer.power_iterations == 3 and revived.factor_initializer.seed == 4
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_saved_models_come_back_with_equal_outputs_and_penalties(dims, tmp_path):
+    arguments = {**ARGUMENTS, "kernel_size": (3,) * dims, "strides": 1, "dilation_rate": 2}
+    arguments["data_format"] = "channels_last"
+    if dims == 1:
+        arguments["padding"] = "causal"
+    layer = getattr(elrt.layers, f"Tucker2Conv{dims}D")(**arguments)
+    model = keras.Sequential([keras.Input((*(7,) * dims, 4)), layer])
+    layer.bias.assign(random_array(6, seed=8))
+    inputs = random_array(2, *(7,) * dims, 4)
+    model.save(tmp_path / "model.keras")
+    revived = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(to_numpy(revived(inputs)), to_numpy(model(inputs)))
+    np.testing.assert_allclose(sum(map(to_numpy, revived.losses)), sum(map(to_numpy, model.losses)), rtol=1e-6)
+    assert revived.layers[0].ranks == (2, 3)
+
+
+def test_weights_alone_load_into_another_strength(tmp_path):
+    def build(strength):
+        regularizer = elrt.regularizers.DoubleSoftOrthogonality(strength)
+        layer = elrt.layers.Tucker2Conv2D(4, 3, 2, factor_regularizer=regularizer)
+        return keras.Sequential([keras.Input((8, 8, 4)), layer])
+
+    first, second = build(0.1), build(0.7)
+    first.save_weights(tmp_path / "w.weights.h5")
+    second.load_weights(tmp_path / "w.weights.h5")
+    inputs = random_array(1, 8, 8, 4)
+    np.testing.assert_array_equal(to_numpy(first(inputs)), to_numpy(second(inputs)))
+    assert float(to_numpy(second.layers[0].factor_regularizer.strength_variable)) == pytest.approx(0.7)
+
+
+def test_optimizer_state_survives(tmp_path):
+    layer = elrt.layers.Tucker2Conv2D(4, 3, 2, factor_regularizer=elrt.regularizers.SoftOrthogonality(0.1))
+    model = keras.Sequential([keras.Input((6, 6, 4)), layer, keras.layers.GlobalAveragePooling2D()])
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse")
+    x, y = random_array(8, 6, 6, 4), random_array(8, 4, seed=1)
+    model.fit(x, y, epochs=1, shuffle=False, verbose=0)
+    model.save(tmp_path / "model.keras")
+    revived = keras.models.load_model(tmp_path / "model.keras")
+    for candidate in (model, revived):
+        candidate.fit(x, y, epochs=2, shuffle=False, verbose=0)
+    for a, b in zip(model.weights, revived.weights):
+        np.testing.assert_allclose(to_numpy(a), to_numpy(b), atol=1e-6)

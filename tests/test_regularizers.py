@@ -1,0 +1,160 @@
+"""Orthogonality regularizers against NumPy, their gradients, and the Stiefel retraction."""
+
+import keras
+import numpy as np
+import pytest
+from common import gradients, orthonormality, random_array, to_numpy
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elrt_keras import constraints, regularizers
+
+SHAPES = [(7, 3), (3, 7), (5, 5), (40, 8)]
+
+
+def grams(matrix):
+    matrix = np.asarray(matrix, "float64")
+    return matrix.T @ matrix - np.eye(matrix.shape[1]), matrix @ matrix.T - np.eye(matrix.shape[0])
+
+
+def smaller(matrix):
+    return min(grams(matrix), key=len)
+
+
+def dso_oracle(matrix):
+    """The paper's formula with both Gram matrices and 1/Φ."""
+    return sum(np.sum(deviation**2) for deviation in grams(matrix)) / min(matrix.shape)
+
+
+ORACLES = {
+    regularizers.SoftOrthogonality: lambda m: np.sum(smaller(m) ** 2) / min(m.shape),
+    regularizers.DoubleSoftOrthogonality: dso_oracle,
+    regularizers.MutualCoherence: lambda m: np.abs(smaller(m)).max(),
+}
+
+
+@pytest.mark.parametrize("regularizer", ORACLES)
+@given(rows=st.integers(1, 9), columns=st.integers(1, 9), seed=st.integers(0, 99))
+def test_against_numpy(regularizer, rows, columns, seed):
+    matrix = random_array(rows, columns, seed=seed)
+    expected = 0.3 * ORACLES[regularizer](matrix)
+    # A sum of positive terms of up to ten products: relative error of some tens of units in the last place.
+    np.testing.assert_allclose(to_numpy(regularizer(0.3)(matrix)), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("scale", [0.1, 0.5, 2.0])
+def test_srip_against_the_spectral_norm(shape, scale):
+    matrix = random_array(*shape, seed=4, scale=scale)
+    exact = np.linalg.norm(smaller(matrix), 2)
+    got = float(to_numpy(regularizers.SpectralIsometry(1.0, power_iterations=200)(matrix)))
+    assert got == pytest.approx(exact, rel=1e-3)
+    default = float(to_numpy(regularizers.SpectralIsometry(1.0)(matrix)))
+    assert 0.9 * exact <= default <= exact * (1 + 1e-5)  # from below, by the nature of power iteration
+
+
+def test_srip_gradient_is_that_of_the_norm():
+    variable = keras.Variable(random_array(6, 4, seed=2))
+    penalty = regularizers.SpectralIsometry(1.0, power_iterations=100)
+    (got,) = gradients(lambda: penalty(variable.value), [variable])
+    matrix, step = to_numpy(variable), 1e-6
+    expected = np.zeros_like(matrix)
+    for index in np.ndindex(*matrix.shape):
+        shift = np.zeros_like(matrix)
+        shift[index] = step
+        up, down = (np.linalg.norm(smaller(matrix + s * shift), 2) for s in (1, -1))
+        expected[index] = (up - down) / (2 * step)
+    np.testing.assert_allclose(got, expected, atol=1e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_gradient_of_dso_is_twice_that_of_so(shape, normalize):
+    variable = keras.Variable(random_array(*shape, seed=1))
+    pair = [
+        kind(0.7, normalize=normalize)
+        for kind in (regularizers.SoftOrthogonality, regularizers.DoubleSoftOrthogonality)
+    ]
+    single, double = (gradients(lambda r=r: r(variable.value), [variable])[0] for r in pair)
+    assert np.abs(single).max() > 0
+    np.testing.assert_allclose(double, 2 * single, rtol=1e-5, atol=1e-6 * np.abs(single).max())
+
+
+@pytest.mark.parametrize("regularizer", regularizers.BY_NAME.values())
+@pytest.mark.parametrize("matrix", [np.eye(6, 3), np.eye(3, 6), np.zeros((4, 3)), np.ones((1, 1))])
+def test_gradients_are_finite_at_the_special_points(regularizer, matrix):
+    variable = keras.Variable(matrix.astype("float32"))
+    (gradient,) = gradients(lambda: regularizer(1.0)(variable.value), [variable])
+    assert gradient is not None and np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("regularizer", regularizers.BY_NAME.values())
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_weights_accumulate_in_float32(regularizer, dtype):
+    # 2048 ones: a float16 sum of their squares stalls at 2048, and its square would overflow.
+    weight = keras.ops.ones((2048, 2), dtype=dtype)
+    value = regularizer(1.0)(weight)
+    assert keras.backend.standardize_dtype(value.dtype) == "float32"
+    expected = regularizer(1.0)(np.ones((2048, 2), "float32"))
+    np.testing.assert_allclose(to_numpy(value), to_numpy(expected), rtol=1e-6)
+
+
+@pytest.mark.parametrize("regularizer", regularizers.BY_NAME.values())
+def test_a_kernel_is_read_as_a_matrix(regularizer):
+    kernel = random_array(3, 3, 2, 5)
+    np.testing.assert_allclose(
+        to_numpy(regularizer(0.5)(kernel)), to_numpy(regularizer(0.5)(kernel.reshape(18, 5))), rtol=1e-6
+    )
+    with pytest.raises(ValueError, match=r"at least two axes. Received: shape=\(4,\)"):
+        regularizer()(np.ones(4, "float32"))
+
+
+@pytest.mark.parametrize("regularizer", regularizers.BY_NAME.values())
+def test_strength_can_be_set_and_is_saved(regularizer):
+    matrix = random_array(5, 3)
+    instance = regularizer(0.5)
+    before = float(to_numpy(instance(matrix)))
+    instance.strength = 1.5
+    assert float(to_numpy(instance(matrix))) == pytest.approx(3 * before, rel=1e-5)
+    revived = keras.regularizers.get(keras.regularizers.serialize(instance))
+    assert type(revived) is regularizer and revived.strength == 1.5
+    for value in (-1, float("nan"), float("inf"), "much"):
+        with pytest.raises(ValueError, match=f"Received: strength={value!r}"):
+            regularizer(value)
+
+
+def test_further_arguments_round_trip_and_are_checked():
+    assert regularizers.SoftOrthogonality(1.0, normalize=False).get_config() == {"strength": 1.0, "normalize": False}
+    assert regularizers.SpectralIsometry.from_config({"strength": 1.0, "power_iterations": 3}).power_iterations == 3
+    with pytest.raises(ValueError, match="Received: power_iterations=0"):
+        regularizers.SpectralIsometry(power_iterations=0)
+
+
+@given(rows=st.integers(1, 8), columns=st.integers(1, 8), seed=st.integers(0, 99))
+def test_orthogonality_error_against_numpy(rows, columns, seed):
+    matrix = random_array(rows, columns, seed=seed)
+    deviation = smaller(matrix)
+    expected = np.linalg.norm(deviation) / np.sqrt(len(deviation))
+    assert regularizers.orthogonality_error(matrix) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (3, 3, 4, 6)])
+def test_stiefel_retracts_and_keeps_what_is_orthonormal(shape):
+    project = constraints.Stiefel()
+    weight = random_array(*shape, seed=6)
+    result = to_numpy(project(weight))
+    assert result.shape == shape and orthonormality(result.reshape(-1, shape[-1])) < 1e-5
+    again = to_numpy(project(result.astype("float32")))
+    np.testing.assert_allclose(again, result, atol=1e-5)
+    # QR spans what the matrix spans: the tall side's column space is unchanged.
+    matrix, flat = weight.reshape(-1, shape[-1]).astype("float64"), result.reshape(-1, shape[-1])
+    if matrix.shape[0] < matrix.shape[1]:
+        matrix, flat = matrix.T, flat.T
+    np.testing.assert_allclose(flat @ (flat.T @ matrix), matrix, atol=1e-4)
+
+
+def test_stiefel_in_half_precision_and_bad_input():
+    result = constraints.Stiefel()(keras.ops.cast(random_array(6, 3), "bfloat16"))
+    assert keras.backend.standardize_dtype(result.dtype) == "bfloat16"
+    with pytest.raises(ValueError, match="at least two axes"):
+        constraints.Stiefel()(np.ones(3, "float32"))
