@@ -1,6 +1,6 @@
 """Keeps the evidence of finished runs: summary, history, flags and machine, as JSON under `benchmarks/results/`.
 
-  python -m benchmarks.collect --experiment=cifar10_short --data="CIFAR-10" runs/dense runs/elrt_dso
+python -m benchmarks.collect --experiment=cifar10_short --data="CIFAR-10" runs/dense runs/elrt_dso
 """
 
 import csv

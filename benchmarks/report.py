@@ -1,6 +1,6 @@
 """Writes `docs/results.md` and its pictures from the JSON files under `benchmarks/results/`.
 
-  python -m benchmarks.report
+python -m benchmarks.report
 """
 
 import json
@@ -95,7 +95,9 @@ def main():
             "Dense against ELRT (Tucker-2 from scratch at 40 % of the MACs), without and with double soft "
             "orthogonality. One recipe, one seed, a one-cycle schedule of few epochs: it shows that the parts work "
             "together and how far the penalty keeps the factors orthonormal. One seed and a short schedule say little "
-            "about differences of a point.",
+            "about differences of a point. Both low-rank runs have the ranks of "
+            "`benchmarks/results/plans/resnet20_cifar10_0.4.json` (for `--rank_plan`); the planner has since learned to "
+            "step single ranks and gives two of the layers others.",
             "cifar10_short",
         ),
         section(
