@@ -16,9 +16,10 @@ class Stiefel(keras.constraints.Constraint):
 
     Example:
 
-    >>> q = elrt_keras.constraints.Stiefel()(np.array([[2.0, 0.0], [0.0, 3.0], [0.0, 0.0]], dtype="float32"))
-    >>> np.round(keras.ops.convert_to_numpy(q), 3).tolist()
-    [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
+    >>> weight = np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]], dtype="float32")
+    >>> q = keras.ops.convert_to_numpy(elrt_keras.constraints.Stiefel()(weight))
+    >>> np.allclose(q.T @ q, np.eye(2), atol=1e-6)
+    True
     """
 
     def __call__(self, weight):

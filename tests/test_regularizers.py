@@ -84,7 +84,8 @@ def test_gradient_of_dso_is_twice_that_of_so(shape, normalize):
 @pytest.mark.parametrize("matrix", [np.eye(6, 3), np.eye(3, 6), np.zeros((4, 3)), np.ones((1, 1))])
 def test_gradients_are_finite_at_the_special_points(regularizer, matrix):
     variable = keras.Variable(matrix.astype("float32"))
-    (gradient,) = gradients(lambda: regularizer(1.0)(variable.value), [variable])
+    instance = regularizer(1.0)
+    (gradient,) = gradients(lambda: instance(variable.value), [variable])
     assert gradient is not None and np.isfinite(gradient).all()
 
 
