@@ -1,5 +1,7 @@
 """Whole models: dense to low-rank (`factorize`) and back (`merge`)."""
 
+import functools
+
 import keras
 
 from elrt_keras import formats, initializers
@@ -126,10 +128,11 @@ def _check_convertible(model):
         raise ValueError(f"Expected a built model. Received: model={model.name!r}, which has no weights yet")
 
 
+@functools.cache
 def _functional_class():
     # Keras exports no name for the class of a functional model; `keras.Model(inputs, outputs)` returns it.
-    tensor = keras.Input((1,), name="probe")
-    return type(keras.Model(tensor, tensor, name="probe"))
+    inputs = keras.Input((1,), name="probe")
+    return type(keras.Model(inputs, keras.layers.Identity(name="probe_identity")(inputs), name="probe"))
 
 
 def _checked_replacements(model, plan):

@@ -5,6 +5,9 @@ kernel has that variance, so the factors cannot be drawn one by one: the initial
 the core. A stock Keras initializer (by name or object) is accepted too and then fills each factor on its own.
 """
 
+import concurrent.futures
+import numbers
+
 import keras
 import numpy as np
 
@@ -22,9 +25,11 @@ class FactorInitializer(keras.initializers.Initializer):
 
     def __init__(self, kernel_initializer="he_normal", seed=None):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        self.seed = seed
-        # Drawn from Keras' own default seeds, so that `keras.utils.set_random_seed` makes a model reproducible.
-        self._seed = int(np.random.randint(_MAX_SEED)) if seed is None else int(seed)
+        if self.kernel_initializer is None:
+            raise ValueError("Expected the initializer of the dense kernel. Received: kernel_initializer=None")
+        self.seed = _validated_seed(seed)
+        # NumPy's global state, so that `keras.utils.set_random_seed` makes a model reproducible.
+        self._seed = int(np.random.randint(_MAX_SEED)) if seed is None else self.seed
 
     def factors(self, factor_format, kernel_shape, ranks):
         """The factors as float32 NumPy arrays, in the order of the chain.
@@ -44,8 +49,8 @@ class FactorInitializer(keras.initializers.Initializer):
 
     def _dense_kernel(self, kernel_shape):
         """A draw of the dense initializer, which takes this seed unless it has one of its own."""
-        config = self.kernel_initializer.get_config()
         initializer = self.kernel_initializer
+        config = initializer.get_config() if hasattr(initializer, "get_config") else {}
         if "seed" in config and config["seed"] is None:
             initializer = type(initializer).from_config({**config, "seed": self._seed})
         return np.asarray(keras.ops.convert_to_numpy(initializer(tuple(kernel_shape), dtype="float32")))
@@ -158,6 +163,14 @@ class Decomposed(FactorInitializer):
         return {"kernel": self.kernel.tolist()}
 
 
+def _validated_seed(seed):
+    if seed is None:
+        return None
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:
+        raise ValueError(f"`seed` is an int of at least 0, or None. Received: seed={seed!r}")
+    return int(seed)
+
+
 _BY_NAME = {"orthogonal_factors": OrthogonalFactors, "spectral": Spectral}
 
 
@@ -182,11 +195,22 @@ def get(identifier):
 
 
 def draw_factors(initializer, factor_format, kernel_shape, ranks):
-    """The initial factors of one layer as NumPy arrays, whatever kind of initializer it has."""
-    if isinstance(initializer, FactorInitializer):
-        return initializer.factors(factor_format, kernel_shape, ranks)
-    shapes = formats.get(factor_format).factor_shapes(kernel_shape, ranks)
-    return [keras.ops.convert_to_numpy(draw(shape, dtype="float32")) for draw, shape in _one_each(initializer, shapes)]
+    """The initial factors of one layer as NumPy arrays, whatever kind of initializer it has.
+
+    Keras may ask for initial values while it traces a graph, where nothing has a value yet. Graphs, traces and scopes
+    belong to a thread, so the draw happens in a thread of its own, where every backend computes eagerly.
+    """
+
+    def draw():
+        if isinstance(initializer, FactorInitializer):
+            return initializer.factors(factor_format, kernel_shape, ranks)
+        shapes = formats.get(factor_format).factor_shapes(kernel_shape, ranks)
+        return [
+            keras.ops.convert_to_numpy(one(shape, dtype="float32")) for one, shape in _one_each(initializer, shapes)
+        ]
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(draw).result()
 
 
 def _one_each(initializer, shapes):

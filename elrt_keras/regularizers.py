@@ -195,20 +195,21 @@ class SpectralIsometry(OrthogonalityRegularizer):
 
     def __init__(self, strength=1e-3, power_iterations=16):
         super().__init__(strength)
-        if not isinstance(power_iterations, int) or power_iterations < 1:
+        if isinstance(power_iterations, bool) or not isinstance(power_iterations, int) or power_iterations < 1:
             raise ValueError(f"Expected an int of at least 1. Received: power_iterations={power_iterations!r}")
         self.power_iterations = power_iterations
 
     def penalty(self, matrix):
         deviation = gram_deviation(matrix)
-        start = np.random.default_rng(0).standard_normal((deviation.shape[0], 1)).astype("float32")
+        start = np.random.default_rng(0).standard_normal((deviation.shape[0], 1))
+        start = (start / np.linalg.norm(start)).astype("float32")
         direction = ops.cast(ops.convert_to_tensor(start), deviation.dtype)
         fixed = ops.stop_gradient(deviation)
         for _ in range(self.power_iterations - 1):
             direction = ops.matmul(fixed, direction)
             direction = direction / (_norm(direction) + 1e-12)
         # d‖Mv‖ at the leading eigenvector v is the derivative of the spectral norm, so v itself needs no gradient.
-        return _norm(ops.matmul(deviation, direction)) / (_norm(direction) + 1e-12)
+        return _norm(ops.matmul(deviation, direction))
 
     def get_config(self):
         return {**super().get_config(), "power_iterations": self.power_iterations}

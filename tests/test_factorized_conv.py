@@ -79,7 +79,10 @@ def test_dtype_policies(dtype, execution):
     assert keras.backend.standardize_dtype(outputs.dtype) == compute
     stored = "float32" if dtype.startswith("mixed") else dtype
     assert {keras.backend.standardize_dtype(w.dtype) for w in layer.weights} == {stored}
-    bound = conv_error_bound(inputs, layer.factors, EPS[compute], padding="same")
+    # Products accumulate in float32; what rounds to half precision is the input, the factors and the stages' outputs:
+    # seven times half an eps, or fewer on the composed way.
+    roundings = None if compute == "float32" else 4
+    bound = conv_error_bound(inputs, layer.factors, EPS[compute], roundings, padding="same")
     assert np.all(
         np.abs(to_numpy(outputs) - numpy_conv(inputs, tucker2_compose(layer.factors), padding="same")) <= bound
     )
@@ -94,6 +97,20 @@ def test_auto_takes_the_cheaper_execution(ranks, expected):
     dense = 64 * 9 * 16 * 16
     assert (chain <= dense) is expected
     assert layer.compute_macs((1, 8, 8, 16)) == min(chain, dense)
+
+
+@pytest.mark.parametrize("strides, padding, macs", [(1, "same", 29696), (2, "same", 9216), (2, "valid", 5184)])
+def test_auto_counts_the_first_stage_at_the_resolution_of_the_input(strides, padding, macs):
+    # 8 × 8 pixels, 8 → 8 channels, ranks (8, 5): the chain takes 64·64 + outputs·400, the dense kernel outputs·576.
+    layer = elrt.layers.Tucker2Conv2D(8, 3, (8, 5), strides=strides, padding=padding)
+    layer.build((None, 8, 8, 8))
+    assert layer.compute_macs((1, 8, 8, 8)) == macs
+    forced = elrt.layers.Tucker2Conv2D(8, 3, (8, 5), strides=strides, padding=padding, execution="chain")
+    forced.build((None, 8, 8, 8))
+    assert (
+        forced.compute_macs((1, 8, 8, 8))
+        == 4096 + 400 * {(1, "same"): 64, (2, "same"): 16, (2, "valid"): 9}[strides, padding]
+    )
 
 
 def test_kernel_and_assign_kernel():
@@ -254,3 +271,21 @@ def test_strength_is_state_but_no_weight(tmp_path):
     assert any(variable is strength for variable in layer.non_trainable_variables)
     assert not any(variable is strength for variable in layer.weights)
     assert layer.count_params() == 4 * 2 + 9 * 2 * 2 + 2 * 4 + 4
+
+
+def test_layers_that_share_a_regularizer_train_and_count_it_once_as_a_variable():
+    regularizer = elrt.regularizers.SoftOrthogonality(0.1)
+    layers = [
+        elrt.layers.Tucker2Conv2D(
+            4, 3, 2, padding="same", factor_regularizer=regularizer, factor_initializer="he_normal"
+        )
+        for _ in range(2)
+    ]
+    model = keras.Sequential([keras.Input((6, 6, 4)), *layers, keras.layers.GlobalAveragePooling2D()])
+    assert len(model.variables) == len(model.weights) + 1
+    expected = sum(float(to_numpy(regularizer(matrix))) for layer in layers for matrix in matrices(layer))
+    assert sum(map(to_numpy, model.losses)) == pytest.approx(expected, rel=1e-5)
+    model.compile(keras.optimizers.SGD(0.01), "mse")
+    before = [to_numpy(weight) for weight in model.weights]
+    model.fit(random_array(8, 6, 6, 4), random_array(8, 4, seed=1), verbose=0)
+    assert all(np.abs(to_numpy(weight) - value).max() > 0 for weight, value in zip(model.weights, before))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorly
 from common import EPS, conv_cases, depthwise_as_dense, numpy_conv, orthonormality, random_array, to_numpy
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tensorly.decomposition import partial_tucker
 from tensorly.tenalg import multi_mode_dot
@@ -213,6 +213,8 @@ def test_ranks_resolve(ranks, expected):
     assert all(type(rank) is int for rank in resolved)
 
 
+@example(hundredths=7, limit=100)
+@example(hundredths=28, limit=25)
 @given(hundredths=st.integers(1, 100), limit=st.integers(1, 512))
 def test_fractions_round_up_as_the_decimal_number_they_are_written_as(hundredths, limit):
     # 0.07 of 100 is 7, although 0.07 · 100 in floating point is a little more.

@@ -103,3 +103,58 @@ def test_activations_keep_the_variance_of_the_dense_layer():
     )
     spread = [float(np.std(keras.ops.convert_to_numpy(layer(inputs)))) for layer in (dense, low)]
     assert spread[1] == pytest.approx(spread[0], rel=0.25)  # one draw of a kernel of rank 16
+
+
+@pytest.mark.parametrize("initializer", [initializers.OrthogonalFactors, initializers.Spectral])
+@pytest.mark.parametrize(
+    "arguments, received",
+    [
+        ({"seed": -1}, "seed=-1"),
+        ({"seed": "one"}, "seed='one'"),
+        ({"seed": 1.5}, "seed=1.5"),
+        ({"kernel_initializer": None}, "kernel_initializer=None"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_refused_at_once(initializer, arguments, received):
+    with pytest.raises(ValueError, match=f"Received: {received}"):
+        initializer(**arguments)
+
+
+def test_config_is_plain_python():
+    config = initializers.OrthogonalFactors(seed=np.int64(3)).get_config()
+    assert type(config["seed"]) is int
+
+
+@pytest.mark.parametrize("initializer", [initializers.OrthogonalFactors, initializers.Spectral])
+def test_a_function_serves_as_dense_initializer(initializer):
+    def two(shape, dtype=None):
+        return 2.0 * keras.ops.ones(shape, dtype=dtype)
+
+    composed = tucker2_compose(initializer(two, seed=0).factors("tucker2", SHAPE, RANKS))
+    assert np.mean(composed**2) == pytest.approx(4.0, rel=1e-5)
+
+
+class Wrapped(keras.Model):
+    """A subclassed model: its layers are built when it first runs."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.pool = layer, keras.layers.GlobalAveragePooling2D()
+
+    def call(self, inputs):
+        return self.pool(self.layer(inputs))
+
+
+@pytest.mark.parametrize("initializer", ["orthogonal_factors", "spectral", "he_normal"])
+@pytest.mark.parametrize("kind", ["sequential", "subclassed"])
+def test_a_model_that_fit_builds_itself_starts_from_the_initializer(initializer, kind):
+    # Keras builds such a model while it traces it, where a tensor has no value yet.
+    layer = elrt.layers.Tucker2Conv2D(6, 3, (2, 3), factor_initializer=initializer)
+    pooled = keras.Sequential([layer, keras.layers.GlobalAveragePooling2D()])
+    model = pooled if kind == "sequential" else Wrapped(layer)
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    model.fit(random_array(4, 6, 6, 4), random_array(4, 6, seed=1), verbose=0)
+    assert np.abs(tucker2_compose(layer.factors)).max() > 0
+    if initializer != "he_normal":
+        assert max(map(orthonormality, matrices(layer))) < 1e-5

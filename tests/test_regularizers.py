@@ -131,6 +131,24 @@ def test_further_arguments_round_trip_and_are_checked():
         regularizers.SpectralIsometry(power_iterations=0)
 
 
+@pytest.mark.parametrize(
+    "matrix", [np.eye(3), np.eye(6, 3), np.eye(3, 6), np.eye(1), -np.eye(2)], ids=lambda m: str(m.shape)
+)
+def test_penalties_of_exactly_orthonormal_matrices(matrix):
+    # S − I is exactly zero here, so there is no rounding; an epsilon that guards a division may remain.
+    matrix = matrix.astype("float32")
+    for kind in (regularizers.SoftOrthogonality, regularizers.MutualCoherence, regularizers.SpectralIsometry):
+        assert float(to_numpy(kind(1.0)(matrix))) <= 1e-9, kind.__name__
+    constant = abs(matrix.shape[0] - matrix.shape[1]) / min(matrix.shape)
+    assert float(to_numpy(regularizers.DoubleSoftOrthogonality(1.0)(matrix))) == constant
+
+
+@pytest.mark.parametrize("value", [True, 2.0, "3", None, -1])
+def test_power_iterations_are_a_positive_int(value):
+    with pytest.raises(ValueError, match=f"Received: power_iterations={value!r}"):
+        regularizers.SpectralIsometry(power_iterations=value)
+
+
 @given(rows=st.integers(1, 8), columns=st.integers(1, 8), seed=st.integers(0, 99))
 def test_orthogonality_error_against_numpy(rows, columns, seed):
     matrix = random_array(rows, columns, seed=seed)

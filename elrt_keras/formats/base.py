@@ -7,6 +7,7 @@ further file here.
 """
 
 import dataclasses
+import fractions
 import math
 import numbers
 
@@ -163,7 +164,7 @@ class Format:
         full = self.max_ranks(kernel_shape)
         given = ranks if isinstance(ranks, tuple) else (ranks,) * len(full)
         resolved = tuple(
-            math.ceil(rank * limit) if isinstance(rank, float) else rank for rank, limit in zip(given, full)
+            _rounded_up(rank, limit) if isinstance(rank, float) else rank for rank, limit in zip(given, full)
         )
         for name, rank, limit in zip(self.rank_names, resolved, full):
             if rank > limit:
@@ -186,6 +187,11 @@ def _validate_rank(rank, ranks):
     raise ValueError(
         f"A rank is an int of at least 1, or a float in (0, 1] for a fraction of the full rank. Received: ranks={ranks}"
     )
+
+
+def _rounded_up(fraction, limit):
+    """⌈fraction · limit⌉ for the decimal number that was written: 0.1 of 30 is 3, though 0.1 · 30 > 3 in binary."""
+    return math.ceil(fractions.Fraction(repr(fraction)) * limit)
 
 
 def register(format_class):

@@ -16,6 +16,26 @@ _EXECUTIONS = ("auto", "chain", "compose")
 _NOMINAL_SIZE = 128
 
 
+class _Penalty(keras.regularizers.Regularizer):
+    """The sum of functions of one variable, as the regularizer object that Keras wants on it."""
+
+    def __init__(self, terms):
+        self._terms = terms
+
+    def __call__(self, variable):
+        return sum(term(variable) for term in self._terms)
+
+
+class _Projection(keras.constraints.Constraint):
+    """A constraint on a factor read as a matrix."""
+
+    def __init__(self, constraint, view):
+        self._constraint, self._view = constraint, view
+
+    def __call__(self, factor):
+        return self._view.from_matrix(self._constraint(self._view.to_matrix(factor)), factor.shape)
+
+
 class FactorizedConv(keras.layers.Layer):
     """A convolution whose kernel is held as the factors of a low-rank format, from the first step to the last.
 
@@ -184,7 +204,7 @@ class FactorizedConv(keras.layers.Layer):
             terms.append(lambda factor: self.factor_regularizer(view.to_matrix(factor)))
         if index == self.format.core_index and self.kernel_regularizer is not None:
             terms.append(self._kernel_penalty)
-        return (lambda factor: sum(term(factor) for term in terms)) if terms else None
+        return _Penalty(terms) if terms else None
 
     def _kernel_penalty(self, core):
         # Keras penalises variable by variable; the other factors are read beside the core it passes in.
@@ -200,7 +220,7 @@ class FactorizedConv(keras.layers.Layer):
     def _projection(self, view):
         if view is None or self.factor_constraint is None:
             return None
-        return lambda factor: view.from_matrix(self.factor_constraint(view.to_matrix(factor)), factor.shape)
+        return _Projection(self.factor_constraint, view)
 
     def call(self, inputs):
         factors = [ops.convert_to_tensor(factor) for factor in self.factors]
