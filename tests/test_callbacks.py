@@ -13,7 +13,7 @@ import elrt_keras as elrt
 def tiny(regularizer, stock=False):
     """A model whose loss is the penalty alone: the data loss is multiplied by zero and nothing moves."""
     if stock:
-        layer = keras.layers.Conv2D(3, 3, kernel_regularizer=regularizer)
+        layer = keras.layers.Conv2D(3, 3, kernel_initializer="zeros", kernel_regularizer=regularizer)
     else:
         layer = elrt.layers.Tucker2Conv2D(3, 3, 2, factor_regularizer=regularizer, factor_initializer="he_normal")
     model = keras.Sequential([keras.Input((6, 6, 4)), layer, keras.layers.GlobalAveragePooling2D()])
@@ -46,7 +46,7 @@ def test_schedule_takes_effect_inside_fit(stock, schedule):
     model = tiny(elrt.regularizers.SoftOrthogonality(1.0), stock)
     losses = fit(model, [elrt.callbacks.RegularizationSchedule(schedule)])
     expected = np.array([0.0, 2.0, 0.5]) * penalty_at_one(model)
-    assert expected[1] > 0.01
+    assert expected[1] > 0.1
     np.testing.assert_allclose(losses, expected, rtol=1e-4, atol=1e-6)
 
 
