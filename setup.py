@@ -8,7 +8,8 @@ from setuptools import setup
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "elrt_keras" / "__init__.py").read_text(encoding="utf-8"))[1]
 
-PACKAGES = [f"elrt_keras{suffix}" for suffix in ("", ".export", ".formats", ".launch", ".layers", ".models", ".ranks")]
+ROOMS = ("conversion", "export", "formats", "launch", "layers", "models", "ranks")
+PACKAGES = ["elrt_keras", *(f"elrt_keras.{room}" for room in ROOMS)]
 
 setup(
     name="elrt_keras",

@@ -10,7 +10,7 @@ low_rank = elrt.factorize(model, plan, factor_regularizer=elrt.regularizers.Doub
 import importlib
 
 from elrt_keras import callbacks, constraints, formats, initializers, layers, regularizers
-from elrt_keras.conversion import factorize, merge
+from elrt_keras.conversion import expand, factorize, merge, shrink, shrink_curve
 from elrt_keras.costs import LayerCosts, ModelCosts, count_costs
 from elrt_keras.ranks import LayerPlan, RankPlan, plan_ranks
 
@@ -24,6 +24,7 @@ __all__ = [
     "callbacks",
     "constraints",
     "count_costs",
+    "expand",
     "export",
     "factorize",
     "formats",
@@ -33,6 +34,8 @@ __all__ = [
     "models",
     "plan_ranks",
     "regularizers",
+    "shrink",
+    "shrink_curve",
 ]
 
 # Higher rooms of the package: there after one import, loaded when first used.

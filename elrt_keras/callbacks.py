@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from elrt_keras.layers import FactorizedConv
+from elrt_keras.layers import FactorizedLayer
 from elrt_keras.regularizers import OrthogonalityRegularizer, orthogonality_error
 from elrt_keras.traversal import iterate_layers
 
@@ -15,7 +15,7 @@ def factor_errors(model):
     """
     errors = {}
     for path, layer in iterate_layers(model):
-        if isinstance(layer, FactorizedConv):
+        if isinstance(layer, FactorizedLayer):
             for view in layer.format.orthogonal_factors(layer.spatial_dims):
                 matrix = view.to_matrix(keras.ops.convert_to_tensor(layer.factors[view.index]))
                 errors[f"{path}/{layer.format.factor_names[view.index]}"] = orthogonality_error(matrix)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import elrt_keras as elrt
+from elrt_keras import formats
 from elrt_keras.ranks.plan import DENSE
 
 layers = keras.layers
@@ -26,6 +27,32 @@ def planned(resnet, plan):
         for resource in ("macs", "params")
     }
     return (dense.macs - saved["macs"]) / dense.macs, (dense.params - saved["params"]) / dense.params
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Six layers of growing width, one of them a 1×1 convolution, one dense."""
+    model = keras.Sequential([keras.Input((16, 16, 3)), layers.Conv2D(16, 3, name="stem")])
+    for index, filters in enumerate((24, 32, 48, 64)):
+        model.add(layers.Conv2D(filters, 3, strides=1 + index % 2, padding="same", name=f"conv{index}"))
+    model.add(layers.Conv2D(96, 1, name="pointwise"))
+    for layer in (layers.GlobalAveragePooling2D(), layers.Dense(128, name="hidden"), layers.Dense(10, name="head")):
+        model.add(layer)
+    return model
+
+
+@pytest.mark.parametrize("method", ["uniform", "energy", "vbmf", "stable_rank"])
+@pytest.mark.parametrize("name", formats.names())
+def test_every_format_and_method_meets_budgets(small, name, method):
+    for budgets in ({"max_macs": 0.5}, {"max_params": 0.5}, {"max_macs": 0.6, "max_params": 0.45}):
+        plan = elrt.plan_ranks(small, format=name, method=method, multiple_of=2, **budgets)
+        assert {entry.format for entry in plan.factorized().values()} <= {name, "svd"}
+        spent = dict(zip(("max_macs", "max_params"), planned(small, plan)))
+        assert all(spent[resource] <= budget for resource, budget in budgets.items())
+        assert any(spent[resource] >= budget - 0.02 for resource, budget in budgets.items()), spent
+        for row in plan.costs.values():  # break-even: nothing gets dearer in what is judged
+            judged = [resource.removeprefix("max_") for resource in budgets]
+            assert all(row[f"planned_{resource}"] <= row[resource] for resource in judged)
 
 
 @settings(max_examples=20)
@@ -84,22 +111,20 @@ def test_what_stays_dense_and_why():
     nested = keras.Sequential([keras.Input((None, None, 32)), layers.Conv2D(64, 3, name="conv")], name="nested")
     x = layers.Dense(3, name="head")(layers.GlobalAveragePooling2D()(nested(x)))
     plan = elrt.plan_ranks(keras.Model(inputs, x), fraction=0.5)
-    assert list(plan.factorized()) == ["nested/conv"]
-    assert plan["nested/conv"] == ("tucker2", (16, 32))
+    assert plan.factorized() == {"pointwise": ("svd", (16,)), "nested/conv": ("tucker2", (16, 32))}
     for name, words in {
         "stem": "excluded",
         "grouped": "grouped",
-        "depthwise": "DepthwiseConv2D",
-        "pointwise": "1×1",
+        "depthwise": "depthwise",
         "constrained": "constraint",
-        "head": "Dense",
+        "head": "excluded",
     }.items():
         assert plan[name].is_dense and words in plan.reasons[name] and words in str(plan)
 
 
 @pytest.mark.parametrize(
     "exclude, dense",
-    [(None, {"stem_conv"}), ("stage1*", 6), (["stage1*", "stem_conv"], 7), ([], 0)],
+    [(None, {"stem_conv", "classifier"}), ("stage1*", 6), (["stage1*", "stem_conv"], 7), ([], 0)],
 )
 def test_exclude(resnet, exclude, dense):
     plan = elrt.plan_ranks(resnet, fraction=0.5, exclude=exclude)
@@ -128,9 +153,63 @@ def test_bad_arguments(resnet, arguments, message):
         elrt.plan_ranks(resnet, **arguments)
 
 
+def test_formats_by_layer(resnet):
+    plan = elrt.plan_ranks(
+        resnet,
+        format={"stage3*": "svd", "stage2_block1_1_conv": "cp", "stage2*": "dense", "*": "tucker2"},
+        fraction=0.25,
+    )
+    kinds = {name: entry.format for name, entry in plan.items()}
+    assert kinds["stage3_block1_1_conv"] == "svd" and kinds["stage2_block1_1_conv"] == "cp"
+    assert kinds["stage2_block2_1_conv"] == "dense" and kinds["stage1_block1_1_conv"] == "tucker2"
+    partial = elrt.plan_ranks(resnet, format={"stage3*": "svd"}, fraction=0.25)
+    assert set(partial.factorized()) == {name for name in partial if name.startswith("stage3")}
+    assert partial.reasons["stage1_block1_1_conv"] == "no format asked for"
+    with pytest.raises(ValueError, match=r"Nothing matched.*Received: format=\{'layer9\*': 'svd'\}"):
+        elrt.plan_ranks(resnet, format={"layer9*": "svd"}, fraction=0.25)
+
+
+def test_dense_layers_and_pointwise_convolutions_are_planned_as_matrices():
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 16)),
+            layers.Conv2D(64, 3, name="stem"),
+            layers.Conv2D(64, 1, name="pointwise"),
+            layers.Dense(96, name="per_pixel"),
+            layers.Flatten(),
+            layers.Dense(128, name="hidden"),
+            layers.Dense(10, name="classifier"),
+        ]
+    )
+    for name in formats.names():
+        plan = elrt.plan_ranks(model, format=name, fraction=0.25)
+        assert plan.factorized() == {"pointwise": ("svd", (16,)), "per_pixel": ("svd", (16,)), "hidden": ("svd", (32,))}
+    low = elrt.factorize(model, plan)
+    assert type(low.get_layer("hidden")) is elrt.layers.LowRankDense
+    costs, dense = elrt.count_costs(low), elrt.count_costs(model)
+    assert planned(model, plan) == pytest.approx((costs.macs / dense.macs, costs.params / dense.params))
+
+
+def test_a_shared_layer_is_planned_once_and_priced_per_call():
+    shared = layers.Conv2D(16, 3, padding="same", name="shared")
+    inputs = keras.Input((12, 12, 16))
+    x = shared(layers.MaxPooling2D()(shared(layers.Conv2D(16, 3, padding="same", name="stem")(inputs))))
+    model = keras.Model(inputs, x)
+    plan = elrt.plan_ranks(model, fraction=0.5)
+    assert plan.costs["shared"]["macs"] == (144 + 36) * 9 * 256
+    costs, dense = elrt.count_costs(elrt.factorize(model, plan)), elrt.count_costs(model)
+    assert planned(model, plan) == pytest.approx((costs.macs / dense.macs, costs.params / dense.params))
+
+
+def test_fraction_one_is_the_full_rank_whatever_the_multiple():
+    model = keras.Sequential([keras.Input((8, 8, 19)), layers.Conv2D(21, 3, name="conv")])
+    plan = elrt.plan_ranks(model, fraction=1.0, exclude=[], break_even=False)
+    assert plan["conv"].ranks == (19, 21)
+
+
 def test_a_model_without_candidates():
     model = keras.Sequential([keras.Input((4,)), layers.Dense(3, name="only")])
-    with pytest.raises(ValueError, match="can be factorised.*only"):
+    with pytest.raises(ValueError, match="can be factorised.*'only': 'excluded'"):
         elrt.plan_ranks(model, fraction=0.5)
 
 

@@ -9,6 +9,7 @@ import pytest
 from common import random_array, to_numpy
 
 import elrt_keras as elrt
+from elrt_keras import formats
 
 layers = keras.layers
 
@@ -143,12 +144,13 @@ def test_seeds():
     "plan, message",
     [
         ({"nowhere": ("tucker2", 2)}, r"'seq' lacks. Received: \['nowhere'\]"),
-        ({"head": ("tucker2", 2)}, "layer 'head', a Dense"),
+        ({"head": ("tucker2", 2)}, "Layer 'head': no layer of format 'tucker2' for a dense layer"),
         ({"a": ("tucker2", (5, 2))}, "Layer 'a': r_in is at most the full rank, 4"),
         ({"a": ("tucker2", 2), "b": ("tucker2", (2, 9))}, "Layer 'b': .*full rank, 5"),
         ({"a": None}, "factorises no layer"),
         ({}, "factorises no layer"),
         ({"a": ("cpx", 2)}, "format='cpx'"),
+        ({"bn": ("svd", 2)}, "Layer 'bn': expected one of Conv1D, Conv2D, Conv3D, Dense. Received: a BatchNorm"),
     ],
 )
 def test_bad_plans_change_nothing(plan, message):
@@ -158,6 +160,176 @@ def test_bad_plans_change_nothing(plan, message):
         elrt.factorize(model, plan)
     for weight, value in zip(model.weights, before):
         np.testing.assert_array_equal(to_numpy(weight), value)
+
+
+@pytest.mark.parametrize("name", formats.names())
+@pytest.mark.parametrize("execution", ["chain", "compose"])
+def test_every_format_goes_in_and_out(name, execution, tmp_path):
+    model = functional()
+    ranks = {"shared": 0.6, "nested/conv": 0.7}
+    low = elrt.factorize(model, {path: (name, rank) for path, rank in ranks.items()} | {"head": ("svd", 2)})
+    for _, layer in elrt.traversal.iterate_layers(low):
+        if isinstance(layer, elrt.layers.FactorizedLayer):
+            layer._runs_chain = execution == "chain"
+    inputs = random_array(3, 10, 10, 3, seed=2)
+    outputs = to_numpy(low(inputs))
+    merged, expanded = elrt.merge(low), elrt.expand(low)
+    assert layer_table(merged) == layer_table(model)
+    for stock in (merged, expanded):
+        assert {type(layer).__module__.split(".")[0] for _, layer in elrt.traversal.iterate_layers(stock)} == {"keras"}
+        np.testing.assert_allclose(to_numpy(stock(inputs)), outputs, atol=2e-5 * np.abs(outputs).max())
+    names = [path for path, _ in elrt.traversal.iterate_layers(expanded)]
+    if execution == "chain":
+        factors = formats.get(name).factor_names
+        assert [n for n in names if n.startswith("shared")] == [f"shared_{factor}" for factor in factors]
+        assert f"nested/conv_{factors[0]}" in names and "head_factor_out" in names
+        calls = {row.name: row.calls for row in elrt.count_costs(expanded).layers}
+        assert calls[f"shared_{factors[0]}"] == 2
+        assert elrt.count_costs(expanded).macs == elrt.count_costs(low).macs
+    else:
+        assert names == [path for path, _ in elrt.traversal.iterate_layers(model)]
+    for copy in (low, merged, expanded):
+        copy.save(tmp_path / "model.keras")
+        revived = keras.models.load_model(tmp_path / "model.keras")
+        np.testing.assert_allclose(to_numpy(revived(inputs)), to_numpy(copy(inputs)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"padding": "causal", "dilation_rate": 2},
+        {"strides": 2, "padding": "same"},
+        {"data_format": "channels_first", "use_bias": False},
+    ],
+    ids=str,
+)
+def test_expanded_layers_take_over_every_argument(arguments):
+    stock = layers.Conv1D(6, 3, activation="tanh", bias_initializer="ones", name="conv", **arguments)
+    model = keras.Sequential([keras.Input((8, 6)), stock], name="seq")
+    for name in ("tucker2", "svd", "cp"):
+        low = elrt.factorize(model, {"conv": (name, 2)})
+        expanded = elrt.expand(low)
+        inputs = random_array(2, 8, 6)
+        np.testing.assert_allclose(to_numpy(expanded(inputs)), to_numpy(low(inputs)), atol=1e-5)
+        assert type(expanded) is keras.Sequential and expanded.name == "seq"
+
+
+def test_a_layer_shared_with_a_nested_model_stays_shared():
+    shared = layers.Conv2D(8, 3, padding="same", name="shared")
+    inner_input = keras.Input((8, 8, 8))
+    inner = keras.Model(inner_input, shared(inner_input), name="inner")
+    inputs = keras.Input((8, 8, 8))
+    model = keras.Model(inputs, shared(inner(inputs)))
+    plan = elrt.plan_ranks(model, fraction=0.5, exclude=[], break_even=False, multiple_of=2)
+    assert len(plan.factorized()) == 1
+    for copy in (elrt.factorize(model, plan), elrt.expand(elrt.factorize(model, plan))):
+        assert len(copy.weights) == 4  # three factors and one bias
+        values = [to_numpy(weight) for weight in copy.weights]
+        copy(random_array(1, 8, 8, 8))
+        assert all(np.array_equal(to_numpy(weight), value) for weight, value in zip(copy.weights, values))
+
+
+def test_operations_multiple_inputs_and_a_compiled_model():
+    first, second = keras.Input((8, 8, 4), name="first"), keras.Input((8, 8, 4), name="second")
+    x = layers.Conv2D(8, 3, padding="same", name="conv")(layers.Concatenate()([first, second]))
+    x = keras.ops.relu(x + 1.0) * 2.0
+    outputs = {"pixels": x, "mean": layers.Dense(3, name="head")(keras.ops.mean(x, axis=(1, 2)))}
+    model = keras.Model([first, second], outputs)
+    model.compile(keras.optimizers.Adam(), {"pixels": "mse", "mean": "mse"})
+    inputs = [random_array(2, 8, 8, 4), random_array(2, 8, 8, 4, seed=1)]
+    low = elrt.factorize(model, {"conv": ("tucker2", 1.0), "head": ("svd", 1.0)}, factor_initializer="decomposed")
+    assert model.compiled and not low.compiled and not elrt.expand(low).compiled
+    for name, expected in model(inputs).items():
+        for copy in (low, elrt.expand(low), elrt.merge(low)):
+            np.testing.assert_allclose(to_numpy(copy(inputs)[name]), to_numpy(expected), atol=1e-4)
+
+
+def test_layers_inside_a_subclassed_model_are_left_alone():
+    class Block(keras.Model):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.conv = layers.Conv2D(8, 3, padding="same", name="inside")
+
+        def call(self, inputs):
+            return self.conv(inputs)
+
+        def get_config(self):
+            return {"name": self.name}
+
+        @classmethod
+        def from_config(cls, config):
+            return cls(**config)
+
+    inputs = keras.Input((8, 8, 8))
+    x = layers.Conv2D(16, 3, name="conv")(Block(name="block")(inputs))
+    model = keras.Model(inputs, x)
+    plan = elrt.plan_ranks(model, fraction=0.5, exclude=[], break_even=False)
+    assert list(plan) == ["conv"]
+    low = elrt.factorize(model, plan)
+    values = random_array(1, 8, 8, 8)
+    np.testing.assert_array_equal(to_numpy(low.get_layer("block")(values)), to_numpy(model.get_layer("block")(values)))
+
+
+def test_shrink_is_exact_where_the_kernel_has_the_lower_rank():
+    model = functional()
+    inputs = random_array(3, 10, 10, 3, seed=2)
+    exact = elrt.factorize(model, {"shared": ("tucker2", (3, 4)), "nested/conv": ("svd", 2), "head": ("svd", 1)})
+    wider = elrt.factorize(
+        elrt.merge(exact),
+        {"shared": ("tucker2", (7, 6)), "nested/conv": ("svd", 5), "head": ("svd", 3)},
+        factor_initializer="decomposed",
+    )
+    target = elrt.count_costs(exact).macs / elrt.count_costs(model).macs
+    shrunk = elrt.shrink(wider, max_macs=target * (1 + 1e-9), multiple_of=1)
+    ranks = {path: layer.ranks for path, layer in elrt.traversal.iterate_layers(shrunk) if hasattr(layer, "ranks")}
+    assert ranks == {"shared": (3, 4), "nested/conv": (2,), "head": (1,)}
+    expected = to_numpy(exact(inputs))
+    np.testing.assert_allclose(to_numpy(shrunk(inputs)), expected, atol=1e-4 * np.abs(expected).max())
+    assert elrt.count_costs(shrunk).macs == elrt.count_costs(exact).macs
+
+
+@pytest.mark.parametrize("name", formats.names())
+def test_shrink_meets_budgets_and_keeps_everything_else(name):
+    model = functional()
+    low = elrt.factorize(
+        model,
+        {"shared": (name, 0.9), "nested/conv": (name, 0.9)},
+        factor_regularizer=elrt.regularizers.SoftOrthogonality(),
+    )
+    dense = elrt.count_costs(model)
+    smaller = elrt.shrink(low, max_macs=0.5, max_params=0.9, multiple_of=1)
+    costs = elrt.count_costs(smaller)
+    assert costs.macs <= 0.5 * dense.macs and costs.params <= 0.9 * dense.params
+    assert layer_table(smaller) == layer_table(low)
+    twins = dict(elrt.traversal.iterate_layers(smaller))
+    for path, layer in elrt.traversal.iterate_layers(low):
+        if isinstance(layer, elrt.layers.FactorizedLayer):
+            assert all(new <= old for new, old in zip(twins[path].ranks, layer.ranks))
+            assert twins[path].factor_regularizer is not None and twins[path].use_bias == layer.use_bias
+        else:
+            for a, b in zip(layer.weights, twins[path].weights):
+                np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
+    unchanged = elrt.shrink(smaller, max_macs=0.5)
+    inputs = random_array(1, 10, 10, 3)
+    np.testing.assert_array_equal(to_numpy(unchanged(inputs)), to_numpy(smaller(inputs)))
+
+
+def test_the_curve_of_a_shrunk_model():
+    model = functional()
+    low = elrt.factorize(model, {"shared": ("tucker2", 6), "nested/conv": ("tucker2", 5)})
+    seen = []
+    curve = elrt.shrink_curve(low, [0.6, 0.45], multiple_of=1, evaluate=lambda m: seen.append(m) or len(seen))
+    assert [point.metric for point in curve.points] == [1, 2, 3] and seen[0] is low
+    assert curve.dense_macs == elrt.count_costs(model).macs and curve.dense_params == elrt.count_costs(model).params
+    for point, budget in zip(curve.points[1:], (0.6, 0.45)):
+        assert point.macs == elrt.count_costs(point.model).macs <= budget * curve.dense_macs
+    assert 0 == curve.points[0].loss < curve.points[1].loss < curve.points[2].loss < 1
+    assert str(curve).count("\n") >= 4 and f"{curve.points[1].macs:,}" in str(curve)
+    for arguments in ({}, {"max_macs": 0}, {"max_macs": 0.001}):
+        with pytest.raises(ValueError, match="Received"):
+            elrt.shrink(low, **arguments)
+    with pytest.raises(ValueError, match="nothing to shrink"):
+        elrt.shrink(model, max_macs=0.5)
 
 
 def test_models_that_cannot_be_converted():

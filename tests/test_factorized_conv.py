@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from common import (
     EPS,
+    compose,
     conv_cases,
     conv_error_bound,
     gradients,
@@ -15,31 +16,66 @@ from common import (
     to_numpy,
     tucker2_compose,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import elrt_keras as elrt
+from elrt_keras import formats
+from elrt_keras.layers.convolutions import layer_class
 
 LAYERS = {dims: getattr(elrt.layers, f"Tucker2Conv{dims}D") for dims in (1, 2, 3)}
+LEAVES = [(name, dims) for name in formats.names() for dims in formats.get(name).spatial_dims if dims]
 STOCK = {dims: getattr(keras.layers, f"Conv{dims}D") for dims in (1, 2, 3)}
 
 
-def make(case, **arguments):
+def make(case, format_name="tucker2", **arguments):
     *kernel_size, _, filters = case["kernel_shape"]
-    layer_class = LAYERS[len(kernel_size)]
-    return layer_class(filters, tuple(kernel_size), case["ranks"], **{**case["arguments"], **arguments})
+    leaf = layer_class(format_name, len(kernel_size))
+    return leaf(filters, tuple(kernel_size), case["ranks"], **{**case["arguments"], **arguments})
 
 
-@given(case=conv_cases(), execution=st.sampled_from(("auto", "chain", "compose")))
-def test_layer_equals_convolving_with_its_composed_kernel(case, execution):
-    layer = make(case, execution=execution, use_bias=False)
+def test_every_format_has_its_layers():
+    names = {layer_class(*leaf).__name__ for leaf in LEAVES}
+    required = {f"Tucker2Conv{dims}D" for dims in (1, 2, 3)}
+    required |= {"SVDConv2D", "SpatialSVDConv2D", "CPConv2D", "TensorTrainConv2D"}
+    assert required <= names <= set(elrt.layers.__all__)
+    assert layer_class("spatial_svd", 1) is None and layer_class("svd", 0) is elrt.layers.LowRankDense
+
+
+@pytest.mark.parametrize("format_name", formats.names())
+@settings(max_examples=60)
+@given(data=st.data(), execution=st.sampled_from(("auto", "chain", "compose")))
+def test_layer_equals_convolving_with_its_composed_kernel(format_name, data, execution):
+    case = data.draw(conv_cases(format_name=format_name))
+    layer = make(case, format_name, execution=execution, use_bias=False)
     inputs = random_array(*case["input_shape"], seed=3)
     outputs = to_numpy(layer(inputs))
     assert layer.ranks == case["resolved"]
-    expected = numpy_conv(inputs, tucker2_compose(layer.factors), **case["arguments"])
+    expected = numpy_conv(inputs, compose(format_name, layer.factors), **case["arguments"])
     assert outputs.shape == expected.shape == tuple(layer.compute_output_shape(case["input_shape"]))
-    bound = conv_error_bound(inputs, layer.factors, EPS["float32"], **case["arguments"])
+    bound = conv_error_bound(inputs, layer, EPS["float32"], **case["arguments"])
     assert np.all(np.abs(outputs - expected) <= bound)
+
+
+GRID = [
+    {"strides": strides, "padding": padding, "dilation_rate": dilation, "kernel_size": kernel, "data_format": order}
+    for kernel in ((3, 3), (3, 1), (2, 3))
+    for strides, dilation in (((1, 1), (1, 1)), ((2, 1), (1, 1)), ((2, 2), (1, 1)), ((1, 1), (1, 2)))
+    for padding in ("same", "valid")
+    for order in ("channels_last", "channels_first")
+]
+
+
+@pytest.mark.parametrize("format_name", formats.names())
+def test_parity_with_the_dense_convolution_over_a_grid_of_arguments(format_name):
+    for arguments in GRID:
+        dense = keras.layers.Conv2D(5, activation="tanh", bias_initializer="ones", **arguments)
+        shape = (2, 8, 7, 4) if arguments["data_format"] == "channels_last" else (2, 4, 8, 7)
+        inputs = random_array(*shape)
+        expected = to_numpy(dense(inputs))
+        for execution in ("chain", "compose"):
+            low = layer_class(format_name, 2).from_dense(dense, 1.0, execution=execution)
+            np.testing.assert_allclose(to_numpy(low(inputs)), expected, atol=1e-5, err_msg=str(arguments))
 
 
 @given(case=conv_cases())
@@ -64,7 +100,7 @@ def test_bias_and_activation(data_format):
     outputs = to_numpy(layer(inputs))
     bias = to_numpy(layer.bias).reshape((5,) if data_format == "channels_last" else (5, 1, 1))
     linear = numpy_conv(inputs, tucker2_compose(layer.factors), data_format=data_format) + bias
-    bound = conv_error_bound(inputs, layer.factors, EPS["float32"], data_format=data_format) + EPS["float32"]
+    bound = conv_error_bound(inputs, layer, EPS["float32"], data_format=data_format) + EPS["float32"]
     assert np.all(np.abs(outputs - np.maximum(linear, 0)) <= bound)
     assert (outputs == 0).any() and (outputs > 0).any()
 
@@ -82,7 +118,7 @@ def test_dtype_policies(dtype, execution):
     # Products accumulate in float32; what rounds to half precision is the input, the factors and the stages' outputs:
     # seven times half an eps, or fewer on the composed way.
     roundings = None if compute == "float32" else 4
-    bound = conv_error_bound(inputs, layer.factors, EPS[compute], roundings, padding="same")
+    bound = conv_error_bound(inputs, layer, EPS[compute], roundings, padding="same")
     assert np.all(
         np.abs(to_numpy(outputs) - numpy_conv(inputs, tucker2_compose(layer.factors), padding="same")) <= bound
     )

@@ -8,6 +8,7 @@ import pytest
 from common import random_array, to_numpy
 
 import elrt_keras as elrt
+from elrt_keras import formats
 from elrt_keras.layers import FactorizedConv
 
 ARGUMENTS = {
@@ -33,31 +34,53 @@ ARGUMENTS = {
 }
 
 
+DENSE_ONLY = ("filters", "kernel_size", "strides", "padding", "data_format", "dilation_rate", "groups")
+LEAVES = [leaf for leaf in map(elrt.layers.__dict__.get, elrt.layers.__all__) if leaf.format_name]
+
+
+def arguments_of(leaf, **others):
+    """The table for one layer class: as many ranks, kernel axes and strides as it takes."""
+    arguments = {**ARGUMENTS, **others}
+    arguments["ranks"] = (0.5, 3, 0.4)[: len(formats.get(leaf.format_name).rank_names)]
+    if leaf.spatial_dims == 0:
+        arguments = {name: value for name, value in arguments.items() if name not in DENSE_ONLY}
+        return {"units": 6, **arguments}
+    for name in ("kernel_size", "strides", "dilation_rate"):
+        value = arguments[name]
+        arguments[name] = (value if isinstance(value, tuple) else (value,) * 3)[: leaf.spatial_dims]
+        arguments[name] += (1,) * (leaf.spatial_dims - len(arguments[name]))
+    return arguments
+
+
 def test_the_table_holds_every_argument():
     parameters = list(inspect.signature(FactorizedConv.__init__).parameters)
     assert parameters[1:-1] == list(ARGUMENTS)
+    dense = list(inspect.signature(elrt.layers.LowRankDense.__init__).parameters)
+    assert dense[1:-1] == list(arguments_of(elrt.layers.LowRankDense))
 
 
-def test_every_argument_is_an_attribute_and_a_config_entry():
-    layer = elrt.layers.Tucker2Conv2D(**ARGUMENTS, name="low", dtype="mixed_bfloat16", trainable=False)
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_every_argument_is_an_attribute_and_a_config_entry(leaf):
+    arguments = arguments_of(leaf)
+    layer = leaf(**arguments, name="low", dtype="mixed_bfloat16", trainable=False)
     config = layer.get_config()
-    revived = elrt.layers.Tucker2Conv2D.from_config(config)
+    revived = leaf.from_config(config)
     assert revived.get_config() == config
-    for name in ARGUMENTS:
+    for name in arguments:
         assert hasattr(revived, name) and name in config
     assert (revived.name, revived.dtype_policy.name, revived.trainable) == ("low", "mixed_bfloat16", False)
-    for name in ("ranks", "strides", "padding", "data_format", "execution", "kernel_size", "filters"):
-        assert getattr(revived, name) == ARGUMENTS[name]
+    for name in ("ranks", "strides", "padding", "data_format", "execution", "kernel_size", "filters", "units"):
+        assert getattr(revived, name, None) == arguments.get(name)
     assert revived.factor_regularizer.power_iterations == 3 and revived.factor_initializer.seed == 4
 
 
-@pytest.mark.parametrize("dims", [1, 2, 3])
-def test_saved_models_come_back_with_equal_outputs_and_penalties(dims, tmp_path):
-    arguments = {**ARGUMENTS, "kernel_size": (3,) * dims, "strides": 1, "dilation_rate": 2}
-    arguments["data_format"] = "channels_last"
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_saved_models_come_back_with_equal_outputs_and_penalties(leaf, tmp_path):
+    dims = leaf.spatial_dims
+    arguments = arguments_of(leaf, kernel_size=3, strides=1, dilation_rate=2, data_format="channels_last")
     if dims == 1:
         arguments["padding"] = "causal"
-    layer = getattr(elrt.layers, f"Tucker2Conv{dims}D")(**arguments)
+    layer = leaf(**arguments)
     model = keras.Sequential([keras.Input((*(7,) * dims, 4)), layer])
     layer.bias.assign(random_array(6, seed=8))
     inputs = random_array(2, *(7,) * dims, 4)
@@ -65,7 +88,7 @@ def test_saved_models_come_back_with_equal_outputs_and_penalties(dims, tmp_path)
     revived = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(to_numpy(revived(inputs)), to_numpy(model(inputs)))
     np.testing.assert_allclose(sum(map(to_numpy, revived.losses)), sum(map(to_numpy, model.losses)), rtol=1e-6)
-    assert revived.layers[0].ranks == (2, 3)
+    assert revived.layers[0].ranks == layer.ranks
 
 
 def test_weights_alone_load_into_another_strength(tmp_path):

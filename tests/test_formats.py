@@ -8,14 +8,25 @@ import keras
 import numpy as np
 import pytest
 import tensorly
-from common import EPS, conv_cases, depthwise_as_dense, numpy_conv, orthonormality, random_array, to_numpy
-from hypothesis import example, given
+from common import EPS, compose, conv_cases, depthwise_as_dense, numpy_conv, orthonormality, random_array, to_numpy
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tensorly.decomposition import partial_tucker
+from tensorly.cp_tensor import cp_to_tensor
+from tensorly.decomposition import parafac, partial_tucker, tensor_train
 from tensorly.tenalg import multi_mode_dot
+from tensorly.tt_tensor import tt_to_tensor
 
+import elrt_keras as elrt
 from elrt_keras import formats
-from elrt_keras.formats.base import MatrixView, Stage, chain_costs, conv_output_size, dense_stage
+from elrt_keras.formats.base import (
+    MatrixView,
+    Stage,
+    chain_costs,
+    conv_output_size,
+    dense_stage,
+    leading_rows,
+    squared_singular_values,
+)
 
 TUCKER2 = formats.get("tucker2")
 kernel_shapes = st.tuples(
@@ -37,10 +48,12 @@ def unfoldings(kernel):
 
 
 @pytest.mark.parametrize("name", formats.names())
-@given(case=conv_cases(dims=2))
-def test_chain_of_stages_equals_convolving_with_the_composed_kernel(name, case):
+@settings(max_examples=60)
+@given(data=st.data())
+def test_chain_of_stages_equals_convolving_with_the_composed_kernel(name, data):
+    case = data.draw(conv_cases(format_name=name))
     form, shape, arguments = formats.get(name), case["kernel_shape"], case["arguments"]
-    ranks = tuple(math.ceil(limit / 2) for limit in form.max_ranks(shape))
+    ranks = case["resolved"]
     factors = random_factors(form.factor_shapes(shape, ranks))
     inputs = random_array(*case["input_shape"], seed=9)
     placement = {"padding": arguments["padding"], "data_format": arguments["data_format"]}
@@ -56,11 +69,182 @@ def test_chain_of_stages_equals_convolving_with_the_composed_kernel(name, case):
 
     composed = to_numpy(form.compose([keras.ops.convert_to_tensor(factor) for factor in factors]))
     assert composed.shape == shape
+    np.testing.assert_allclose(composed, compose(name, factors), rtol=1e-4, atol=1e-4)
     # Only composing rounds to float32; its roundings are fewer than the elements that the factors hold.
     roundings = sum(factor.size for factor in factors)
     bound = roundings * EPS["float32"] * run(np.abs(inputs), [np.abs(factor) for factor in factors])
     error = np.abs(run(inputs, factors) - numpy_conv(inputs, composed, **arguments))
     assert np.all(error <= bound)
+
+
+@st.composite
+def kernels(draw, name, smallest_size=1):
+    """A random kernel shape that the format takes, spatial axes first."""
+    dims = draw(st.sampled_from([d for d in formats.get(name).spatial_dims if d]))
+    return (*(draw(st.integers(1, 3)) for _ in range(dims)), *(draw(st.integers(smallest_size, 6)) for _ in range(2)))
+
+
+@pytest.mark.parametrize("name", formats.names())
+@settings(max_examples=50)
+@given(data=st.data(), seed=st.integers(0, 999))
+def test_squared_norm_is_that_of_the_composed_kernel(name, data, seed):
+    form, shape = formats.get(name), data.draw(kernels(name))
+    ranks = tuple(data.draw(st.integers(1, limit)) for limit in form.max_ranks(shape))
+    factors = random_factors(form.factor_shapes(shape, ranks), seed)
+    found = float(form.squared_norm([keras.ops.convert_to_tensor(factor) for factor in factors]))
+    magnitude = np.sum(compose(name, [np.abs(factor) for factor in factors]) ** 2)
+    roundings = 2 * sum(factor.size for factor in factors)
+    assert abs(found - np.sum(compose(name, factors) ** 2)) <= roundings * EPS["float32"] * magnitude
+
+
+@pytest.mark.parametrize("name", formats.names())
+@settings(max_examples=50)
+@given(data=st.data(), seed=st.integers(0, 999))
+def test_every_format_is_exact_at_full_rank(name, data, seed):
+    form, shape = formats.get(name), data.draw(kernels(name))
+    kernel = random_array(*shape, seed=seed)
+    factors = form.decompose(kernel, form.max_ranks(shape))
+    assert [factor.shape for factor in factors] == form.factor_shapes(shape, form.max_ranks(shape))
+    assert all(factor.dtype == kernel.dtype for factor in factors)
+    assert np.linalg.norm(compose(name, factors) - kernel) <= 1e-5 * np.linalg.norm(kernel)
+
+
+@pytest.mark.parametrize("name", formats.names())
+@settings(max_examples=40)
+@given(data=st.data(), seed=st.integers(0, 999))
+def test_the_error_is_at_most_the_tails_of_the_spectra(name, data, seed):
+    form, shape = formats.get(name), data.draw(kernels(name))
+    ranks = tuple(data.draw(st.integers(1, limit)) for limit in form.max_ranks(shape))
+    kernel = random_array(*shape, seed=seed).astype("float64")
+    spectra = form.spectra(kernel)
+    assert [len(spectrum) >= rank for spectrum, rank in zip(spectra, ranks)]
+    for spectrum in spectra:
+        assert np.all(np.diff(spectrum) <= 1e-12) and spectrum.sum() == pytest.approx(np.sum(kernel**2))
+    tails = sum(spectrum[rank:].sum() for spectrum, rank in zip(spectra, ranks))
+    error = np.sum((compose(name, form.decompose(kernel, ranks)) - kernel) ** 2)
+    assert error <= tails + 1e-9 * np.sum(kernel**2)
+    if name in ("svd", "spatial_svd"):  # Eckart–Young: no less either
+        assert error == pytest.approx(tails, abs=1e-9 * np.sum(kernel**2))
+
+
+@pytest.mark.parametrize("name", formats.names())
+@pytest.mark.parametrize("shape", [(3, 3, 6, 8), (3, 2, 8, 5), (3, 1, 4, 4), (1, 1, 6, 6)])
+def test_decompositions_are_no_worse_than_tensorlys(name, shape):
+    form, kernel = formats.get(name), random_array(*shape).astype("float64")
+    for fraction in (0.3, 0.6):
+        ranks = tuple(max(1, math.floor(fraction * limit)) for limit in form.max_ranks(shape))
+        error = np.linalg.norm(compose(name, form.decompose(kernel, ranks)) - kernel)
+        reference = tensorly_error(name, kernel, ranks)
+        assert error <= reference + 1e-5 * np.linalg.norm(kernel), (ranks, error, reference)
+
+
+def tensorly_error(name, kernel, ranks):
+    """The error of TensorLy's decomposition, in the order of modes and the matrix that the format is defined by."""
+    height, width, channels, filters = kernel.shape
+    with tensorly.backend_context("numpy"):
+        if name == "tucker2":
+            (core, factors), _ = partial_tucker(kernel, rank=list(ranks), modes=[2, 3])
+            return np.linalg.norm(kernel - multi_mode_dot(core, factors, modes=[2, 3]))
+        if name == "cp":
+            tensor = kernel.reshape(-1, channels, filters)
+            return np.linalg.norm(tensor - cp_to_tensor(parafac(tensor, ranks[0], random_state=0)))
+        if name == "tensor_train":
+            train = kernel.transpose(2, 0, 1, 3)
+            return np.linalg.norm(train - tt_to_tensor(tensor_train(train, [1, *ranks, 1])))
+        matrix = kernel.reshape(-1, filters)
+        if name == "spatial_svd":
+            matrix = kernel.transpose(0, 2, 1, 3).reshape(height * channels, width * filters)
+        left, values, right = tensorly.truncated_svd(matrix, n_eigenvecs=ranks[0])
+        return np.linalg.norm(matrix - left * values @ right)
+
+
+@pytest.mark.parametrize("name", formats.names())
+def test_factors_of_a_decomposition_are_orthonormal(name):
+    if name == "cp":
+        pytest.skip("CP factors of a given kernel are not orthogonal; theirs have unit columns, tested below")
+    form, kernel = formats.get(name), random_array(3, 3, 6, 8)
+    factors = form.decompose(kernel, tuple(math.ceil(limit / 2) for limit in form.max_ranks(kernel.shape)))
+    views = form.orthogonal_factors(2)
+    assert views and form.core_index not in {view.index for view in views}
+    for view in views:
+        assert orthonormality(to_numpy(view.to_matrix(factors[view.index]))) <= 1e-5
+
+
+def test_outer_cp_factors_have_unit_columns():
+    left, depthwise, right = formats.get("cp").decompose(random_array(3, 3, 6, 8), (10,))
+    assert depthwise.shape == (3, 3, 10, 1)
+    np.testing.assert_allclose(np.linalg.norm(left[0, 0], axis=0), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(right[0, 0], axis=1), 1, rtol=1e-5)
+
+
+def test_the_horizontal_factor_is_read_as_rank_by_the_rest():
+    (view,) = formats.get("spatial_svd").orthogonal_factors(2)
+    factor = random_array(1, 3, 4, 5)
+    np.testing.assert_array_equal(to_numpy(view.to_matrix(factor)), factor[0].transpose(1, 0, 2).reshape(4, 15))
+
+
+@pytest.mark.parametrize("name", formats.names())
+def test_truncate_is_as_good_as_decomposing_the_composed_kernel(name):
+    form, shape = formats.get(name), (3, 3, 8, 10)
+    ranks = tuple(math.ceil(0.7 * limit) for limit in form.max_ranks(shape))
+    lower = tuple(math.ceil(0.3 * limit) for limit in form.max_ranks(shape))
+    factors = random_factors(form.factor_shapes(shape, ranks))
+    kernel = compose(name, factors)
+    truncated = form.truncate(factors, lower)
+    assert [factor.shape for factor in truncated] == form.factor_shapes(shape, lower)
+    best = np.linalg.norm(compose(name, form.decompose(kernel, lower)) - kernel)
+    assert np.linalg.norm(compose(name, truncated) - kernel) <= best * (1 + 1e-3)
+
+
+def test_truncating_orthonormal_tucker2_factors_costs_what_the_core_loses():
+    form, shape, ranks = TUCKER2, (3, 3, 12, 10), (8, 6)
+    factors = form.decompose(random_array(*shape), ranks)
+    core = factors[1].astype("float64")
+    lost = np.linalg.norm(compose("tucker2", form.truncate(factors, (4, 3))) - compose("tucker2", factors))
+    small = form.decompose(core, (4, 3))
+    assert lost == pytest.approx(np.linalg.norm(compose("tucker2", small) - core), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", formats.names())
+def test_a_zero_kernel_and_one_of_known_rank(name):
+    form, shape = formats.get(name), (3, 3, 5, 6)
+    ranks = tuple(max(1, limit // 3) for limit in form.max_ranks(shape))
+    assert not np.any(compose(name, form.decompose(np.zeros(shape, "float32"), ranks)))
+    kernel = compose(name, random_factors(form.factor_shapes(shape, ranks))).astype("float32")
+    error = np.linalg.norm(compose(name, form.decompose(kernel, ranks)) - kernel) / np.linalg.norm(kernel)
+    # Alternating least squares closes in on an exact CP slowly; the other formats are direct.
+    assert error <= (1e-2 if name == "cp" else 1e-5)
+
+
+@pytest.mark.parametrize("rows, columns", [(60, 45), (45, 60)])
+def test_large_matrices_take_the_way_over_the_gram_matrix(monkeypatch, rows, columns):
+    monkeypatch.setattr(formats.base, "_GRAM_SIZE", 20)
+    matrix = np.random.default_rng(0).standard_normal((rows, columns)) * np.linspace(1, 3, columns)
+    values = np.linalg.svd(matrix, compute_uv=False)
+    np.testing.assert_allclose(squared_singular_values(matrix), values**2, rtol=1e-9, atol=1e-9 * values[0] ** 2)
+    leading = leading_rows(matrix, 10)
+    assert orthonormality(leading) <= 1e-9
+    error = np.linalg.norm(matrix - matrix @ leading.T @ leading) ** 2
+    assert error == pytest.approx(np.sum(values[10:] ** 2), rel=1e-9)
+
+
+def test_one_more_format_is_one_more_file():
+    class Halves(formats.get("svd").__class__):
+        name = "halves"
+
+    formats.register(Halves)
+    try:
+        dense = keras.layers.Conv2D(6, 3, name="conv")
+        model = keras.Sequential([keras.Input((8, 8, 6)), dense])
+        plan = elrt.plan_ranks(model, format="halves", fraction=0.5, exclude=[])
+        low = elrt.factorize(model, plan)
+        assert type(low.get_layer("conv")).__name__ == "HalvesConv2D"
+        assert elrt.count_costs(low).macs == 36 * 3 * (9 * 6 + 6)
+        inputs = random_array(1, 8, 8, 6)
+        for back in (elrt.merge, elrt.expand):
+            np.testing.assert_allclose(to_numpy(back(low)(inputs)), to_numpy(low(inputs)), atol=1e-5)
+    finally:
+        formats.base._FORMATS.pop("halves")
 
 
 @given(shape=kernel_shapes, seed=st.integers(0, 999), data=st.data())

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from common import matrices, orthonormality, random_array, tucker2_compose
+from common import compose, matrices, orthonormality, random_array, tucker2_compose
 
 import elrt_keras as elrt
 from elrt_keras import formats, initializers
@@ -14,6 +14,23 @@ DENSE = {
     "glorot_uniform": 2 / (9 * (16 + 24)),
     "lecun_normal": 1 / (9 * 16),
 }
+
+
+@pytest.mark.parametrize("name", formats.names())
+@pytest.mark.parametrize("initializer", [initializers.OrthogonalFactors, initializers.Spectral])
+def test_every_format_starts_with_the_dense_norm_and_orthonormal_factors(initializer, name):
+    form, shape = formats.get(name), (3, 3, 8, 10)
+    ranks = tuple(int(np.ceil(0.4 * limit)) for limit in form.max_ranks(shape))
+    norms = []
+    for seed in range(8):
+        factors = initializer("he_normal", seed=seed).factors(name, shape, ranks)
+        assert [factor.shape for factor in factors] == form.factor_shapes(shape, ranks)
+        norms.append(np.mean(compose(name, factors) ** 2))
+        if not (name == "cp" and initializer is initializers.Spectral):  # a CP of a given kernel has none
+            for view in form.orthogonal_factors(2):
+                assert orthonormality(keras.ops.convert_to_numpy(view.to_matrix(factors[view.index]))) < 1e-5
+    # The mean of 8 draws of 720 entries each: a standard error of about 2 %.
+    assert np.mean(norms) == pytest.approx(2 / (9 * 8), rel=0.1)
 
 
 @pytest.mark.parametrize("initializer", [initializers.OrthogonalFactors, initializers.Spectral])

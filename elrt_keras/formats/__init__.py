@@ -1,6 +1,11 @@
-"""The low-rank formats, one file each. Importing this package registers all of them."""
+"""The low-rank formats, one file each. Importing this package registers all of them: a further file is picked up."""
 
-from elrt_keras.formats import tucker2
-from elrt_keras.formats.base import ChainCosts, Format, MatrixView, Stage, get, names
+import importlib
+import pkgutil
 
-__all__ = ["ChainCosts", "Format", "MatrixView", "Stage", "get", "names", "tucker2"]
+from elrt_keras.formats.base import ChainCosts, Format, MatrixView, Stage, get, names, register
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["ChainCosts", "Format", "MatrixView", "Stage", "get", "names", "register"]

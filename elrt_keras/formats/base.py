@@ -8,9 +8,11 @@ further file here.
 
 import dataclasses
 import fractions
+import functools
 import math
 import numbers
 
+import numpy as np
 from keras import ops
 
 _FORMATS = {}
@@ -101,16 +103,18 @@ def dense_stage(kernel_shape, strides, dilation_rate):
 class Format:
     """One way to factorise a convolution kernel. Stateless; subclasses are registered by `name`.
 
-    All kernels have shape `(*kernel_size, C_in, C_out)`; all factors are convolution kernels themselves.
+    All kernels have shape `(*kernel_size, C_in, C_out)`; all factors are convolution kernels themselves. A dense
+    layer's matrix is a kernel without spatial axes.
     """
 
     name = None
+    spatial_dims = ()  # the numbers of spatial axes it is defined for
     rank_names = ()  # one name per rank, for messages and tables
     factor_names = ()  # one name per factor, in the order of the chain
     core_index = 0  # the factor that carries the scale: initializers scale it to reach the dense variance
 
     def max_ranks(self, kernel_shape):
-        """The full ranks: one int per rank of the format."""
+        """The full ranks: one int per rank of the format. At these every kernel is composed exactly."""
         raise NotImplementedError
 
     def factor_shapes(self, kernel_shape, ranks):
@@ -121,10 +125,6 @@ class Format:
         """The chain: one `Stage` per factor. Running it equals convolving with `compose(factors)`."""
         raise NotImplementedError
 
-    def compose(self, factors):
-        """The dense kernel, `(*kernel_size, C_in, C_out)`, of a list of factors."""
-        raise NotImplementedError
-
     def decompose(self, kernel, ranks):
         """The factors (NumPy arrays) that approximate the dense `kernel` (a NumPy array) best."""
         raise NotImplementedError
@@ -133,18 +133,54 @@ class Format:
         """The `MatrixView`s of the factors that orthogonality applies to."""
         raise NotImplementedError
 
+    def unfoldings(self, kernel):
+        """The matrices (NumPy) whose singular values decide the ranks, one per rank of the format."""
+        raise NotImplementedError
+
+    def spectra(self, kernel):
+        """Squared singular values by rank, each in descending order, as many as the full rank.
+
+        What a rank leaves out is the tail of its spectrum, and the sum of the tails bounds the squared error of the
+        decomposition (exactly the error for one rank; the bound of HOSVD and TT-SVD for several).
+        """
+        return [squared_singular_values(matrix) for matrix in self.unfoldings(np.asarray(kernel, "float64"))]
+
+    def compose(self, factors):
+        """The dense kernel, `(*kernel_size, C_in, C_out)`, of a list of factors.
+
+        The product of the factors as matrices `in × out`, for each position of the kernel. Along each spatial axis only
+        one factor of a chain is longer than 1.
+        """
+        return functools.reduce(_product, factors)
+
     def squared_norm(self, factors):
-        """‖compose(factors)‖_F². Formats override it where that needs no composing."""
-        return ops.sum(ops.square(self.compose(factors)))
+        """‖compose(factors)‖_F² by Gram matrices of the size of a rank, without composing.
+
+        With W = A₁…A_m and G_m = ΣA_mA_mᵀ, G_i = ΣA_iG_{i+1}A_iᵀ (sums over spatial positions):
+        ‖W‖_F² = ⟨ΣA₁ᵀA₁, G₂⟩.
+        """
+        gram = None
+        for factor in reversed(factors[1:]):
+            weighted = factor if gram is None else channel_product(factor, gram)
+            # Σ over positions of (in × out)·(in × out)ᵀ: all axes but the one of the inputs are summed.
+            summed = [*range(len(factor.shape) - 2), len(factor.shape) - 1]
+            gram = ops.tensordot(weighted, factor, axes=(summed, summed))
+        first = ops.reshape(factors[0], (-1, factors[0].shape[-1]))
+        return ops.sum(ops.multiply(ops.matmul(ops.transpose(first), first), gram))
+
+    def truncate(self, factors, ranks):
+        """The factors (NumPy arrays) at lower `ranks` that approximate the composed kernel of `factors` best."""
+        return self.decompose(ops.convert_to_numpy(self.compose(factors)), ranks)
 
     def validate_ranks(self, ranks):
         """Checks what can be checked without a kernel: type, length, range. Returns plain Python."""
         count = len(self.rank_names)
+        entries = "entry" if count == 1 else "entries"
         names = f"({', '.join(self.rank_names)})"
         if isinstance(ranks, (tuple, list)):
             if len(ranks) != count:
                 raise ValueError(
-                    f"`ranks` of format '{self.name}' has {count} entries, {names}. Received: ranks={tuple(ranks)}"
+                    f"`ranks` of format '{self.name}' has {count} {entries}, {names}. Received: ranks={tuple(ranks)}"
                 )
             return tuple(_validate_rank(rank, ranks) for rank in ranks)
         return _validate_rank(ranks, ranks)
@@ -216,3 +252,56 @@ def get(name):
     if name not in _FORMATS:
         raise ValueError(f"Unknown format. Expected one of {names()}. Received: format={name!r}")
     return _FORMATS[name]
+
+
+def channel_product(factor, matrix):
+    """A factor `(…, in, out)` times a matrix `(out, columns)`, at each position.
+
+    One plain matrix product: products that broadcast over positions, which `matmul` offers, are computed wrongly by
+    TensorFlow 2.21 with oneDNN for some shapes, (1, 1, 8, 3) by (3, 1, 3, 8) for one.
+    """
+    return ops.tensordot(factor, matrix, axes=([len(factor.shape) - 1], [0]))
+
+
+def _product(left, right):
+    """Two kernels `(*kernel_size, in, out)` as one, where along each spatial axis one of them has length 1."""
+    dims = len(left.shape) - 2
+    # (*left positions, in, *right positions, out), then the positions of each axis side by side.
+    outer = ops.tensordot(left, right, axes=([dims + 1], [dims]))
+    order = [axis for pair in zip(range(dims), range(dims + 1, 2 * dims + 1)) for axis in pair]
+    sizes = [left.shape[axis] * right.shape[axis] for axis in range(dims)]
+    return ops.reshape(ops.transpose(outer, [*order, dims, 2 * dims + 1]), (*sizes, left.shape[-2], right.shape[-1]))
+
+
+# Above this size of the smaller side, singular vectors come from the Gram matrix: several times faster, and what it
+# loses (singular values below 1e-8 of the largest) is beneath the rounding of float32 weights.
+_GRAM_SIZE = 1024
+
+
+def squared_singular_values(matrix):
+    """The squared singular values of a matrix (float64), descending."""
+    if min(matrix.shape) <= _GRAM_SIZE:
+        return np.linalg.svd(matrix, compute_uv=False) ** 2
+    gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+    return np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0)
+
+
+def leading_rows(matrix, rank):
+    """Orthonormal rows `(rank, columns)` that span the leading right singular vectors of a matrix (float64).
+
+    Rows beyond the rank that a matrix of this shape can have are zero.
+    """
+    rank_limit = min(rank, *matrix.shape)
+    if min(matrix.shape) <= _GRAM_SIZE:
+        rows = np.linalg.svd(matrix, full_matrices=False)[2][:rank_limit]
+    elif matrix.shape[0] >= matrix.shape[1]:
+        rows = np.linalg.eigh(matrix.T @ matrix)[1].T[::-1][:rank_limit]
+    else:
+        left = np.linalg.eigh(matrix @ matrix.T)[1][:, ::-1][:, :rank_limit]
+        rows = np.linalg.qr(matrix.T @ left)[0].T
+    return np.pad(rows, [(0, rank - rank_limit), (0, 0)])
+
+
+def as_factors(arrays, shapes, dtype):
+    """Arrays as contiguous factors of the given shapes and dtype."""
+    return [np.ascontiguousarray(array.reshape(shape), dtype=dtype) for array, shape in zip(arrays, shapes)]

@@ -9,7 +9,7 @@ convolutions goes back to Kim et al., arXiv 1511.06530.
 import numpy as np
 from keras import ops
 
-from elrt_keras.formats.base import Format, MatrixView, Stage, register
+from elrt_keras.formats.base import Format, MatrixView, Stage, as_factors, register
 
 
 @register
@@ -22,6 +22,7 @@ class Tucker2(Format):
     """
 
     name = "tucker2"
+    spatial_dims = (1, 2, 3)
     rank_names = ("r_in", "r_out")
     factor_names = ("factor_in", "core", "factor_out")
     core_index = 1
@@ -45,12 +46,6 @@ class Tucker2(Format):
             Stage(ones, r_out, out_channels, ones, ones),
         ]
 
-    def compose(self, factors):
-        factor_in, core, factor_out = factors
-        left = ops.reshape(factor_in, factor_in.shape[-2:])
-        right = ops.reshape(factor_out, factor_out.shape[-2:])
-        return ops.matmul(ops.matmul(left, core), right)
-
     def decompose(self, kernel, ranks):
         """HOSVD followed by higher-order orthogonal iteration (TensorLy's partial Tucker decomposition)."""
         # TensorLy brings SciPy along; importing it here keeps `import elrt_keras` as quick as `import keras`.
@@ -63,20 +58,27 @@ class Tucker2(Format):
             (core, (left, right)), _ = partial_tucker(
                 kernel.astype("float64"), rank=list(ranks), modes=modes, n_iter_max=50, tol=1e-6, random_state=0
             )
-        ones = (1,) * (kernel.ndim - 2)
-        factors = [left.reshape(*ones, *left.shape), core, right.T.reshape(*ones, *right.T.shape)]
-        return [np.ascontiguousarray(factor, dtype=kernel.dtype) for factor in factors]
+        return as_factors((left, core, right.T), self.factor_shapes(kernel.shape, ranks), kernel.dtype)
 
     def orthogonal_factors(self, spatial_dims):
         rows, columns = (spatial_dims,), (spatial_dims + 1,)
         ones = tuple(range(spatial_dims))
         return [MatrixView(0, ones + rows, columns), MatrixView(2, ones + rows, columns)]
 
-    def squared_norm(self, factors):
-        """‖W‖_F² = Σ ⟨(U_inᵀU_in) G (U_outU_outᵀ), G⟩: two small Gram matrices instead of the dense kernel."""
-        factor_in, core, factor_out = factors
-        left = ops.reshape(factor_in, factor_in.shape[-2:])
-        right = ops.reshape(factor_out, factor_out.shape[-2:])
-        gram_in = ops.matmul(ops.transpose(left), left)
-        gram_out = ops.matmul(right, ops.transpose(right))
-        return ops.sum(ops.multiply(ops.matmul(ops.matmul(gram_in, core), gram_out), core))
+    def unfoldings(self, kernel):
+        """Mode C_in × rest and mode C_out × rest."""
+        return [np.moveaxis(kernel, axis, 0).reshape(kernel.shape[axis], -1) for axis in (-2, -1)]
+
+    def truncate(self, factors, ranks):
+        """Orthonormalises both factor matrices, moves what they held into the core, and decomposes the small core.
+
+        With U_in = Q₁R₁ and U_out = R₂ᵀQ₂ᵀ, W = Q₁(R₁·G·R₂ᵀ)Q₂ᵀ: the best approximation of the bracket is that of W.
+        """
+        factor_in, core, factor_out = (np.asarray(ops.convert_to_numpy(factor)) for factor in factors)
+        q_in, r_in = np.linalg.qr(factor_in.reshape(factor_in.shape[-2:]).astype("float64"))
+        q_out, r_out = np.linalg.qr(factor_out.reshape(factor_out.shape[-2:]).T.astype("float64"))
+        small_in, small_core, small_out = self.decompose(r_in @ core @ r_out.T, ranks)
+        return [
+            np.ascontiguousarray(factor, dtype=core.dtype)
+            for factor in (q_in @ small_in, small_core, small_out @ q_out.T)
+        ]

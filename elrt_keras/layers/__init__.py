@@ -1,6 +1,33 @@
 """Low-rank layers."""
 
-from elrt_keras.layers.convolutions import Tucker2Conv1D, Tucker2Conv2D, Tucker2Conv3D
+from elrt_keras.layers.convolutions import (
+    CPConv1D,
+    CPConv2D,
+    SpatialSVDConv2D,
+    SVDConv1D,
+    SVDConv2D,
+    SVDConv3D,
+    TensorTrainConv2D,
+    Tucker2Conv1D,
+    Tucker2Conv2D,
+    Tucker2Conv3D,
+)
+from elrt_keras.layers.factorized import FactorizedLayer
 from elrt_keras.layers.factorized_conv import FactorizedConv
+from elrt_keras.layers.low_rank_dense import LowRankDense
 
-__all__ = ["FactorizedConv", "Tucker2Conv1D", "Tucker2Conv2D", "Tucker2Conv3D"]
+__all__ = [
+    "CPConv1D",
+    "CPConv2D",
+    "FactorizedConv",
+    "FactorizedLayer",
+    "LowRankDense",
+    "SVDConv1D",
+    "SVDConv2D",
+    "SVDConv3D",
+    "SpatialSVDConv2D",
+    "TensorTrainConv2D",
+    "Tucker2Conv1D",
+    "Tucker2Conv2D",
+    "Tucker2Conv3D",
+]

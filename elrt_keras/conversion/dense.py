@@ -1,0 +1,64 @@
+"""Low-rank back to stock Keras: `merge` to the dense architecture, `expand` to chains of stock layers."""
+
+from elrt_keras.conversion.rebuild import all_layers, check_convertible, rebuild
+from elrt_keras.layers import FactorizedLayer
+
+
+def merge(model):
+    """The dense twin of a low-rank model: every low-rank layer becomes one stock layer with the composed kernel.
+
+    The outputs are equal up to rounding. Names, shared layers and nested models stay; the result is not compiled.
+
+    Args:
+        model: a built Functional or Sequential model with low-rank layers.
+
+    Raises:
+        ValueError: if the model holds no low-rank layer.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((8, 8, 4)), keras.layers.Conv2D(6, 3, name="conv")])
+    >>> dense = elrt_keras.merge(elrt_keras.factorize(model, {"conv": ("tucker2", (2, 3))}))
+    >>> type(dense.get_layer("conv")).__name__
+    'Conv2D'
+    """
+    check_low_rank(model, "merge")
+    return rebuild(model, lambda layer: [layer.merged()] if isinstance(layer, FactorizedLayer) else None)
+
+
+def expand(model):
+    """The same model in stock Keras layers: every low-rank layer becomes its chain of plain convolutions.
+
+    The result runs, saves and exports wherever Keras does, without this package. The outputs are equal up to rounding.
+    A chain's layers are named after the layer and its factors (`conv1_factor_in`, `conv1_core`, `conv1_factor_out`);
+    the last one has the bias and the activation. A layer that executes by its composed kernel, because that takes fewer
+    MACs, becomes one stock layer of its own name. All other names, shared layers and nested models stay. Regularizers
+    and constraints of factors and kernels are left behind, since stock layers have none of that kind. The result is not
+    compiled.
+
+    Args:
+        model: a built Functional or Sequential model with low-rank layers.
+
+    Raises:
+        ValueError: if the model holds no low-rank layer.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((8, 8, 16)), keras.layers.Conv2D(16, 3, name="conv")])
+    >>> stock = elrt_keras.expand(elrt_keras.factorize(model, {"conv": ("tucker2", (2, 3))}))
+    >>> [layer.name for layer in stock.layers]
+    ['conv_factor_in', 'conv_core', 'conv_factor_out']
+    """
+    check_low_rank(model, "expand")
+    return rebuild(model, lambda layer: layer.stock_layers() if isinstance(layer, FactorizedLayer) else None)
+
+
+def check_low_rank(model, verb):
+    """Refuses a model that cannot be rebuilt or has no low-rank layers to `verb`.
+
+    Raises:
+        ValueError: with what was found.
+    """
+    check_convertible(model)
+    if not any(isinstance(layer, FactorizedLayer) for layer in all_layers(model).values()):
+        raise ValueError(f"Expected a model with low-rank layers; nothing to {verb}. Received: model={model.name!r}")

@@ -1,0 +1,112 @@
+"""Dense to low-rank: `factorize`."""
+
+import keras
+
+from elrt_keras import formats, initializers
+from elrt_keras.conversion.rebuild import all_layers, check_convertible, rebuild
+from elrt_keras.layers.convolutions import layer_class
+from elrt_keras.layers.factorized import dense_arguments
+from elrt_keras.ranks.plan import RankPlan
+from elrt_keras.ranks.survey import REPLACEABLE
+
+
+def factorize(
+    model,
+    plan,
+    *,
+    factor_initializer="orthogonal_factors",
+    factor_regularizer=None,
+    kernel_regularizer=None,
+    factor_constraint=None,
+):
+    """The low-rank twin of a model: every layer that the plan factorises is replaced, all others are kept as they are.
+
+    The new model has its own weights: biases and all layers that stay dense take over the values of `model`; the
+    factors come from `factor_initializer`. Names, shared layers and nested models stay. It is not compiled.
+
+    Args:
+        model: a built Functional or Sequential Keras model.
+        plan: a `RankPlan`, or a mapping from layer names to `(format, ranks)` or `None`.
+        factor_initializer: an initializer of `elrt_keras.initializers` or of Keras, by name or object;
+            `"decomposed"` takes over the model's own kernels as well. An object with a seed gives each layer a seed of
+            its own, derived from it.
+        factor_regularizer: regularizer of the orthogonal factors, shared by all layers.
+        kernel_regularizer: regularizer of the composed kernels; `None` keeps each layer's own.
+        factor_constraint: constraint of the orthogonal factors, such as `elrt_keras.constraints.Stiefel()`.
+
+    Returns:
+        A `keras.Model` of the same kind.
+
+    Raises:
+        ValueError: before anything is built, if the plan names a layer that the model lacks, factorises nothing, or
+            asks for a layer or ranks that are not possible; the message names the layer.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((8, 8, 4)), keras.layers.Conv2D(6, 3, name="conv")])
+    >>> low_rank = elrt_keras.factorize(model, {"conv": ("tucker2", (2, 3))})
+    >>> low_rank.get_layer("conv").ranks
+    (2, 3)
+    """
+    plan = plan if isinstance(plan, RankPlan) else RankPlan(plan)
+    check_convertible(model)
+    decomposed = isinstance(factor_initializer, str) and factor_initializer == "decomposed"
+    initializer = initializers.get("zeros" if decomposed else factor_initializer)
+    overrides = {
+        "factor_regularizer": keras.regularizers.get(factor_regularizer),
+        "factor_constraint": keras.constraints.get(factor_constraint),
+    }
+    if kernel_regularizer is not None:
+        overrides["kernel_regularizer"] = keras.regularizers.get(kernel_regularizer)
+    replacements = _checked_replacements(model, plan)
+
+    def replace(layer):
+        if id(layer) not in replacements:
+            return None
+        index, target, entry = replacements[id(layer)]
+        seeded = initializer.with_seed(index) if hasattr(initializer, "with_seed") else initializer
+        arguments = {**dense_arguments(target, layer), "ranks": entry.ranks, "factor_initializer": seeded, **overrides}
+
+        def set_weights(low_rank):
+            if decomposed:
+                low_rank.assign_kernel(layer.kernel)
+            if low_rank.use_bias:
+                low_rank.bias.assign(layer.bias)
+
+        return [(target(**arguments), set_weights)]
+
+    return rebuild(model, replace)
+
+
+def _checked_replacements(model, plan):
+    """`{id(layer): (index, low-rank class, entry)}` for the layers to replace, everything checked."""
+    layers = all_layers(model)
+    unknown = [name for name in plan if name not in layers]
+    if unknown:
+        raise ValueError(f"The plan names layers that '{model.name}' lacks. Received: {unknown}; it has {list(layers)}")
+    replacements = {}
+    for index, (name, entry) in enumerate(plan.factorized().items()):
+        layer = layers[name]
+        try:
+            replacements[id(layer)] = (index, _checked_target(layer, entry), entry)
+        except ValueError as error:
+            raise ValueError(f"Layer {name!r}: {error}") from error
+    if not replacements:
+        raise ValueError(f"The plan factorises no layer. Received: plan with {len(plan)} entries, all dense")
+    return replacements
+
+
+def _checked_target(layer, entry):
+    """The class of the low-rank twin of a layer, which is known to take the layer's arguments and ranks."""
+    dims = REPLACEABLE.get(type(layer))
+    if dims is None:
+        kinds = ", ".join(kind.__name__ for kind in REPLACEABLE)
+        raise ValueError(f"expected one of {kinds}. Received: a {type(layer).__name__}")
+    target = layer_class(entry.format, dims)
+    if target is None:
+        where = f"{dims}-D" if dims else "a dense layer"
+        raise ValueError(f"no layer of format '{entry.format}' for {where}. Received: a {type(layer).__name__}")
+    # Makes the layer once, unbuilt, so that whatever its constructor refuses is refused here.
+    target(**{**dense_arguments(target, layer), "ranks": entry.ranks})
+    formats.get(entry.format).resolve_ranks(tuple(layer.kernel.shape), entry.ranks)
+    return target

@@ -1,0 +1,101 @@
+"""Copying a model with some of its layers replaced."""
+
+import contextlib
+
+import keras
+
+from elrt_keras.traversal import functional_class, is_container, iterate_layers
+
+
+def check_convertible(model):
+    """Refuses what cannot be rebuilt.
+
+    Raises:
+        ValueError: for a model that is neither Functional nor Sequential, or has no weights yet.
+    """
+    if not is_container(model):
+        raise ValueError(f"Expected a Functional or Sequential Keras model. Received: a {type(model).__name__}")
+    if not model.built:
+        raise ValueError(f"Expected a built model. Received: model={model.name!r}, which has no weights yet")
+
+
+def rebuild(model, replace):
+    """A copy of a model with its own weights, in which some layers are replaced.
+
+    Names, shared layers (also between a model and one nested in it) and nested models stay; the copy is not compiled.
+
+    Args:
+        model: a built Functional or Sequential model.
+        replace: function of a layer that returns `None` to copy it, or a list of `(new layer, values)`: the layers
+            that take its place, applied one after another, and a function of the built new layer that sets its weights
+            (or a list of weights).
+    """
+    copies = {}  # id of a layer → the layers in its place
+    values = []
+
+    def layers_for(layer):
+        if id(layer) not in copies:
+            copies[id(layer)] = _nested(layer) if is_container(layer) else _leaf(layer)
+        return copies[id(layer)]
+
+    def _leaf(layer):
+        if not isinstance(layer, keras.layers.Layer):
+            return [layer]  # an operation such as x + y: no state, so the copy can use it too
+        replacement = replace(layer)
+        if replacement is None:
+            replacement = [(type(layer).from_config(layer.get_config()), layer.get_weights())]
+        values.extend(replacement)
+        return [new for new, _ in replacement]
+
+    def _nested(nested):
+        return [_copied_graph(nested, layers_for)]
+
+    copy = _copied_graph(model, layers_for)
+    for new, value in values:
+        value(new) if callable(value) else new.set_weights(value)
+    return copy
+
+
+def _copied_graph(model, layers_for):
+    with _uncompiled(model):
+        if isinstance(model, keras.Sequential):
+            return _copied_sequential(model, layers_for)
+        in_place = {}  # id of the last new layer of a chain → the whole chain
+
+        def clone(layer):
+            chain = layers_for(layer)
+            in_place[id(chain[-1])] = chain
+            return chain[-1]
+
+        def call(layer, *args, **kwargs):
+            *before, last = in_place.get(id(layer), [layer])
+            for earlier in before:
+                args = (earlier(*args),)
+            return last(*args, **kwargs)
+
+        return keras.models.clone_model(model, clone_function=clone, call_function=call)
+
+
+def _copied_sequential(model, layers_for):
+    chains = [layers_for(layer) for layer in model.layers]
+    if all(len(chain) == 1 for chain in chains):
+        twins = {id(layer): chain[0] for layer, chain in zip(model.layers, chains)}
+        return keras.models.clone_model(model, clone_function=lambda layer: twins[id(layer)])
+    inputs = keras.Input(batch_shape=model.inputs[0].shape, dtype=model.inputs[0].dtype, name=model.inputs[0].name)
+    layers = [layer for chain in chains for layer in chain]
+    return keras.Sequential([inputs, *layers], name=model.name, trainable=model.trainable)
+
+
+@contextlib.contextmanager
+def _uncompiled(model):
+    """Keeps `clone_model` from compiling the copy, with a copy of an optimizer that fits other weights."""
+    compiled, model.compiled = model.compiled, False
+    try:
+        yield
+    finally:
+        model.compiled = compiled
+
+
+def all_layers(model):
+    """`{path: layer}` of everything that `rebuild` can replace or copies as it is."""
+    return dict(iterate_layers(model, into=(keras.Sequential, functional_class())))

@@ -1,0 +1,173 @@
+"""Lower ranks from a trained low-rank model: `shrink`, and the curve of budgets it reaches."""
+
+import dataclasses
+
+import keras
+
+from elrt_keras.conversion.dense import check_low_rank
+from elrt_keras.conversion.rebuild import rebuild
+from elrt_keras.costs import count_costs
+from elrt_keras.layers import FactorizedLayer
+from elrt_keras.ranks import energy
+from elrt_keras.ranks.budget import validated_budgets, validated_multiple
+from elrt_keras.ranks.grid import Budget
+from elrt_keras.ranks.survey import survey_low_rank
+from elrt_keras.tables import render_table
+
+
+def shrink(model, *, max_macs=None, max_params=None, multiple_of=None):
+    """A low-rank model at lower ranks, from the weights it has: one training gives models of many sizes.
+
+    Ranks are chosen as by `plan_ranks(method="energy")` from the spectra of the composed kernels, at most the present
+    ones. The factors are then truncated: for Tucker-2 both factor matrices are orthonormalised by QR, what they held
+    goes into the core, and the core is decomposed at the lower ranks, which gives the best approximation of the whole
+    kernel. Where the kernels have the lower ranks already, the outputs stay equal up to rounding.
+
+    Args:
+        model: a built Functional or Sequential model with low-rank layers.
+        max_macs: float in (0, 1]: keep at most this part of the MACs of the *dense* model, `merge(model)`.
+        max_params: the same for parameters. Both budgets may be given.
+        multiple_of: int ≥ 1: ranks are multiples of it, or the present rank; `None` for 8.
+
+    Returns:
+        A new model with its own weights; names, shared layers and nested models stay. It is not compiled. A model that
+        meets the budget already is copied at its present ranks.
+
+    Raises:
+        ValueError: if the model holds no low-rank layer, no budget is given, or it cannot be met (the message says
+            what can).
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((8, 8, 32)), keras.layers.Conv2D(32, 3, name="conv")])
+    >>> low_rank = elrt_keras.factorize(model, {"conv": ("tucker2", (16, 16))})
+    >>> elrt_keras.shrink(low_rank, max_macs=0.25).get_layer("conv").ranks
+    (8, 16)
+    """
+    return _shrunk(model, _validated(max_macs, max_params), validated_multiple(multiple_of))[0]
+
+
+def shrink_curve(model, max_macs, *, evaluate=None, multiple_of=None):
+    """What `shrink` reaches over a list of MACs budgets.
+
+    Args:
+        model: a built Functional or Sequential model with low-rank layers.
+        max_macs: list of floats in (0, 1], parts of the dense model's MACs.
+        evaluate: function of a (not compiled) model that returns a number, such as its test accuracy; or `None`.
+        multiple_of: as in `shrink`.
+
+    Returns:
+        A `ShrinkCurve`; `print()` gives a table. The model as it is comes first.
+
+    Raises:
+        ValueError: as `shrink`; all budgets are checked before the first evaluation.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((8, 8, 32)), keras.layers.Conv2D(32, 3, name="conv")])
+    >>> low_rank = elrt_keras.factorize(model, {"conv": ("tucker2", (16, 16))})
+    >>> curve = elrt_keras.shrink_curve(low_rank, [0.3, 0.2])
+    >>> [point.macs <= 0.3 * curve.dense_macs for point in curve.points[1:]]
+    [True, True]
+    """
+    multiple_of = validated_multiple(multiple_of)
+    check_low_rank(model, "shrink")
+    dense = _dense_totals(model, survey_low_rank(model))
+    shrunk = [(model, 0.0), *(_shrunk(model, _validated(budget, None), multiple_of) for budget in max_macs)]
+    points = []
+    for low_rank, loss in shrunk:
+        costs = count_costs(low_rank)
+        metric = None if evaluate is None else float(evaluate(low_rank))
+        points.append(ShrinkPoint(low_rank, costs.macs, costs.params, loss, metric))
+    return ShrinkCurve(dense["macs"], dense["params"], points)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShrinkPoint:
+    """One model of a curve.
+
+    Attributes:
+        model: the model.
+        macs, params: its costs.
+        loss: the part of a layer's squared norm that truncation left out, on average over the low-rank layers.
+        metric: what `evaluate` returned, or `None`.
+    """
+
+    model: keras.Model = dataclasses.field(repr=False)
+    macs: int
+    params: int
+    loss: float
+    metric: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ShrinkCurve:
+    """Models of falling cost from one training; `print()` gives a table.
+
+    Attributes:
+        dense_macs, dense_params: costs of the dense model.
+        points: list of `ShrinkPoint`, the model as it was trained first.
+    """
+
+    dense_macs: int
+    dense_params: int
+    points: list
+
+    def __str__(self):
+        rows = [
+            (
+                f"{p.macs:,}",
+                f"{p.macs / self.dense_macs:.1%}",
+                f"{p.params:,}",
+                f"{p.params / self.dense_params:.1%}",
+                f"{p.loss:.4f}",
+                "" if p.metric is None else f"{p.metric:.4f}",
+            )
+            for p in self.points
+        ]
+        return render_table(["MACs", "of dense", "params", "of dense", "norm lost", "metric"], rows)
+
+
+def _validated(max_macs, max_params):
+    limits = validated_budgets(max_macs, max_params)
+    if not limits:
+        raise ValueError("Pass a budget. Received: max_macs=None, max_params=None")
+    return limits
+
+
+def _shrunk(model, limits, multiple_of):
+    """The shrunk model and the mean loss of its layers."""
+    check_low_rank(model, "shrink")
+    candidates = survey_low_rank(model)
+    totals = _dense_totals(model, candidates)
+    budget = Budget(candidates, totals, {resource: part * totals[resource] for resource, part in limits.items()})
+    present = {c.name: c.limits for c in candidates}
+    chosen = present
+    if not budget.fits(present):
+        chosen = energy.solve(candidates, budget, multiple_of, break_even=False, dense=False)
+    ranks = {id(c.layer): chosen[c.name] for c in candidates}
+
+    def replace(layer):
+        if not isinstance(layer, FactorizedLayer):
+            return None
+        config = {**layer.get_config(), "ranks": ranks[id(layer)]}
+        factors = [keras.ops.convert_to_numpy(factor) for factor in layer.factors]
+        if ranks[id(layer)] != layer.ranks:
+            factors = layer.format.truncate(factors, ranks[id(layer)])
+        bias = [] if layer.bias is None else [keras.ops.convert_to_numpy(layer.bias)]
+        return [(type(layer).from_config(config), [*factors, *bias])]
+
+    return rebuild(model, replace), energy.total_loss(candidates, chosen) / len(candidates)
+
+
+def _dense_totals(model, candidates):
+    """`{"macs", "params"}` of the dense architecture of a low-rank model."""
+    costs = count_costs(model)
+    totals = {"macs": costs.macs, "params": costs.params}
+    for candidate in candidates:
+        executed = candidate.costs(candidate.limits if candidate.layer.runs_chain else None)
+        stored = candidate.costs(candidate.limits)
+        dense = candidate.dense_costs()
+        totals["macs"] += dense["macs"] - executed["macs"]
+        totals["params"] += dense["params"] - stored["params"]
+    return totals

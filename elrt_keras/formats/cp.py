@@ -1,0 +1,157 @@
+"""CP: a 1×1 convolution to r channels, a depthwise k×k convolution, and a 1×1 convolution.
+
+    W[…, p, q] = Σ_{a ≤ r} U[p, a] · D[…, a] · Z[a, q]
+
+with p over C_in and q over C_out: the canonical polyadic decomposition of the kernel as a 3-way tensor
+C_in × K × C_out (K = ∏ kernel_size). Source: Lebedev et al., arXiv 1412.6553; with the spatial axes kept together,
+Astrid and Lee, arXiv 1701.07148.
+"""
+
+import math
+
+import numpy as np
+from keras import ops
+
+from elrt_keras.formats.base import Format, MatrixView, Stage, as_factors, channel_product, register
+
+_ITERATIONS, _TOLERANCE = 200, 1e-8
+# Elements of the tensor times rank up to which a second start of the iteration is affordable.
+_SECOND_START = 2**24
+
+
+@register
+class CP(Format):
+    """CP with rank `(r,)`.
+
+    Factors: `U (1…1, C_in, r)`, depthwise `D (*kernel_size, r, 1)`, which carries the scale, and `Z (1…1, r, C_out)`.
+    Orthogonality applies to `U` (C_in × r) and `Z` (r × C_out). The full rank is
+    `min(K·C_in, K·C_out, C_in·C_out)`, at which every tensor has an exact decomposition.
+    """
+
+    name = "cp"
+    spatial_dims = (1, 2)
+    rank_names = ("r",)
+    factor_names = ("factor_in", "depthwise", "factor_out")
+    core_index = 1
+
+    def max_ranks(self, kernel_shape):
+        *kernel_size, in_channels, out_channels = kernel_shape
+        positions = math.prod(kernel_size)
+        return (min(positions * in_channels, positions * out_channels, in_channels * out_channels),)
+
+    def factor_shapes(self, kernel_shape, ranks):
+        *kernel_size, in_channels, out_channels = kernel_shape
+        ones = (1,) * len(kernel_size)
+        return [(*ones, in_channels, ranks[0]), (*kernel_size, ranks[0], 1), (*ones, ranks[0], out_channels)]
+
+    def stages(self, kernel_shape, ranks, strides, dilation_rate):
+        *kernel_size, in_channels, out_channels = kernel_shape
+        ones, rank = (1,) * len(kernel_size), ranks[0]
+        return [
+            Stage(ones, in_channels, rank, ones, ones),
+            Stage(tuple(kernel_size), rank, rank, tuple(strides), tuple(dilation_rate), depthwise=True),
+            Stage(ones, rank, out_channels, ones, ones),
+        ]
+
+    def compose(self, factors):
+        factor_in, depthwise, factor_out = factors
+        weighted = ops.multiply(factor_in, ops.swapaxes(depthwise, -1, -2))
+        return channel_product(weighted, ops.reshape(factor_out, factor_out.shape[-2:]))
+
+    def squared_norm(self, factors):
+        """⟨UᵀU ∘ DᵀD, ZZᵀ⟩, ∘ the elementwise product."""
+        left, depthwise, right = (ops.reshape(f, (-1, n)) for f, n in zip(factors, _last_axes(factors)))
+        grams = [ops.matmul(ops.transpose(matrix), matrix) for matrix in (left, depthwise)]
+        return ops.sum(grams[0] * grams[1] * ops.matmul(right, ops.transpose(right)))
+
+    def unfoldings(self, kernel):
+        """The narrower channel axis × rest. Its matrix rank bounds the CP rank from below."""
+        axis = -2 if kernel.shape[-2] <= kernel.shape[-1] else -1
+        return [np.moveaxis(kernel, axis, 0).reshape(kernel.shape[axis], -1)]
+
+    def spectra(self, kernel):
+        """Squared weights of mutually orthogonal rank-one terms that add up to the kernel (see `_orthogonal_terms`)."""
+        weights = _orthogonal_terms(_three_way(np.asarray(kernel, "float64")))[0] ** 2
+        return [np.pad(weights, (0, self.max_ranks(kernel.shape)[0] - len(weights)))]
+
+    def decompose(self, kernel, ranks):
+        """Alternating least squares (TensorLy's `parafac`), started from orthogonal rank-one terms.
+
+        Small problems are also started from TensorLy's own SVD start, and the better result is taken. Where the
+        orthogonal terms are exact already, they are the result.
+        """
+        kernel = np.asarray(kernel)
+        tensor = _three_way(kernel.astype("float64"))
+        factors = _best_cp(tensor, ranks[0])
+        # Unit columns in the outer factors; the scale goes to the depthwise one.
+        norms = [np.linalg.norm(factor, axis=0) for factor in factors]
+        left, middle, right = (f / np.where(n > 0, n, 1) for f, n in zip(factors, norms))
+        middle = middle * math.prod(norms)
+        *kernel_size, _, _ = kernel.shape
+        depthwise = middle.reshape(*kernel_size, ranks[0], 1)
+        return as_factors((left, depthwise, right.T), self.factor_shapes(kernel.shape, ranks), kernel.dtype)
+
+    def orthogonal_factors(self, spatial_dims):
+        ones = tuple(range(spatial_dims))
+        return [MatrixView(index, (*ones, spatial_dims), (spatial_dims + 1,)) for index in (0, 2)]
+
+
+def _last_axes(factors):
+    """The lengths that turn the three factors into matrices p × r, K × r and r × q."""
+    return factors[0].shape[-1], factors[1].shape[-2], factors[2].shape[-1]
+
+
+def _three_way(kernel):
+    """C_in × K × C_out."""
+    return np.moveaxis(kernel.reshape(-1, *kernel.shape[-2:]), 0, 1)
+
+
+def _orthogonal_terms(tensor):
+    """Rank-one terms with orthogonal directions whose sum is the 3-way tensor, largest first: TTr1SVD.
+
+    The SVD of the narrower channel mode × rest gives vectors and matrices, the SVD of each matrix gives the terms.
+    Dropping terms costs exactly their squared weights. Source: Batselier, Liu, Wong, SIAM J. Matrix Anal. Appl. 36,
+    2015.
+
+    Returns:
+        weights `(terms,)` and the three factor matrices `(C_in, terms)`, `(K, terms)`, `(C_out, terms)`.
+    """
+    swapped = tensor.shape[0] > tensor.shape[2]
+    tensor = tensor.transpose(2, 1, 0) if swapped else tensor
+    narrow, positions, wide = tensor.shape
+    outer, scales, rest = np.linalg.svd(tensor.reshape(narrow, -1), full_matrices=False)
+    left, weights, right = np.linalg.svd(rest.reshape(-1, positions, wide), full_matrices=False)
+    weights = (scales[:, None] * weights).ravel()
+    order = np.argsort(-weights, kind="stable")
+    per_vector = left.shape[-1]
+    factors = [
+        np.repeat(outer, per_vector, axis=1)[:, order],
+        left.transpose(1, 0, 2).reshape(positions, -1)[:, order],
+        right.transpose(2, 0, 1).reshape(wide, -1)[:, order],
+    ]
+    return weights[order], factors[::-1] if swapped else factors
+
+
+def _best_cp(tensor, rank):
+    """Three factor matrices `(size, rank)` whose CP approximates the tensor."""
+    # TensorLy brings SciPy along; importing it here keeps `import elrt_keras` as quick as `import keras`.
+    import tensorly
+    from tensorly.cp_tensor import CPTensor, cp_to_tensor
+    from tensorly.decomposition import parafac
+
+    weights, terms = _orthogonal_terms(tensor)
+    total = np.linalg.norm(tensor)
+    missing = rank - len(weights)
+    start = [np.pad(factor[:, :rank], [(0, 0), (0, max(0, missing))]) for factor in terms]
+    start[1] = start[1] * np.pad(weights[:rank], (0, max(0, missing)))
+    if np.linalg.norm(weights[rank:]) <= 1e-7 * total:
+        return start
+    results = []
+    with tensorly.backend_context("numpy"):
+        for init in [CPTensor((np.ones(rank), start))] + ["svd"] * (tensor.size * rank <= _SECOND_START):
+            cp = parafac(tensor, rank, init=init, n_iter_max=_ITERATIONS, tol=_TOLERANCE, random_state=0)
+            factors = [np.asarray(factor) for factor in cp.factors]
+            factors[0] = factors[0] * cp.weights
+            results.append((np.linalg.norm(tensor - cp_to_tensor((None, factors))), factors))
+    error, best = min(results, key=lambda result: result[0] if np.isfinite(result[0]) else np.inf)
+    return best if error <= np.linalg.norm(weights[rank:]) else start

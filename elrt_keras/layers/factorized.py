@@ -1,0 +1,285 @@
+"""What all low-rank layers share: factors in the place of a kernel.
+
+A subclass names the stock layer it stands for and says how inputs run through the factors.
+"""
+
+import inspect
+
+import keras
+import numpy as np
+from keras import ops
+
+from elrt_keras import formats, initializers
+
+_EXECUTIONS = ("auto", "chain", "compose")
+
+
+class _Penalty(keras.regularizers.Regularizer):
+    """The sum of functions of one variable, as the regularizer object that Keras wants on it."""
+
+    def __init__(self, terms):
+        self._terms = terms
+
+    def __call__(self, variable):
+        return sum(term(variable) for term in self._terms)
+
+
+class _Projection(keras.constraints.Constraint):
+    """A constraint on a factor read as a matrix."""
+
+    def __init__(self, constraint, view):
+        self._constraint, self._view = constraint, view
+
+    def __call__(self, factor):
+        return self._view.from_matrix(self._constraint(self._view.to_matrix(factor)), factor.shape)
+
+
+class FactorizedLayer(keras.layers.Layer):
+    """A layer whose kernel is held as the factors of a low-rank format, from the first step to the last.
+
+    Attributes:
+        ranks: as given until the layer is built, then a tuple of ints, one per rank of the format.
+        factors: list of variables, in the order of the chain.
+        kernel: the composed dense kernel, `(*kernel_size, C_in, C_out)`; `(C_in, C_out)` for a dense layer.
+
+    Args:
+        shared: dict of the constructor arguments that the stock layer has too. The stock layer checks and normalises
+            them, so that both accept and refuse the same.
+        ranks, factor_initializer, factor_regularizer, factor_constraint, execution: as in the subclasses.
+        **kwargs: `name`, `dtype`, `trainable`, `activity_regularizer`.
+    """
+
+    format_name = None
+    spatial_dims = None
+    stock_class = None
+
+    def __init__(self, shared, ranks, factor_initializer, factor_regularizer, factor_constraint, execution, **kwargs):
+        super().__init__(**kwargs)
+        stock = self.stock_class(**shared, name="argument_check")  # never becomes part of this layer
+        for argument in shared:
+            setattr(self, argument, getattr(stock, argument))
+        if execution not in _EXECUTIONS:
+            raise ValueError(f"Expected one of {_EXECUTIONS}. Received: execution={execution!r}")
+        self._shared = tuple(shared)
+        self.format = formats.get(self.format_name)
+        self._ranks = self.format.validate_ranks(ranks)
+        self.factor_initializer = initializers.get(factor_initializer)
+        self.factor_regularizer = keras.regularizers.get(factor_regularizer)
+        self.factor_constraint = keras.constraints.get(factor_constraint)
+        self.execution = execution
+        self.factors = []
+        self.bias = None
+        self._kernel_shape = None
+        self._resolved_ranks = None
+        self._runs_chain = True
+
+    @property
+    def ranks(self):
+        return self._ranks if self._resolved_ranks is None else self._resolved_ranks
+
+    @property
+    def kernel(self):
+        if not self.built:
+            raise AttributeError("You must build the layer before accessing `kernel`.")
+        return self.format.compose([ops.convert_to_tensor(factor) for factor in self.factors])
+
+    @property
+    def kernel_shape(self):
+        """Shape of the composed kernel, `(*kernel_size, C_in, C_out)`; known once the layer is built."""
+        if not self.built:
+            raise AttributeError("You must build the layer before accessing `kernel_shape`.")
+        return self._kernel_shape
+
+    @property
+    def runs_chain(self):
+        """Whether inputs run through the chain of stages; otherwise through the composed kernel."""
+        return self._runs_chain
+
+    @property
+    def variables(self):
+        # The penalty's strength is state that a compiled step has to read, but no weight: like a seed generator's
+        # state it is listed here and not under `weights`, so it is neither saved nor counted.
+        strength = getattr(self.factor_regularizer, "strength_variable", None)
+        return super().variables + ([] if strength is None else [strength])
+
+    def _build_factors(self, kernel_shape, ranks):
+        """Adds the factors and the bias for a kernel of the given shape."""
+        self._kernel_shape, self._resolved_ranks = tuple(kernel_shape), ranks
+        views = {view.index: view for view in self.format.orthogonal_factors(self.spatial_dims)}
+        drawn = []
+
+        def initial(index):
+            # Drawn on first use and together: Keras may postpone the initialization of variables.
+            def initializer(shape, dtype=None):
+                if not drawn:
+                    drawn.extend(initializers.draw_factors(self.factor_initializer, self.format, kernel_shape, ranks))
+                return ops.convert_to_tensor(drawn[index], dtype=dtype)
+
+            return initializer
+
+        self.factors = [
+            self.add_weight(
+                name=name,
+                shape=shape,
+                initializer=initial(index),
+                regularizer=self._penalty(index, views.get(index)),
+                constraint=self._projection(views.get(index)),
+            )
+            for index, (name, shape) in enumerate(
+                zip(self.format.factor_names, self.format.factor_shapes(kernel_shape, ranks))
+            )
+        ]
+        if self.use_bias:
+            self.bias = self.add_weight(
+                name="bias",
+                shape=(kernel_shape[-1],),
+                initializer=self.bias_initializer,
+                regularizer=self.bias_regularizer,
+                constraint=self.bias_constraint,
+            )
+
+    def _penalty(self, index, view):
+        """What Keras adds to the loss for factor `index`: its own penalty, and on the core the composed kernel's."""
+        terms = []
+        if view is not None and self.factor_regularizer is not None:
+            terms.append(lambda factor: self.factor_regularizer(view.to_matrix(factor)))
+        if index == self.format.core_index and self.kernel_regularizer is not None:
+            terms.append(self._kernel_penalty)
+        return _Penalty(terms) if terms else None
+
+    def _kernel_penalty(self, core):
+        # Keras penalises variable by variable; the other factors are read beside the core it passes in.
+        factors = [ops.convert_to_tensor(factor) for factor in self.factors]
+        factors[self.format.core_index] = ops.convert_to_tensor(core)
+        factors = [
+            f if keras.backend.standardize_dtype(f.dtype) == "float64" else ops.cast(f, "float32") for f in factors
+        ]
+        if type(self.kernel_regularizer) is keras.regularizers.L2:
+            return float(self.kernel_regularizer.l2) * self.format.squared_norm(factors)
+        return self.kernel_regularizer(self.format.compose(factors))
+
+    def _projection(self, view):
+        if view is None or self.factor_constraint is None:
+            return None
+        return _Projection(self.factor_constraint, view)
+
+    def compute_macs(self, input_shape):
+        """Multiply-accumulates of one example, as the layer executes (composing is not counted: it is per batch).
+
+        Args:
+            input_shape: full shape of the input, batch axis included; spatial sizes must be known.
+        """
+        return self._costs(input_shape, self._runs_chain).macs
+
+    def compute_activations(self, input_shape):
+        """Elements of all stage outputs for one example."""
+        return self._costs(input_shape, self._runs_chain).activations
+
+    def _chooses_chain(self, input_shape):
+        if self.execution != "auto":
+            return self.execution == "chain"
+        return self._costs(input_shape, chain=True).macs <= self._costs(input_shape, chain=False).macs
+
+    def _costs(self, input_shape, chain):
+        """`ChainCosts` of one example, through the chain or through the composed kernel."""
+        raise NotImplementedError
+
+    def stock_layers(self):
+        """The layer as stock Keras layers, applied one after another: the chain, or one layer where it composes.
+
+        Returns:
+            A list of `(layer, weights)`: the layer is not built; `weights` is what its `set_weights` takes.
+        """
+        raise NotImplementedError
+
+    def _bias_arguments(self):
+        """What the last stock layer takes over: the bias, the activation and their penalties."""
+        names = ("activation", "bias_initializer", "bias_regularizer", "bias_constraint", "activity_regularizer")
+        return {"use_bias": self.use_bias, **{name: getattr(self, name) for name in names}}
+
+    def merged(self):
+        """The dense twin: an unbuilt stock layer with the same name and arguments, and the weights for it."""
+        config = {name: value for name, value in self.get_config().items() if name not in _LOW_RANK_ONLY}
+        layer = self.stock_class(**{**config, "dtype": self.dtype_policy})
+        return layer, [ops.convert_to_numpy(weight) for weight in (self.kernel, self.bias) if weight is not None]
+
+    def assign_kernel(self, kernel):
+        """Sets the factors to the best approximation of a dense kernel at the layer's ranks.
+
+        Args:
+            kernel: array or tensor of shape `(*kernel_size, C_in, C_out)`.
+
+        Raises:
+            ValueError: for another shape, or values that are not finite.
+        """
+        kernel = np.asarray(ops.convert_to_numpy(kernel), dtype="float32")
+        if kernel.shape != self.kernel_shape:
+            raise ValueError(f"Expected a kernel of shape {self.kernel_shape}. Received: kernel.shape={kernel.shape}")
+        if not np.all(np.isfinite(kernel)):
+            raise ValueError(f"Expected a kernel of finite numbers for '{self.name}'. Received: NaN or infinity in it")
+        for variable, factor in zip(self.factors, self.format.decompose(kernel, self.ranks)):
+            variable.assign(factor)
+
+    @classmethod
+    def from_dense(cls, layer, ranks, **kwargs):
+        """The low-rank twin of a built stock layer: same name, arguments and bias, decomposed kernel.
+
+        Args:
+            layer: a built layer of the stock class that this one stands for, such as `keras.layers.Conv2D`.
+            ranks: int, tuple or float, as for the constructor.
+            **kwargs: further constructor arguments, such as `factor_regularizer`, that override the dense layer's.
+
+        Raises:
+            ValueError: for another kind of layer, one that is not built, or one with a `kernel_constraint`, which
+                has no counterpart on factors.
+        """
+        low_rank = cls(**{**dense_arguments(cls, layer), "ranks": ranks, **kwargs})
+        if not layer.built:
+            raise ValueError(f"Expected a built layer, with weights to take over. Received: layer={layer.name!r}")
+        low_rank.build(layer.get_build_config()["input_shape"])
+        low_rank.assign_kernel(layer.kernel)
+        if layer.use_bias:
+            low_rank.bias.assign(layer.bias)
+        return low_rank
+
+    def get_config(self):
+        config = super().get_config()
+        for argument in (*self._shared, "activity_regularizer", *_LOW_RANK_ONLY):
+            config[argument] = _serialized(argument, getattr(self, argument))
+        config["ranks"] = self._ranks  # as given: a fraction stays one
+        return config
+
+
+_LOW_RANK_ONLY = ("ranks", "factor_initializer", "factor_regularizer", "factor_constraint", "execution")
+
+
+def _serialized(argument, value):
+    """An argument as plain Python, by what its name says it is."""
+    if argument == "activation":
+        return keras.activations.serialize(value)
+    for kind in ("initializer", "regularizer", "constraint"):
+        if argument.endswith(kind):
+            return getattr(keras, f"{kind}s").serialize(value)
+    return value
+
+
+def dense_arguments(layer_class, layer):
+    """The constructor arguments that a low-rank layer takes over from a stock layer.
+
+    Raises:
+        ValueError: when `layer` is not of the stock class that `layer_class` stands for, or has a kernel constraint.
+    """
+    stock = layer_class.stock_class
+    if type(layer) is not stock:
+        raise ValueError(
+            f"{layer_class.__name__} takes over a keras.layers.{stock.__name__}. "
+            f"Received: layer={getattr(layer, 'name', layer)!r} of type {type(layer).__name__}"
+        )
+    if layer.kernel_constraint is not None:
+        raise ValueError(
+            "A kernel constraint acts on the dense kernel and has no counterpart on its factors. "
+            f"Received: layer={layer.name!r} with kernel_constraint={type(layer.kernel_constraint).__name__}"
+        )
+    taken = {*inspect.signature(layer_class.__init__).parameters, "name", "trainable"}
+    config = {name: value for name, value in layer.get_config().items() if name in taken}
+    return {**config, "dtype": layer.dtype_policy}

@@ -1,0 +1,131 @@
+"""The low-rank dense layer."""
+
+import math
+
+import keras
+from keras import ops
+
+from elrt_keras.formats.base import ChainCosts, chain_costs, dense_stage
+from elrt_keras.layers.factorized import FactorizedLayer
+
+
+@keras.saving.register_keras_serializable("elrt_keras")
+class LowRankDense(FactorizedLayer):
+    """Dense layer with a kernel of rank r: two small matrix products, `y = activation((x·A)·B + b)`.
+
+    `A (C_in, r)` carries the singular values, `B (r, C_out)` is the factor that orthogonality applies to.
+    MACs of one example: `r·(C_in + C_out)` per position; dense: `C_in·C_out`.
+
+    Input: `(batch, …, C_in)`. Output: `(batch, …, units)`.
+
+    Args:
+        units: int, C_out.
+        ranks: int r, `(r,)`, or a float in (0, 1], a fraction of the full rank `min(C_in, C_out)`, rounded up.
+        activation, use_bias, bias_initializer, bias_regularizer, activity_regularizer, bias_constraint: as in
+            `keras.layers.Dense`.
+        factor_initializer: an initializer of `elrt_keras.initializers` (both factors together) or of Keras (each
+            factor on its own), by name or object.
+        factor_regularizer: acts on `B`.
+        kernel_regularizer: acts on the *composed* kernel `A·B`; `L2(λ)` is Frobenius decay, computed without composing.
+        factor_constraint: projects `B` after an optimizer step.
+        execution: `"chain"` runs both products, `"compose"` composes the kernel first, `"auto"` takes the one with
+            fewer MACs when the layer is built.
+        **kwargs: `name`, `dtype`, `trainable`.
+
+    Raises:
+        ValueError: for ranks out of range, or what the stock layer refuses.
+
+    Example:
+
+    >>> layer = elrt_keras.layers.LowRankDense(10, ranks=4)
+    >>> layer(np.zeros((2, 64), dtype="float32")).shape == (2, 10)
+    True
+
+    Reference: Khodak et al., arXiv 2105.01029 (factorised layers, Frobenius decay).
+    """
+
+    format_name = "svd"
+    spatial_dims = 0
+    stock_class = keras.layers.Dense
+
+    def __init__(
+        self,
+        units,
+        ranks,
+        activation=None,
+        use_bias=True,
+        factor_initializer="orthogonal_factors",
+        bias_initializer="zeros",
+        factor_regularizer=None,
+        kernel_regularizer=None,
+        bias_regularizer=None,
+        activity_regularizer=None,
+        factor_constraint=None,
+        bias_constraint=None,
+        execution="auto",
+        **kwargs,
+    ):
+        shared = {
+            "units": units,
+            "activation": activation,
+            "use_bias": use_bias,
+            "bias_initializer": bias_initializer,
+            "kernel_regularizer": kernel_regularizer,
+            "bias_regularizer": bias_regularizer,
+            "bias_constraint": bias_constraint,
+        }
+        super().__init__(
+            shared,
+            ranks,
+            factor_initializer,
+            factor_regularizer,
+            factor_constraint,
+            execution,
+            activity_regularizer=activity_regularizer,
+            **kwargs,
+        )
+        self.input_spec = keras.layers.InputSpec(min_ndim=2)
+
+    def build(self, input_shape):
+        channels = input_shape[-1]
+        if channels is None:
+            raise ValueError(
+                f"The last axis of the input must be known to build '{self.name}'. "
+                f"Received: input_shape={tuple(input_shape)}"
+            )
+        self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: channels})
+        kernel_shape = (channels, self.units)
+        ranks = self.format.resolve_ranks(kernel_shape, self._ranks)
+        self._stages = tuple(self.format.stages(kernel_shape, ranks, (), ()))
+        self._dense = (dense_stage(kernel_shape, (), ()),)
+        self._runs_chain = self._chooses_chain(input_shape)
+        self._build_factors(kernel_shape, ranks)
+        self.built = True
+
+    def call(self, inputs):
+        first, second = (ops.convert_to_tensor(factor) for factor in self.factors)
+        if self._runs_chain:
+            outputs = ops.matmul(ops.matmul(inputs, first), second)
+        else:
+            outputs = ops.matmul(inputs, ops.matmul(first, second))
+        if self.bias is not None:
+            outputs = ops.add(outputs, self.bias)
+        return outputs if self.activation is None else self.activation(outputs)
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.units)
+
+    def stock_layers(self):
+        if not self._runs_chain:
+            return [self.merged()]
+        common = {"dtype": self.dtype_policy, "trainable": self.trainable}
+        names = [f"{self.name}_{name}" for name in self.format.factor_names]
+        first = keras.layers.Dense(self.ranks[0], use_bias=False, name=names[0], **common)
+        second = keras.layers.Dense(self.units, name=names[1], **self._bias_arguments(), **common)
+        core, factor_out, *bias = [ops.convert_to_numpy(w) for w in (*self.factors, self.bias) if w is not None]
+        return [(first, [core]), (second, [factor_out, *bias])]
+
+    def _costs(self, input_shape, chain):
+        costs = chain_costs(self._stages if chain else self._dense, (), "valid")
+        positions = math.prod(size or 1 for size in input_shape[1:-1])
+        return ChainCosts(costs.params, costs.macs * positions, costs.activations * positions)

@@ -1,0 +1,232 @@
+"""Spending a budget where the singular spectra of trained weights say it hurts least.
+
+A layer at given ranks loses the tails of its spectra, relative to their sum (the squared relative error of the
+decomposition, or its bound where a format has several ranks). The sum of the losses over all layers is minimised under
+the budget: a multiple-choice knapsack, one choice of ranks per layer. It is solved the way its linear relaxation is:
+take the steps of all layers' lower convex hulls in the order of loss saved per unit of cost. What is left is filled up,
+and layers take a step back where that lets others gain more.
+"""
+
+import itertools
+import math
+
+import numpy as np
+
+from elrt_keras.ranks.grid import grid
+
+# Weights of the first of two budgets that are tried; the second gets the rest.
+_MIXES = (0.0, 0.25, 0.5, 0.75, 1.0)
+# Combinations of ranks up to which a layer's choices are all looked at; beyond, those on a path of best single steps.
+_ALL_COMBINATIONS = 4096
+# How many of its next cheaper choices a layer may step back to when choices are exchanged.
+_STEPS_BACK = 8
+_SMALL = 1e-300  # keeps divisions by a price difference of zero finite
+
+
+class _Options:
+    """What one layer can choose: ranks with costs and losses, cheapest first, each better than all cheaper ones."""
+
+    def __init__(self, candidate, losses, prices, multiple_of, break_even, judged_by, dense):
+        ranks = _choices(candidate, losses, prices, multiple_of)
+        if break_even:
+            ranks = [r for r in ranks if candidate.is_cheaper(r, judged_by)]
+        choices = [(_price(candidate, r, prices), _loss(losses, r), r) for r in ranks]
+        if dense or not choices:
+            choices.append((_price(candidate, None, prices), 0.0, None))
+        choices = _pareto(choices)
+        self.ranks = [ranks for _, _, ranks in choices]
+        self.losses = np.array([loss for _, loss, _ in choices])
+        self.prices = np.array([price for price, _, _ in choices])
+        costs = [candidate.costs(ranks) for ranks in self.ranks]
+        self.costs = np.array([[cost[r] for r in prices] for cost in costs], dtype="float64")
+
+    def hull(self):
+        """Indices of the lower convex hull of (price, loss), in the order of price."""
+        hull = [0]
+        for index in range(1, len(self.ranks)):
+            while len(hull) > 1 and self.slope(hull[-2], index) >= self.slope(hull[-2], hull[-1]):
+                hull.pop()
+            hull.append(index)
+        return hull
+
+    def slope(self, a, b):
+        """Loss saved per unit of price from one choice to another."""
+        return (self.losses[a] - self.losses[b]) / (self.prices[b] - self.prices[a])
+
+
+def solve(candidates, budget, multiple_of, break_even=True, judged_by=("macs",), dense=True):
+    """Ranks (or `None`) by layer name that lose least under the budget.
+
+    Args:
+        candidates: list of `Candidate`; their kernels are read.
+        budget: a `Budget` with one or two limits.
+        multiple_of: the step of the rank grid.
+        break_even: whether ranks that save nothing are left out.
+        judged_by: the resources that decide whether ranks save anything.
+        dense: whether a layer may stay dense, at no loss.
+
+    Raises:
+        ValueError: for a budget that cannot be met (the message says what can), or weights that are not finite.
+    """
+    losses = [_tails(candidate) for candidate in candidates]
+    found = []
+    for prices in _price_mixes(budget):
+        settings = (prices, multiple_of, break_even, judged_by, dense)
+        options = [_Options(candidate, loss, *settings) for candidate, loss in zip(candidates, losses)]
+        chosen = _knapsack(candidates, options, budget, multiple_of)
+        found.append((sum(o.losses[i] for o, i in zip(options, chosen)), options, chosen))
+    _, options, chosen = min(found, key=lambda result: result[0])
+    return {c.name: o.ranks[i] for c, o, i in zip(candidates, options, chosen)}
+
+
+def total_loss(candidates, chosen):
+    """The sum over all layers of what the chosen ranks lose, in parts of each layer's squared norm."""
+    return sum(_loss(_tails(c), chosen[c.name]) for c in candidates if chosen[c.name] is not None)
+
+
+def _tails(candidate):
+    """By rank of the format: an array whose entry r is the part of the squared norm that rank r leaves out."""
+    tails = []
+    for spectrum in candidate.format.spectra(candidate.kernel()):
+        left_out = np.append(np.cumsum(spectrum[::-1])[::-1], 0.0)
+        tails.append(left_out / left_out[0] if left_out[0] > 0 else left_out)
+    return tails
+
+
+def _loss(tails, ranks):
+    return float(sum(tail[min(rank, len(tail) - 1)] for tail, rank in zip(tails, ranks)))
+
+
+def _price_mixes(budget):
+    """Prices by resource in parts of its limit: one currency for two budgets, in several proportions."""
+    names = list(budget.limits)
+    if len(names) == 1:
+        yield {names[0]: 1.0 / budget.limits[names[0]]}
+        return
+    for mix in _MIXES:
+        yield {name: weight / budget.limits[name] for name, weight in zip(names, (mix, 1 - mix))}
+
+
+def _pareto(choices):
+    """The `(price, loss, …)` tuples that lose less than every cheaper one, cheapest first."""
+    kept = []
+    for choice in sorted(choices, key=lambda choice: choice[:2]):
+        if not kept or choice[1] < kept[-1][1]:
+            kept.append(choice)
+    return kept
+
+
+def _choices(candidate, tails, prices, multiple_of):
+    grids = [grid(limit, multiple_of) for limit in candidate.limits]
+    if math.prod(map(len, grids)) <= _ALL_COMBINATIONS:
+        return list(itertools.product(*grids))
+    return _path(candidate, grids, tails, prices)
+
+
+def _path(candidate, grids, tails, prices):
+    """From the smallest ranks to the largest, each step the one that saves most loss per unit of price."""
+    position = [0] * len(grids)
+    path = [tuple(g[0] for g in grids)]
+    price = _price(candidate, path[0], prices)
+    while any(p + 1 < len(g) for p, g in zip(position, grids)):
+        steps = []
+        for axis, ranks_of_axis in enumerate(grids):
+            if position[axis] + 1 < len(ranks_of_axis):
+                following = list(path[-1])
+                following[axis] = ranks_of_axis[position[axis] + 1]
+                paid = _price(candidate, following, prices)
+                saved = _loss(tails, path[-1]) - _loss(tails, following)
+                steps.append((saved / max(paid - price, _SMALL), axis, tuple(following), paid))
+        _, axis, ranks, price = max(steps)
+        position[axis] += 1
+        path.append(ranks)
+    return path
+
+
+def _price(candidate, ranks, prices):
+    costs = candidate.costs(ranks)
+    return sum(price * costs[resource] for resource, price in prices.items())
+
+
+def _knapsack(candidates, options, budget, multiple_of):
+    """The index of each layer's choice."""
+    chosen = [0] * len(options)
+    smallest = {c.name: o.ranks[0] for c, o in zip(candidates, options)}
+    budget.check_reachable(smallest, multiple_of)
+    state = _State(options, chosen, budget.spent(smallest), budget.limits)
+    steps = []
+    for layer, option in enumerate(options):
+        hull = option.hull()
+        steps += [(option.slope(a, b), layer, a, b) for a, b in zip(hull, hull[1:])]
+    for _, layer, a, b in sorted(steps, key=lambda step: -step[0]):
+        if state.chosen[layer] == a and state.fits(layer)[b]:
+            state.choose(layer, b)
+    state.fill()
+    while _exchange(state):
+        pass
+    return state.chosen
+
+
+class _State:
+    """A choice for every layer, and what it spends."""
+
+    def __init__(self, options, chosen, spent, limits):
+        self.options, self.chosen = options, list(chosen)
+        self.limits = np.array(list(limits.values()))
+        self.spent = np.array([spent[resource] for resource in limits], dtype="float64")
+
+    def copy(self):
+        """An independent copy."""
+        copy = object.__new__(_State)
+        copy.options, copy.chosen, copy.limits, copy.spent = self.options, list(self.chosen), self.limits, self.spent
+        return copy
+
+    def fits(self, layer):
+        """For each choice of a layer: whether the budget allows it, all others unchanged."""
+        costs = self.options[layer].costs
+        return np.all(self.spent + costs - costs[self.chosen[layer]] <= self.limits, axis=1)
+
+    def choose(self, layer, index):
+        """Changes the choice of a layer."""
+        costs = self.options[layer].costs
+        self.spent = self.spent + costs[index] - costs[self.chosen[layer]]
+        self.chosen[layer] = index
+
+    def fill(self):
+        """Spends what is left: the affordable choice that saves most loss per unit of price, again and again."""
+        while True:
+            best = max((self._best_step(layer) for layer in range(len(self.options))), key=lambda step: step[0])
+            if best[0] <= 0:
+                return
+            self.choose(*best[1:])
+
+    def largest_step(self, layer):
+        """The affordable choice of a layer that saves most: `(saved loss, layer, index)`."""
+        option, now = self.options[layer], self.chosen[layer]
+        saved = np.where(self.fits(layer), option.losses[now] - option.losses, 0.0)
+        index = int(np.argmax(saved))
+        return saved[index], layer, index
+
+    def _best_step(self, layer):
+        option, now = self.options[layer], self.chosen[layer]
+        saved = np.where(self.fits(layer), option.losses[now] - option.losses, 0.0)
+        ratio = saved / np.maximum(option.prices - option.prices[now], _SMALL)
+        index = int(np.argmax(ratio))
+        return ratio[index], layer, index
+
+
+def _exchange(state):
+    """Lets one layer step back and another spend what that frees, where the sum of losses falls. Whether it did."""
+    for layer, now in enumerate(state.chosen):
+        losses = state.options[layer].losses
+        for index in range(max(0, now - _STEPS_BACK), now):
+            trial = state.copy()
+            trial.choose(layer, index)
+            others = (trial.largest_step(other) for other in range(len(trial.chosen)) if other != layer)
+            saved, other, step = max(others, default=(0.0, layer, now))
+            if saved > (losses[index] - losses[now]) * (1 + 1e-9):
+                trial.choose(other, step)
+                trial.fill()
+                state.chosen, state.spent = trial.chosen, trial.spent
+                return True
+    return False

@@ -1,0 +1,26 @@
+"""Rank estimates from a trained kernel's unfolding, one number per matrix, by method name."""
+
+import numpy as np
+
+from elrt_keras.formats.base import squared_singular_values
+from elrt_keras.ranks.vbmf import evbmf_of_spectrum
+
+
+def vbmf_rank(matrix):
+    """The number of singular values that stand out of the noise (EVBMF), at least 1."""
+    return max(1, evbmf_of_spectrum(squared_singular_values(matrix), matrix.shape).rank)
+
+
+def stable_rank(matrix):
+    """‖A‖_F² / ‖A‖₂², between 1 and the rank; 1 for a zero matrix.
+
+    Example:
+
+    >>> elrt_keras.ranks.estimates.stable_rank(np.diag([2.0, 2.0, 0.0]))
+    2.0
+    """
+    squares = squared_singular_values(np.asarray(matrix, "float64"))
+    return float(squares.sum() / squares[0]) if squares[0] > 0 else 1.0
+
+
+ESTIMATES = {"vbmf": vbmf_rank, "stable_rank": stable_rank}

@@ -1,0 +1,75 @@
+"""The ranks a layer may take, and what a budget is."""
+
+import dataclasses
+import math
+
+SIMD_MULTIPLE = 8
+
+
+def grid_step(limit, multiple_of):
+    """The distance of the ranks a layer may take: a layer too narrow for the multiple takes any rank."""
+    return multiple_of if limit > multiple_of else 1
+
+
+def on_grid(rank, limit, multiple_of):
+    """The grid rank nearest to `rank`, at least one step; the limit itself is on every grid."""
+    if rank >= limit:
+        return limit
+    step = grid_step(limit, multiple_of)
+    return min(limit, max(1, math.floor(rank / step + 0.5)) * step)
+
+
+def grid(limit, multiple_of):
+    """All ranks of the grid, ascending."""
+    step = grid_step(limit, multiple_of)
+    return [*range(step, limit, step), limit]
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """Upper limits of a model's MACs and parameters.
+
+    Attributes:
+        candidates: the layers whose ranks are to be chosen.
+        totals: `{"macs", "params"}` of the whole dense model.
+        limits: the same or fewer keys: what may be spent.
+    """
+
+    candidates: list
+    totals: dict
+    limits: dict
+
+    def spent(self, chosen):
+        """`{resource: total}` of the whole model under a choice of ranks (`None`: dense) by layer name."""
+        spent = {resource: self.totals[resource] for resource in self.limits}
+        for candidate in self.candidates:
+            if chosen[candidate.name] is not None:
+                dense, low = candidate.dense_costs(), candidate.costs(chosen[candidate.name])
+                for resource in spent:
+                    spent[resource] += low[resource] - dense[resource]
+        return spent
+
+    def allows(self, spent):
+        """Whether these totals are within all limits."""
+        return all(spent[resource] <= limit for resource, limit in self.limits.items())
+
+    def fits(self, chosen):
+        """Whether the model under a choice of ranks is within all limits."""
+        return self.allows(self.spent(chosen))
+
+    def check_reachable(self, smallest, multiple_of):
+        """Refuses a budget that even the smallest choice exceeds.
+
+        Raises:
+            ValueError: with what can be reached.
+        """
+        spent = self.spent(smallest)
+        if self.allows(spent):
+            return
+        names = sorted({candidate.format.name for candidate in self.candidates})
+        reachable = ", ".join(f"max_{r} ≥ {math.ceil(spent[r] / self.totals[r] * 1e4) / 1e4:.4f}" for r in self.limits)
+        asked = ", ".join(f"max_{r}={self.limits[r] / self.totals[r]:.4g}" for r in self.limits)
+        raise ValueError(
+            f"The budget cannot be met with format {', '.join(map(repr, names))} and ranks in multiples of "
+            f"{multiple_of}. Expected {reachable}. Received: {asked}"
+        )

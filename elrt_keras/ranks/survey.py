@@ -1,0 +1,220 @@
+"""What the planners know of a model: which layers can be factorised, at what cost, and why the others cannot."""
+
+import collections
+import collections.abc
+import dataclasses
+import fnmatch
+import math
+
+import keras
+import numpy as np
+
+from elrt_keras import formats
+from elrt_keras.costs import trace_calls
+from elrt_keras.formats.base import chain_costs, dense_stage
+from elrt_keras.layers.convolutions import layer_class
+from elrt_keras.layers.factorized import FactorizedLayer, dense_arguments
+from elrt_keras.traversal import functional_class, iterate_layers
+
+# The stock layers that have low-rank twins, and their numbers of spatial dimensions.
+REPLACEABLE = {keras.layers.Conv1D: 1, keras.layers.Conv2D: 2, keras.layers.Conv3D: 3, keras.layers.Dense: 0}
+_LIKELY = (
+    *(*REPLACEABLE, keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D),
+    *(keras.layers.SeparableConv1D, keras.layers.SeparableConv2D, keras.layers.EinsumDense),
+    *(keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose),
+)
+RESOURCES = ("macs", "params")
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A layer that can be factorised, with what the planner needs to price it.
+
+    `sizes` holds the spatial sizes of the inputs it is called on, with how often each occurs in one example; a dense
+    layer has no spatial axes, and counts the positions it is applied at instead. `limits` are the largest ranks it may
+    take, the full ones or less.
+    """
+
+    name: str
+    format: formats.Format
+    kernel_shape: tuple
+    limits: tuple
+    sizes: tuple
+    strides: tuple
+    padding: str
+    dilation_rate: tuple
+    layer: keras.layers.Layer = dataclasses.field(compare=False, repr=False)
+
+    def dense_costs(self):
+        """`{"macs", "params"}` of the dense layer (without the bias, which it keeps)."""
+        return self._costs([dense_stage(self.kernel_shape, self.strides, self.dilation_rate)])
+
+    def costs(self, ranks):
+        """`{"macs", "params"}` of the chain at `ranks`; of the dense layer for `None`."""
+        if ranks is None:
+            return self.dense_costs()
+        return self._costs(self.format.stages(self.kernel_shape, ranks, self.strides, self.dilation_rate))
+
+    def _costs(self, stages):
+        costs = [(chain_costs(stages, size, self.padding), count) for size, count in self.sizes]
+        return {"macs": sum(cost.macs * count for cost, count in costs), "params": costs[0][0].params}
+
+    def kernel(self):
+        """The dense kernel as a float64 array.
+
+        Raises:
+            ValueError: if it holds NaN or infinity.
+        """
+        kernel = np.asarray(keras.ops.convert_to_numpy(self.layer.kernel), dtype="float64")
+        if not np.all(np.isfinite(kernel)):
+            raise ValueError(f"Expected weights of finite numbers. Received: NaN or infinity in layer {self.name!r}")
+        return kernel
+
+    def is_cheaper(self, ranks, judged_by):
+        """Whether the chain costs no more than the dense layer in all the resources, and less in one."""
+        dense, low = self.dense_costs(), self.costs(ranks)
+        return all(low[r] <= dense[r] for r in judged_by) and any(low[r] < dense[r] for r in judged_by)
+
+
+def survey(model, format_of, exclude):
+    """The candidates of a dense model, and for every other layer that one could expect here, why it stays dense.
+
+    Args:
+        model: a built Functional or Sequential model.
+        format_of: name of the format for all layers, or a mapping from names or patterns to names (or `"dense"`); the
+            first match counts.
+        exclude: name or pattern, or a list of them; `None` for the first convolution and the classifier.
+
+    Returns:
+        `(candidates, reasons)`: a list in the order of the model, and a dict by path.
+    """
+    if not isinstance(model, keras.Model) or not hasattr(model, "layers"):
+        raise ValueError(f"Expected a Keras model. Received: model={model!r}")
+    calls = trace_calls(model)
+    likely = _likely_layers(model)
+    excluded = _excluded(likely, exclude, calls)
+    formats_by_path = _formats_by_path(list(likely), format_of)
+    candidates, reasons, seen = [], {}, set()
+    for path, layer in likely.items():
+        if id(layer) in seen:
+            reasons[path] = "shared: planned under its first name"
+            continue
+        seen.add(id(layer))
+        input_shapes = [shape for called, shape, _ in calls if called is layer]
+        if path in excluded:
+            reasons[path] = "excluded"
+            continue
+        layer_format = _suitable_format(layer, formats_by_path[path])
+        reason = _why_dense(layer, layer_format, input_shapes)
+        if reason:
+            reasons[path] = reason
+        else:
+            candidates.append(_candidate(path, layer, formats.get(layer_format), input_shapes))
+    return candidates, reasons
+
+
+def survey_low_rank(model):
+    """The candidates of a low-rank model: its low-rank layers, limited to the ranks they have."""
+    calls = trace_calls(model)
+    candidates, seen = [], set()
+    for path, layer in iterate_layers(model):
+        if isinstance(layer, FactorizedLayer) and id(layer) not in seen:
+            seen.add(id(layer))
+            input_shapes = [shape for called, shape, _ in calls if called is layer]
+            candidates.append(_candidate(path, layer, layer.format, input_shapes, limits=layer.ranks))
+    return candidates
+
+
+def _likely_layers(model):
+    """`{path: layer}` of the layers with a kernel; those inside nested models that cannot be rebuilt are not among."""
+    found = iterate_layers(model, into=(keras.Sequential, functional_class()))
+    return {path: layer for path, layer in found if isinstance(layer, _LIKELY)}
+
+
+def _excluded(likely, exclude, calls):
+    if exclude is None:
+        return _stem_and_classifier(likely, calls)
+    patterns = [exclude] if isinstance(exclude, str) else list(exclude)
+    excluded = set()
+    for pattern in patterns:
+        matches = [path for path in likely if fnmatch.fnmatchcase(path, pattern)]
+        if not matches:
+            raise ValueError(
+                f"Nothing matched. Expected a name or pattern among {list(likely)}. Received: exclude={pattern!r}"
+            )
+        excluded.update(matches)
+    return excluded
+
+
+def _stem_and_classifier(likely, calls):
+    """The first convolution, and the last layer if it works on one vector per example."""
+    convolutions = [path for path, layer in likely.items() if REPLACEABLE.get(type(layer), 0) > 0]
+    excluded = set(convolutions[:1])
+    paths = {id(layer): path for path, layer in likely.items()}
+    ran = [(layer, shape) for layer, shape, _ in calls if id(layer) in paths]
+    if ran and type(ran[-1][0]) in REPLACEABLE:
+        layer, shape = ran[-1]
+        if math.prod(shape) == math.prod(layer.kernel.shape[-2:-1]):
+            excluded.add(paths[id(layer)])
+    return excluded
+
+
+def _formats_by_path(paths, format_of):
+    if not isinstance(format_of, collections.abc.Mapping):
+        formats.get(format_of)
+        return dict.fromkeys(paths, getattr(format_of, "name", format_of))
+    chosen = {}
+    for pattern, name in format_of.items():
+        if name != "dense":
+            formats.get(name)
+        matches = [path for path in paths if fnmatch.fnmatchcase(path, pattern)]
+        if not matches:
+            raise ValueError(
+                f"Nothing matched. Expected a name or pattern among {paths}. Received: format={{{pattern!r}: {name!r}}}"
+            )
+        for path in matches:
+            chosen.setdefault(path, name)
+    return {path: chosen.get(path, "dense") for path in paths}
+
+
+def _suitable_format(layer, name):
+    """The format for a layer where `name` is asked for: a kernel of one position is a matrix, and SVD is its format."""
+    pointwise = math.prod(getattr(layer, "kernel_size", ())) == 1
+    return "svd" if pointwise and name != "dense" else name
+
+
+def _why_dense(layer, name, input_shapes):
+    """Why a layer cannot be factorised, or an empty string."""
+    if name == "dense":
+        return "no format asked for"
+    if isinstance(layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)):
+        return "depthwise: each channel has a kernel of its own"
+    if type(layer) not in REPLACEABLE:
+        return f"no low-rank {type(layer).__name__}"
+    if getattr(layer, "groups", 1) != 1:
+        return "grouped: its groups share no factors"
+    dims = REPLACEABLE[type(layer)]
+    target = layer_class(name, dims)
+    if target is None:
+        return f"no '{name}' layer for {dims}-D"
+    if not input_shapes:
+        return "not called"
+    try:
+        dense_arguments(target, layer)
+    except ValueError as error:
+        return str(error).split(" Received")[0]
+    return ""
+
+
+def _candidate(path, layer, layer_format, input_shapes, limits=None):
+    kernel_shape = tuple(layer.kernel.shape)
+    if len(kernel_shape) == 2:  # a dense layer
+        positions = sum(math.prod(shape[1:-1]) for shape in input_shapes)
+        geometry = {"sizes": (((), positions),), "strides": (), "padding": "valid", "dilation_rate": ()}
+    else:
+        last = layer.data_format == "channels_last"
+        sizes = collections.Counter(tuple(shape[1:-1] if last else shape[2:]) for shape in input_shapes)
+        geometry = {"sizes": tuple(sizes.items())}
+        geometry |= {name: getattr(layer, name) for name in ("strides", "padding", "dilation_rate")}
+    limits = limits or layer_format.max_ranks(kernel_shape)
+    return Candidate(path, layer_format, kernel_shape, limits, layer=layer, **geometry)
