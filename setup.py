@@ -54,6 +54,7 @@ setup(
         "console_scripts": [
             "elrt-train=elrt_keras.launch.train:main",
             "elrt-evaluate=elrt_keras.launch.evaluate:main",
+            "elrt-plan=elrt_keras.launch.plan:main",
         ]
     },
 )

@@ -4,6 +4,8 @@ import keras
 import numpy as np
 
 from elrt_keras.layers import FactorizedLayer
+from elrt_keras.ranks.estimates import stable_rank
+from elrt_keras.ranks.survey import survey
 from elrt_keras.regularizers import OrthogonalityRegularizer, orthogonality_error
 from elrt_keras.traversal import iterate_layers
 
@@ -129,3 +131,56 @@ class OrthogonalityLogger(keras.callbacks.Callback):
         if logs is not None and errors:
             logs["orthogonality_error_mean"] = float(np.mean(list(errors.values())))
             logs["orthogonality_error_max"] = float(np.max(list(errors.values())))
+
+
+class StableRankStopping(keras.callbacks.Callback):
+    """Ends full-rank training when the stable ranks of the kernels have settled.
+
+    The stable rank of a matrix A is ‖A‖_F² / ‖A‖₂². After each epoch it is computed for the unfoldings that decide the
+    ranks of `format`, and training stops once it changes by less than `tolerance`, relative to its last value and on
+    average over all unfoldings. `stable_rank_mean` and `stable_rank_change` are added to the logs. The model can then
+    be planned with `plan_ranks(method="stable_rank")` and factorised with `factor_initializer="decomposed"`.
+
+    Args:
+        format: name of the format that the model will be factorised into.
+        tolerance: float > 0, the relative change per epoch that counts as settled.
+        exclude: as in `plan_ranks`: layers that do not count.
+
+    Raises:
+        ValueError: for a tolerance that is no positive number, and at the start of training for a model without a layer
+            that could be factorised.
+
+    Example:
+
+    >>> stopping = elrt_keras.callbacks.StableRankStopping(tolerance=0.05)
+    >>> # dense.fit(x, y, epochs=100, callbacks=[stopping])
+
+    Reference: Cuttlefish (MLSys 2023) picks the switch from full-rank to low-rank training, and the ranks, by stable
+    ranks.
+    """
+
+    def __init__(self, format="tucker2", tolerance=0.05, exclude=None):
+        super().__init__()
+        if not (isinstance(tolerance, (int, float)) and np.isfinite(tolerance) and tolerance > 0):
+            raise ValueError(f"`tolerance` is a positive number. Received: tolerance={tolerance!r}")
+        self.format, self.tolerance, self.exclude = format, tolerance, exclude
+        self.stopped_epoch = None
+
+    def on_train_begin(self, logs=None):
+        self._candidates, _ = survey(self.model, self.format, self.exclude)
+        if not self._candidates:
+            raise ValueError(f"Expected a model with layers that can be factorised. Received: {self.model.name!r}")
+        self._last = self._stable_ranks()
+
+    def on_epoch_end(self, epoch, logs=None):
+        ranks = self._stable_ranks()
+        change = float(np.mean(np.abs(ranks - self._last) / self._last))
+        self._last = ranks
+        if logs is not None:
+            logs.update(stable_rank_mean=float(ranks.mean()), stable_rank_change=change)
+        if change < self.tolerance:
+            self.stopped_epoch = epoch
+            self.model.stop_training = True
+
+    def _stable_ranks(self):
+        return np.array([stable_rank(matrix) for c in self._candidates for matrix in c.format.unfoldings(c.kernel())])

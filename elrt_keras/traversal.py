@@ -1,27 +1,71 @@
 """Walking the layers of a model, nested models included."""
 
 import functools
+import weakref
 
 import keras
 
+_OPENED = weakref.WeakKeyDictionary()
 
-def iterate_layers(model, prefix="", into=keras.Model):
+
+def iterate_layers(model, prefix=""):
     """All layers of a model that are no models themselves, as `(path, layer)`.
 
     The path of a layer is its name, with the names of the nested models that hold it in front: `"backbone/conv1"`. It
     is the key of the layer in a rank plan.
-
-    Args:
-        model: a Keras model.
-        prefix: what the paths begin with.
-        into: the classes of nested models that are walked into; others are yielded as layers.
     """
     for layer in model.layers:
         path = f"{prefix}{layer.name}"
-        if isinstance(layer, into):
-            yield from iterate_layers(layer, f"{path}/", into)
+        if isinstance(layer, keras.Model):
+            yield from iterate_layers(layer, f"{path}/")
         else:
             yield path, layer
+
+
+def iterate_replaceable(model, prefix=""):
+    """As `iterate_layers`, but of the layers that a rebuilt model can have others in the place of.
+
+    Subclassed models nested in the model are layers here. Custom layers made of other layers are walked into where they
+    can be opened (see `opened`).
+    """
+    for layer in model.layers:
+        path = f"{prefix}{layer.name}"
+        inner = layer if is_container(layer) else opened(layer)
+        if inner is None:
+            yield path, layer
+        else:
+            yield from iterate_replaceable(inner, f"{path}/")
+
+
+def opened(layer):
+    """A custom layer made of other layers as a functional model of these, sharing them; `None` if it is no such layer.
+
+    Its `call` is run on a symbolic input. That works where it takes one tensor and computes with layers and
+    `keras.ops`, as the blocks of keras-hub's models do; other layers stay closed.
+    """
+    if isinstance(layer, keras.Model) or type(layer).__module__.split(".")[0] == "keras" or not layer.built:
+        return None
+    if layer not in _OPENED:
+        _OPENED[layer] = _opened(layer) if _holds_layers(layer) else None
+    return _OPENED[layer]
+
+
+def _holds_layers(layer):
+    return any(isinstance(value, keras.layers.Layer) for value in keras.tree.flatten(list(vars(layer).values())))
+
+
+def _opened(layer):
+    shape = (layer.get_build_config() or {}).get("input_shape")
+    if not isinstance(shape, (tuple, list)) or not all(size is None or isinstance(size, int) for size in shape):
+        return None
+    inputs = keras.Input(batch_shape=shape, name="input")
+    try:
+        outputs = layer.call(inputs)
+        model = keras.Model(inputs, outputs, name=layer.name)
+    except Exception:  # whatever a foreign `call` does with a tensor that has no values
+        return None
+    # What the graph lacks (weights of the layer itself) would be lost.
+    return model if len(model.weights) == len(layer.weights) else None
 
 
 def is_container(layer):

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from elrt_keras import formats, initializers, models, regularizers
+from elrt_keras import formats, initializers, models, ranks, regularizers
 
 DATASETS = ("digits", "cifar10", "cifar100", "fashion_mnist")
 ORTHOGONALITY = ("none", *regularizers.BY_NAME, "stiefel")
@@ -13,6 +13,7 @@ WEIGHT_DECAYS = ("decoupled", "frobenius")
 AUGMENTATIONS = ("crop", "flip", "cutout")
 _DEFAULT_AUGMENTATION = {"digits": "crop", "fashion_mnist": "crop,flip"}
 _DEFAULT_MAX_MACS = 0.4
+_READ_WEIGHTS = ("energy", "vbmf", "stable_rank")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,18 +32,21 @@ class TrainConfig:
     max_macs: float | None = None
     max_params: float | None = None
     rank_plan: str | None = None
+    rank_method: str = "uniform"
     multiple_of: int | None = None
+    initial_model: str | None = None
+    warmup_epochs: str = "0"
     orthogonality: str = "dso"
     orthogonality_strength: float = 1e-2
     orthogonality_schedule: str | None = None
-    factor_initializer: str = "orthogonal_factors"
+    factor_initializer: str = "auto"
     optimizer: str = "sgd"
     learning_rate: float = 0.1
     momentum: float = 0.9
     lr_schedule: str = "cosine"
     lr_step_epochs: int = 55
     lr_step_factor: float = 0.2
-    warmup_epochs: float = 0.0
+    lr_warmup_epochs: float = 0.0
     weight_decay: float = 1e-4
     weight_decay_kind: str = "decoupled"
     label_smoothing: float = 0.0
@@ -58,10 +62,14 @@ class TrainConfig:
             self._set(augmentation=_DEFAULT_AUGMENTATION.get(self.dataset, "crop,flip"))
         if self.smoke:
             self._set(epochs=min(self.epochs, 2), batch_size=min(self.batch_size, 32))
-        if self.format != "dense" and self.rank_plan is None and self.max_macs is None and self.max_params is None:
+        budget = (self.rank_plan, self.max_macs, self.max_params)
+        if self.format != "dense" and self.rank_method != "vbmf" and all(value is None for value in budget):
             self._set(max_macs=_DEFAULT_MAX_MACS)
         if self.format == "dense":
             self._set(orthogonality="none", orthogonality_schedule=None)
+        self._set(warmup_epochs=str(self.warmup_epochs).strip())
+        if self.factor_initializer == "auto":
+            self._set(factor_initializer="decomposed" if self.has_trained_weights else "orthogonal_factors")
         self._check_names()
         self._check_numbers()
         self._check_combinations()
@@ -80,7 +88,9 @@ class TrainConfig:
         _one_of("weight_decay_kind", self.weight_decay_kind, WEIGHT_DECAYS)
         for name in self.augmentations:
             _one_of("augmentation", name, ["auto", "none", *AUGMENTATIONS])
-        initializers.get(self.factor_initializer)
+        _one_of("rank_method", self.rank_method, ranks.METHODS)
+        if self.factor_initializer != "decomposed":
+            initializers.get(self.factor_initializer)
 
     def _check_numbers(self):
         for name in ("epochs", "batch_size", "lr_step_epochs"):
@@ -92,7 +102,9 @@ class TrainConfig:
         _in_range("label_smoothing", self.label_smoothing, 0, 1)
         for name in ("weight_decay", "orthogonality_strength"):
             _in_range(name, getattr(self, name), 0, math.inf)
-        _in_range("warmup_epochs", self.warmup_epochs, 0, self.epochs)
+        _in_range("lr_warmup_epochs", self.lr_warmup_epochs, 0, self.epochs)
+        if self.warmup_epochs != "auto":
+            _in_range("warmup_epochs", _int_or_nan(self.warmup_epochs), 0, self.epochs - 1, whole=True)
         for name in ("max_macs", "max_params"):
             if getattr(self, name) is not None:
                 _in_range(name, getattr(self, name), 1e-12, 1)
@@ -109,6 +121,37 @@ class TrainConfig:
                 f"Received: orthogonality={self.orthogonality!r} with a schedule"
             )
         parse_schedule(self.orthogonality_schedule)
+        if self.format == "dense" and self.warms_up:
+            raise ValueError(f"--format=dense stays dense. Received: warmup_epochs={self.warmup_epochs!r} with it")
+        if self.initial_model is not None and self.warms_up:
+            raise ValueError(
+                "Expected either a trained model to start from or full-rank warm-up. "
+                f"Received: initial_model={self.initial_model!r}, warmup_epochs={self.warmup_epochs!r}"
+            )
+        if self.rank_plan is not None and self.rank_method != "uniform":
+            raise ValueError(f"A rank plan leaves no ranks to choose. Received: rank_method={self.rank_method!r}")
+        if not self.has_trained_weights:
+            for name, needs in (("rank_method", self.rank_method), ("factor_initializer", self.factor_initializer)):
+                if needs in (*_READ_WEIGHTS, "decomposed"):
+                    raise ValueError(
+                        "Expected trained weights to read: pass --initial_model or --warmup_epochs. "
+                        f"Received: {name}={needs!r}"
+                    )
+
+    @property
+    def warms_up(self):
+        """Whether the run starts with full-rank epochs."""
+        return self.warmup_epochs != "0"
+
+    @property
+    def longest_warmup(self):
+        """The most full-rank epochs there can be: those asked for, or half of the run where stable ranks decide."""
+        return max(1, self.epochs // 2) if self.warmup_epochs == "auto" else int(self.warmup_epochs)
+
+    @property
+    def has_trained_weights(self):
+        """Whether ranks and factors can be taken from trained weights."""
+        return self.warms_up or self.initial_model is not None
 
     @property
     def augmentations(self):
@@ -143,12 +186,19 @@ def parse_schedule(text):
     return steps
 
 
+def _int_or_nan(text):
+    try:
+        return int(text)
+    except ValueError:
+        return math.nan
+
+
 def _one_of(name, value, allowed):
     if value not in allowed:
         raise ValueError(f"Expected one of {list(allowed)}. Received: {name}={value!r}")
 
 
 def _in_range(name, value, low, high, whole=False):
-    if (whole and not float(value).is_integer()) or not (low <= value <= high) or math.isinf(value):
+    if not (low <= value <= high) or math.isinf(value) or (whole and not float(value).is_integer()):
         kind = "an int" if whole else "a number"
         raise ValueError(f"`{name}` is {kind} from {low:g} to {high:g}. Received: {name}={value}")

@@ -19,24 +19,38 @@ _SPECS = {
     "max_macs": ("float", "Keep at most this part of the dense MACs, in (0, 1]; 0.4 if no budget is given."),
     "max_params": ("float", "Keep at most this part of the dense parameters, in (0, 1]."),
     "rank_plan": ("string", "Rank plan (JSON) to use instead of a budget."),
+    "rank_method": (
+        config_module.ranks.METHODS,
+        "How ranks are chosen under the budget; all but 'uniform' read trained weights, and 'vbmf' needs no budget.",
+    ),
     "multiple_of": ("integer", "Ranks are multiples of this; 8 if not given, which SIMD units like."),
+    "initial_model": ("string", "A trained dense model (.keras) of --model to decompose and fine-tune."),
+    "warmup_epochs": (
+        "string",
+        "Full-rank epochs before the model is decomposed and trained on; 'auto' switches when the stable ranks of "
+        "the kernels have settled, after half of the run at the latest.",
+    ),
     "orthogonality": (
         config_module.ORTHOGONALITY,
         "Penalty on the factor matrices (dso is ELRT's), or 'stiefel' to keep them exactly orthonormal.",
     ),
     "orthogonality_strength": ("float", "Strength of the penalty, ρ in ELRT."),
     "orthogonality_schedule": ("string", "Strengths from epochs on, such as '0:1e-2,20:1e-3,50:0'."),
-    "factor_initializer": ("string", "'orthogonal_factors', 'spectral', or a Keras initializer for each factor."),
+    "factor_initializer": (
+        "string",
+        "'orthogonal_factors', 'spectral', a Keras initializer for each factor, or 'decomposed' for trained weights; "
+        "'auto' is 'decomposed' where there are such weights and 'orthogonal_factors' elsewhere.",
+    ),
     "optimizer": (config_module.OPTIMIZERS, "SGD with Nesterov momentum, or AdamW."),
     "learning_rate": ("float", "Peak learning rate, for the global batch."),
     "momentum": ("float", "Momentum of SGD."),
     "lr_schedule": (
         config_module.LR_SCHEDULES,
-        "Learning rate over the run; one_cycle rises over the first 30 % and ignores --warmup_epochs.",
+        "Learning rate over the run; one_cycle rises over the first 30 % and ignores --lr_warmup_epochs.",
     ),
     "lr_step_epochs": ("integer", "Epochs between the steps of --lr_schedule=step."),
     "lr_step_factor": ("float", "Factor of each step of --lr_schedule=step."),
-    "warmup_epochs": ("float", "Epochs of linear warm-up."),
+    "lr_warmup_epochs": ("float", "Epochs over which the learning rate rises linearly."),
     "weight_decay": ("float", "Weight decay λ; biases and batch-norm have none."),
     "weight_decay_kind": (
         config_module.WEIGHT_DECAYS,

@@ -30,7 +30,7 @@ def learning_rate(config, steps_per_epoch):
     """The learning rate over all steps of a run, as a Keras schedule (or a float for `constant` without warm-up)."""
     schedules = keras.optimizers.schedules
     total = config.epochs * steps_per_epoch
-    warmup = round(config.warmup_epochs * steps_per_epoch)
+    warmup = round(config.lr_warmup_epochs * steps_per_epoch)
     peak = config.learning_rate
     if config.lr_schedule == "one_cycle":
         rise = max(1, round(_RISE * total))

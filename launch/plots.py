@@ -1,6 +1,7 @@
 """Pictures of a run."""
 
 import csv
+import math
 
 
 def plot_curves(history_csv, path, title):
@@ -22,7 +23,7 @@ def plot_curves(history_csv, path, title):
         ("accuracy", {"train": "accuracy", "test": "val_accuracy"}),
         ("orthogonality error", {"mean": "orthogonality_error_mean", "largest": "orthogonality_error_max"}),
     ]
-    panels = [(name, series) for name, series in panels if all(column in rows[0] for column in series.values())]
+    panels = [(name, series) for name, series in panels if all(_has_values(rows, c) for c in series.values())]
     figure = Figure(figsize=(4 * len(panels), 3.4), layout="constrained")
     for axis, (name, series) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         for label, column in series.items():
@@ -32,3 +33,8 @@ def plot_curves(history_csv, path, title):
         axis.legend()
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
+
+
+def _has_values(rows, column):
+    """Whether a column has a number in some row; a dense run has no orthogonality errors."""
+    return any(not math.isnan(float(row.get(column) or "nan")) for row in rows)

@@ -23,6 +23,10 @@ def model_path(run_dir):
     return os.path.join(run_dir, "model.keras")
 
 
+def plan_path(run_dir):
+    return os.path.join(run_dir, "rank_plan.json")
+
+
 def summary_path(run_dir):
     return os.path.join(run_dir, "summary.json")
 
@@ -66,11 +70,12 @@ def _check_creatable(run_dir):
 
 
 def prepare(config, run_dir, plan):
-    """Makes the directory and writes down the flags and the rank plan."""
+    """Makes the directory and writes down the flags and the rank plan (`None`: not known before warm-up is over)."""
     try:
         os.makedirs(run_dir, exist_ok=True)
         write_text(flags_path(run_dir), flags.to_flagfile(config))
-        plan.save(os.path.join(run_dir, "rank_plan.json"))
+        if plan is not None:
+            plan.save(plan_path(run_dir))
     except OSError as error:
         raise ValueError(f"Cannot write the run directory. Received: run_dir={run_dir!r}: {error}") from error
 
@@ -115,6 +120,19 @@ def save_model(model, path):
     temporary = f"{path}.tmp.keras"
     model.save(temporary)
     os.replace(temporary, path)
+
+
+def load_model(path):
+    """A model from a `.keras` file, not compiled.
+
+    Raises:
+        ValueError: when there is no such file or it holds no model; the message names it.
+    """
+    try:
+        return keras.models.load_model(path, compile=False)
+    except Exception as error:  # Keras raises what its parts raise: zip, JSON, HDF5, and its own
+        reason = next(iter(str(error).strip().splitlines()), repr(error))
+        raise ValueError(f"Expected a Keras model in a .keras file. Received: {str(path)!r}: {reason}") from error
 
 
 def publish_model(run_dir):

@@ -1,16 +1,19 @@
 """`run`: one training run in one directory, from a `TrainConfig` to a saved, measured model; resumes by itself."""
 
 import csv
+import math
 import os
 import time
 
 import keras
 
 import elrt_keras as elrt
+from elrt_keras import RankPlan
 from elrt_keras.launch import data as data_module
 from elrt_keras.launch import rundir
 from elrt_keras.launch.config import parse_schedule
 from elrt_keras.launch.optimization import add_kernel_regularizer, frobenius_decay, make_optimizer
+from elrt_keras.traversal import iterate_layers
 
 
 def run(config, run_dir):
@@ -36,29 +39,60 @@ def run(config, run_dir):
     data = data_module.load(config.dataset, config.data_dir, config.download)
     steps = data_module.steps_per_epoch(data, config)
     keras.utils.set_random_seed(config.seed)
-    dense, plan = _dense_and_plan(config, data)
+    dense = _dense(config, data)
+    plan = _plan(config, dense)
     checkpoint = rundir.checkpoint_path(run_dir)
     if os.path.exists(checkpoint):
         model = keras.models.load_model(checkpoint)
     else:
-        model = build_model(config, dense, plan)
+        model = build_model(config, dense, RankPlan() if config.warms_up else plan)
         _compile(model, config, steps)
-    first_epoch = int(model.optimizer.iterations) // steps
-    rundir.prepare(config, run_dir, plan)
+    first_epoch = _epochs_done(model, steps)
+    rundir.prepare(config, run_dir, None if config.warms_up else plan)
     rundir.truncate_history(run_dir, first_epoch)
     print(_headline(config, model, dense, first_epoch))
+    if config.warms_up and not _is_low_rank(model):
+        _fit(model, config, run_dir, data, epochs=config.longest_warmup, warms_up=True)
+        model = _switched(model, config, run_dir, steps)
+        print(_headline(config, model, dense, _epochs_done(model, steps), "low-rank from"))
+    _fit(model, config, run_dir, data, epochs=config.epochs)
+    rundir.publish_model(run_dir)
+    return rundir.finish(config, run_dir, _summary(config, run_dir, data, dense))
+
+
+def _fit(model, config, run_dir, data, epochs, warms_up=False):
+    steps = data_module.steps_per_epoch(data, config)
+    first_epoch = _epochs_done(model, steps)
     model.fit(
         data_module.train_batches(data, config, first_epoch),
         steps_per_epoch=steps,
         initial_epoch=first_epoch,
-        epochs=config.epochs,
+        epochs=epochs,
         validation_data=data_module.test_batches(data, config),
-        callbacks=_callbacks(config, run_dir),
+        callbacks=_callbacks(config, run_dir, warms_up),
         shuffle=False,  # the pipeline shuffles
         verbose="auto" if os.isatty(1) else 2,
     )
-    rundir.publish_model(run_dir)
-    return rundir.finish(config, run_dir, _summary(config, run_dir, data, dense))
+
+
+def _epochs_done(model, steps):
+    return int(model.optimizer.iterations) // steps
+
+
+def _is_low_rank(model):
+    return any(isinstance(layer, elrt.layers.FactorizedLayer) for _, layer in iterate_layers(model))
+
+
+def _switched(dense, config, run_dir, steps):
+    """The low-rank model that goes on where full-rank warm-up ends: its weights decomposed, the same step."""
+    plan = _plan(config, dense)
+    model = build_model(config, dense, plan)
+    _compile(model, config, steps)
+    model.optimizer.build(model.trainable_variables)
+    model.optimizer.iterations.assign(dense.optimizer.iterations)
+    rundir.prepare(config, run_dir, plan)
+    rundir.save_model(model, rundir.checkpoint_path(run_dir))
+    return model
 
 
 def build_model(config, dense, plan):
@@ -80,25 +114,41 @@ def build_model(config, dense, plan):
     return model
 
 
-def _dense_and_plan(config, data):
+def _dense(config, data):
+    """The dense model of a run, with the weights of `--initial_model` where one is given."""
     dense = elrt.models.build(
         config.model, data.image_shape, len(data.class_names), normalization=data.pixel_statistics()
     )
+    if config.initial_model is not None:
+        trained = rundir.load_model(config.initial_model)
+        shapes = [[tuple(w.shape) for w in model.weights] for model in (dense, trained)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"Expected a dense {config.model} for {len(data.class_names)} classes. "
+                f"Received: initial_model={config.initial_model!r} with other weights"
+            )
+        dense.set_weights(trained.get_weights())
+    return dense
+
+
+def _plan(config, dense):
     if config.format == "dense":
-        return dense, elrt.RankPlan({row.name: None for row in elrt.count_costs(dense).layers if row.macs})
+        return RankPlan({row.name: None for row in elrt.count_costs(dense).layers if row.macs})
     if config.rank_plan is not None:
-        return dense, elrt.RankPlan.load(config.rank_plan)
-    plan = elrt.plan_ranks(
+        return RankPlan.load(config.rank_plan)
+    return elrt.plan_ranks(
         dense,
         format=config.format,
         max_macs=config.max_macs,
         max_params=config.max_params,
+        method=config.rank_method,
         multiple_of=config.multiple_of,
     )
-    return dense, plan
 
 
 def _seeded(config):
+    if config.factor_initializer == "decomposed":
+        return "decomposed"
     initializer = elrt.initializers.get(config.factor_initializer)
     seeded = {**initializer.get_config(), "seed": config.seed}
     return type(initializer).from_config(seeded) if "seed" in initializer.get_config() else initializer
@@ -127,27 +177,36 @@ def _jit_compile():
     return "auto" if tf.config.list_physical_devices("GPU") else False
 
 
-def _callbacks(config, run_dir):
-    callbacks = [elrt.callbacks.OrthogonalityLogger(), _EpochSeconds()]
+def _callbacks(config, run_dir, warms_up):
+    callbacks = [elrt.callbacks.OrthogonalityLogger(), _EpochNotes(low_rank=config.format != "dense" and not warms_up)]
     schedule = parse_schedule(config.orthogonality_schedule)
-    if schedule is not None:
+    if schedule is not None and not warms_up:
         callbacks.append(elrt.callbacks.RegularizationSchedule(schedule))
+    callbacks.append(keras.callbacks.CSVLogger(rundir.history_path(run_dir), append=True))
+    if warms_up and config.warmup_epochs == "auto":
+        # After the CSV file, whose columns have to be those of the low-rank epochs.
+        callbacks.append(elrt.callbacks.StableRankStopping(config.format))
     return [
         *callbacks,
-        keras.callbacks.CSVLogger(rundir.history_path(run_dir), append=True),
         keras.callbacks.TensorBoard(os.path.join(run_dir, "tensorboard"), write_graph=False),
         _Checkpoint(run_dir),
     ]
 
 
-class _EpochSeconds(keras.callbacks.Callback):
-    """Adds the wall-clock seconds of each epoch, evaluation included, to the logs."""
+class _EpochNotes(keras.callbacks.Callback):
+    """Adds to the logs of each epoch its wall-clock seconds, evaluation included, and whether it trained low-rank."""
+
+    def __init__(self, low_rank):
+        super().__init__()
+        self._low_rank = int(low_rank)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._start = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
-        logs["seconds"] = time.perf_counter() - self._start
+        logs.update(seconds=time.perf_counter() - self._start, low_rank=self._low_rank)
+        for name in ("orthogonality_error_mean", "orthogonality_error_max"):
+            logs.setdefault(name, math.nan)  # full-rank epochs get the same columns
 
 
 class _Checkpoint(keras.callbacks.Callback):
@@ -168,9 +227,9 @@ def evaluate(model, data, config):
     return {"accuracy": float(results["accuracy"]), "loss": float(results["loss"])}
 
 
-def _headline(config, model, dense, first_epoch):
+def _headline(config, model, dense, first_epoch, verb="resuming at"):
     costs, dense_costs = elrt.count_costs(model), elrt.count_costs(dense)
-    resumed = f", resuming at epoch {first_epoch + 1}" if first_epoch else ""
+    resumed = f", {verb} epoch {first_epoch + 1}" if first_epoch else ""
     return (
         f"{config.model} on {config.dataset}, {config.format}{resumed}: "
         f"{costs.macs / 1e6:.2f} M MACs ({costs.macs / dense_costs.macs:.1%} of dense), "
@@ -183,12 +242,14 @@ def _summary(config, run_dir, data, dense):
     results = evaluate(model, data, config)
     costs, dense_costs = elrt.count_costs(model), elrt.count_costs(dense)
     with open(rundir.history_path(run_dir), newline="", encoding="utf-8") as file:
-        seconds = sorted(float(row["seconds"]) for row in csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    seconds = sorted(float(row["seconds"]) for row in rows if bool(int(row["low_rank"])) == (config.format != "dense"))
     return {
         "model": config.model,
         "dataset": config.dataset,
         "format": config.format,
         "epochs": config.epochs,
+        "full_rank_epochs": sum(not int(row["low_rank"]) for row in rows),
         "seed": config.seed,
         "backend": keras.backend.backend(),
         "keras_version": keras.__version__,

@@ -105,3 +105,28 @@ def test_penalty_drives_the_factors_to_orthonormality():
     before = max(elrt.callbacks.factor_errors(model).values())
     model.fit(x, y, epochs=60, batch_size=16, verbose=0)
     assert max(elrt.callbacks.factor_errors(model).values()) < 0.1 < before
+
+
+def test_stable_rank_stopping():
+    model = keras.Sequential([keras.Input((8, 8, 4)), keras.layers.Conv2D(6, 3, name="conv"), keras.layers.Flatten()])
+    model.compile(keras.optimizers.SGD(0.05), "mse")
+    inputs, targets = random_array(8, 8, 8, 4), random_array(8, 216, seed=1)
+    matrix = lambda: to_numpy(model.get_layer("conv").kernel).reshape(36, 6)  # noqa: E731
+
+    def stable():
+        values = np.linalg.svd(matrix(), compute_uv=False)
+        return np.sum(values**2) / values[0] ** 2
+
+    before = stable()
+    stopping = elrt.callbacks.StableRankStopping("svd", tolerance=1e-9, exclude=[])
+    history = model.fit(inputs, targets, epochs=1, verbose=0, callbacks=[stopping]).history
+    assert history["stable_rank_mean"][0] == pytest.approx(stable(), rel=1e-4)
+    assert history["stable_rank_change"][0] == pytest.approx(abs(stable() - before) / before, rel=1e-3)
+    assert stopping.stopped_epoch is None
+    stopping = elrt.callbacks.StableRankStopping("svd", tolerance=10.0, exclude=[])
+    assert len(model.fit(inputs, targets, epochs=5, verbose=0, callbacks=[stopping]).epoch) == 1
+    assert stopping.stopped_epoch == 0
+    with pytest.raises(ValueError, match="Received: tolerance=0"):
+        elrt.callbacks.StableRankStopping(tolerance=0)
+    with pytest.raises(ValueError, match="can be factorised"):
+        model.fit(inputs, targets, verbose=0, callbacks=[elrt.callbacks.StableRankStopping()])

@@ -19,6 +19,15 @@ def test_a_plan_or_another_budget_replaces_the_default_budget():
     assert TrainConfig(max_params=0.5).max_macs is None
 
 
+def test_trained_weights_are_taken_over_unless_told_otherwise():
+    assert TrainConfig().factor_initializer == "orthogonal_factors"
+    assert TrainConfig(warmup_epochs=3).factor_initializer == "decomposed"
+    assert TrainConfig(initial_model="m.keras").factor_initializer == "decomposed"
+    assert TrainConfig(initial_model="m.keras", factor_initializer="spectral").factor_initializer == "spectral"
+    assert TrainConfig(initial_model="m.keras", rank_method="vbmf").max_macs is None
+    assert TrainConfig(initial_model="m.keras", rank_method="energy").max_macs == 0.4
+
+
 def test_smoke_shrinks():
     config = TrainConfig(smoke=True, epochs=200, batch_size=512)
     assert (config.epochs, config.batch_size) == (2, 32)
@@ -46,7 +55,15 @@ def test_dense_run_has_no_penalty():
         ({"momentum": 1.0}, r"Received: momentum=1.0"),
         ({"label_smoothing": 1.5}, r"Received: label_smoothing=1.5"),
         ({"weight_decay": -1e-4}, r"Received: weight_decay=-0.0001"),
-        ({"warmup_epochs": 30, "epochs": 20}, r"from 0 to 20.*Received: warmup_epochs=30"),
+        ({"lr_warmup_epochs": 30, "epochs": 20}, r"from 0 to 20.*Received: lr_warmup_epochs=30"),
+        ({"warmup_epochs": "20", "epochs": 20}, r"from 0 to 19.*Received: warmup_epochs=20"),
+        ({"warmup_epochs": "some"}, r"an int.*Received: warmup_epochs=nan"),
+        ({"warmup_epochs": "2", "format": "dense"}, r"stays dense.*warmup_epochs='2'"),
+        ({"warmup_epochs": "2", "initial_model": "m.keras"}, r"either.*initial_model='m.keras', warmup_epochs='2'"),
+        ({"rank_method": "magic"}, r"Received: rank_method='magic'"),
+        ({"rank_method": "energy"}, r"--initial_model or --warmup_epochs. Received: rank_method='energy'"),
+        ({"factor_initializer": "decomposed"}, r"trained weights.*factor_initializer='decomposed'"),
+        ({"rank_method": "vbmf", "rank_plan": "p.json", "warmup_epochs": "1"}, r"no ranks to choose"),
         ({"max_macs": 1.4}, r"Received: max_macs=1.4"),
         ({"format": "dense", "max_macs": 0.5}, r"no budget.*Received: \['max_macs'\]"),
         ({"rank_plan": "p.json", "max_params": 0.5}, r"either a budget or a rank plan"),
@@ -85,7 +102,9 @@ def test_flag_file_round_trip_with_every_field_changed():
         lr_schedule="step",
         lr_step_epochs=7,
         lr_step_factor=0.5,
-        warmup_epochs=1.5,
+        lr_warmup_epochs=1.5,
+        rank_method="stable_rank",
+        warmup_epochs="auto",
         weight_decay=5e-4,
         weight_decay_kind="frobenius",
         label_smoothing=0.1,
@@ -96,7 +115,8 @@ def test_flag_file_round_trip_with_every_field_changed():
     )
     defaults = TrainConfig()
     same = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) == getattr(defaults, f.name)]
-    assert same == ["format", "rank_plan", "smoke"]  # the last two exclude a budget and long runs
+    # The plan excludes a budget, the initial model warm-up, a smoke test long runs.
+    assert same == ["format", "rank_plan", "initial_model", "smoke"]
     assert flags.from_flagfile(flags.to_flagfile(config)) == config
 
 

@@ -23,13 +23,15 @@ def test_cosine():
 
 
 def test_cosine_after_warm_up():
-    got = rates(lr_schedule="cosine", learning_rate=0.1, epochs=4, warmup_epochs=1)
+    got = rates(lr_schedule="cosine", learning_rate=0.1, epochs=4, lr_warmup_epochs=1)
     np.testing.assert_allclose(got[:10], 0.1 * np.arange(1, 11) / 10, rtol=1e-5)
     np.testing.assert_allclose(got[10:], 0.05 * (1 + np.cos(np.pi * np.arange(30) / 30)), rtol=1e-4, atol=1e-8)
 
 
 def test_step_with_warm_up_keeps_the_epochs_of_its_steps():
-    got = rates(lr_schedule="step", learning_rate=1.0, epochs=6, warmup_epochs=1, lr_step_epochs=2, lr_step_factor=0.5)
+    got = rates(
+        lr_schedule="step", learning_rate=1.0, epochs=6, lr_warmup_epochs=1, lr_step_epochs=2, lr_step_factor=0.5
+    )
     np.testing.assert_allclose(got[[10, 19, 22, 39, 42, 59]], [1, 1, 0.5, 0.5, 0.25, 0.25])
 
 
@@ -42,7 +44,7 @@ def test_one_cycle_rises_to_the_peak_and_ends_near_zero():
 
 
 def test_constant_with_warm_up():
-    got = rates(lr_schedule="constant", learning_rate=0.3, epochs=2, warmup_epochs=0.5)
+    got = rates(lr_schedule="constant", learning_rate=0.3, epochs=2, lr_warmup_epochs=0.5)
     np.testing.assert_allclose(got, 0.3 * np.minimum(np.arange(1, 21) / 5, 1), rtol=1e-6)
 
 

@@ -1,7 +1,8 @@
 """Low-rank back to stock Keras: `merge` to the dense architecture, `expand` to chains of stock layers."""
 
-from elrt_keras.conversion.rebuild import all_layers, check_convertible, rebuild
+from elrt_keras.conversion.rebuild import check_convertible, rebuild
 from elrt_keras.layers import FactorizedLayer
+from elrt_keras.traversal import iterate_replaceable
 
 
 def merge(model):
@@ -23,7 +24,7 @@ def merge(model):
     'Conv2D'
     """
     check_low_rank(model, "merge")
-    return rebuild(model, lambda layer: [layer.merged()] if isinstance(layer, FactorizedLayer) else None)
+    return rebuild(model, is_low_rank, lambda layer: [layer.merged()])
 
 
 def expand(model):
@@ -50,7 +51,12 @@ def expand(model):
     ['conv_factor_in', 'conv_core', 'conv_factor_out']
     """
     check_low_rank(model, "expand")
-    return rebuild(model, lambda layer: layer.stock_layers() if isinstance(layer, FactorizedLayer) else None)
+    return rebuild(model, is_low_rank, lambda layer: layer.stock_layers())
+
+
+def is_low_rank(layer):
+    """Whether a layer is one of this package's low-rank layers."""
+    return isinstance(layer, FactorizedLayer)
 
 
 def check_low_rank(model, verb):
@@ -60,5 +66,5 @@ def check_low_rank(model, verb):
         ValueError: with what was found.
     """
     check_convertible(model)
-    if not any(isinstance(layer, FactorizedLayer) for layer in all_layers(model).values()):
+    if not any(is_low_rank(layer) for _, layer in iterate_replaceable(model)):
         raise ValueError(f"Expected a model with low-rank layers; nothing to {verb}. Received: model={model.name!r}")

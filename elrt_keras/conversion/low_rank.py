@@ -3,11 +3,12 @@
 import keras
 
 from elrt_keras import formats, initializers
-from elrt_keras.conversion.rebuild import all_layers, check_convertible, rebuild
+from elrt_keras.conversion.rebuild import check_convertible, rebuild
 from elrt_keras.layers.convolutions import layer_class
 from elrt_keras.layers.factorized import dense_arguments
 from elrt_keras.ranks.plan import RankPlan
 from elrt_keras.ranks.survey import REPLACEABLE
+from elrt_keras.traversal import iterate_replaceable
 
 
 def factorize(
@@ -22,7 +23,8 @@ def factorize(
     """The low-rank twin of a model: every layer that the plan factorises is replaced, all others are kept as they are.
 
     The new model has its own weights: biases and all layers that stay dense take over the values of `model`; the
-    factors come from `factor_initializer`. Names, shared layers and nested models stay. It is not compiled.
+    factors come from `factor_initializer`. Names, shared layers and nested models stay; a custom layer becomes a nested
+    functional model if a layer in it is replaced. It is not compiled.
 
     Args:
         model: a built Functional or Sequential Keras model.
@@ -60,9 +62,7 @@ def factorize(
         overrides["kernel_regularizer"] = keras.regularizers.get(kernel_regularizer)
     replacements = _checked_replacements(model, plan)
 
-    def replace(layer):
-        if id(layer) not in replacements:
-            return None
+    def low_rank_twin(layer):
         index, target, entry = replacements[id(layer)]
         seeded = initializer.with_seed(index) if hasattr(initializer, "with_seed") else initializer
         arguments = {**dense_arguments(target, layer), "ranks": entry.ranks, "factor_initializer": seeded, **overrides}
@@ -75,12 +75,12 @@ def factorize(
 
         return [(target(**arguments), set_weights)]
 
-    return rebuild(model, replace)
+    return rebuild(model, lambda layer: id(layer) in replacements, low_rank_twin)
 
 
 def _checked_replacements(model, plan):
     """`{id(layer): (index, low-rank class, entry)}` for the layers to replace, everything checked."""
-    layers = all_layers(model)
+    layers = dict(iterate_replaceable(model))
     unknown = [name for name in plan if name not in layers]
     if unknown:
         raise ValueError(f"The plan names layers that '{model.name}' lacks. Received: {unknown}; it has {list(layers)}")

@@ -4,7 +4,7 @@ import contextlib
 
 import keras
 
-from elrt_keras.traversal import functional_class, is_container, iterate_layers
+from elrt_keras.traversal import is_container, iterate_replaceable, opened
 
 
 def check_convertible(model):
@@ -19,41 +19,48 @@ def check_convertible(model):
         raise ValueError(f"Expected a built model. Received: model={model.name!r}, which has no weights yet")
 
 
-def rebuild(model, replace):
+def rebuild(model, is_replaced, replacement):
     """A copy of a model with its own weights, in which some layers are replaced.
 
-    Names, shared layers (also between a model and one nested in it) and nested models stay; the copy is not compiled.
+    Names, shared layers (also between a model and one nested in it) and nested models stay; the copy is not compiled. A
+    custom layer becomes a nested functional model of its name if a layer in it is replaced, and is copied otherwise.
 
     Args:
         model: a built Functional or Sequential model.
-        replace: function of a layer that returns `None` to copy it, or a list of `(new layer, values)`: the layers
-            that take its place, applied one after another, and a function of the built new layer that sets its weights
-            (or a list of weights).
+        is_replaced: function of a layer: whether others take its place.
+        replacement: function of such a layer that returns a list of `(new layer, weights)`, the layers that take its
+            place, applied one after another. Weights are a list of arrays, or a function of the built new layer that
+            sets them.
     """
     copies = {}  # id of a layer → the layers in its place
     values = []
 
     def layers_for(layer):
         if id(layer) not in copies:
-            copies[id(layer)] = _nested(layer) if is_container(layer) else _leaf(layer)
+            copies[id(layer)] = new_layers(layer)
         return copies[id(layer)]
 
-    def _leaf(layer):
+    def new_layers(layer):
         if not isinstance(layer, keras.layers.Layer):
             return [layer]  # an operation such as x + y: no state, so the copy can use it too
-        replacement = replace(layer)
-        if replacement is None:
-            replacement = [(type(layer).from_config(layer.get_config()), layer.get_weights())]
-        values.extend(replacement)
-        return [new for new, _ in replacement]
-
-    def _nested(nested):
-        return [_copied_graph(nested, layers_for)]
+        if is_container(layer):
+            return [_copied_graph(layer, layers_for)]
+        if not is_replaced(layer):
+            inner = opened(layer)
+            if inner is not None and any(is_replaced(one) for _, one in iterate_replaceable(inner)):
+                return [_copied_graph(inner, layers_for)]
+        new = replacement(layer) if is_replaced(layer) else [(_copied(layer), layer.get_weights())]
+        values.extend(new)
+        return [one for one, _ in new]
 
     copy = _copied_graph(model, layers_for)
     for new, value in values:
         value(new) if callable(value) else new.set_weights(value)
     return copy
+
+
+def _copied(layer):
+    return type(layer).from_config(layer.get_config())
 
 
 def _copied_graph(model, layers_for):
@@ -94,8 +101,3 @@ def _uncompiled(model):
         yield
     finally:
         model.compiled = compiled
-
-
-def all_layers(model):
-    """`{path: layer}` of everything that `rebuild` can replace or copies as it is."""
-    return dict(iterate_layers(model, into=(keras.Sequential, functional_class())))

@@ -4,10 +4,9 @@ import dataclasses
 
 import keras
 
-from elrt_keras.conversion.dense import check_low_rank
+from elrt_keras.conversion.dense import check_low_rank, is_low_rank
 from elrt_keras.conversion.rebuild import rebuild
 from elrt_keras.costs import count_costs
-from elrt_keras.layers import FactorizedLayer
 from elrt_keras.ranks import energy
 from elrt_keras.ranks.budget import validated_budgets, validated_multiple
 from elrt_keras.ranks.grid import Budget
@@ -147,9 +146,7 @@ def _shrunk(model, limits, multiple_of):
         chosen = energy.solve(candidates, budget, multiple_of, break_even=False, dense=False)
     ranks = {id(c.layer): chosen[c.name] for c in candidates}
 
-    def replace(layer):
-        if not isinstance(layer, FactorizedLayer):
-            return None
+    def truncated(layer):
         config = {**layer.get_config(), "ranks": ranks[id(layer)]}
         factors = [keras.ops.convert_to_numpy(factor) for factor in layer.factors]
         if ranks[id(layer)] != layer.ranks:
@@ -157,7 +154,7 @@ def _shrunk(model, limits, multiple_of):
         bias = [] if layer.bias is None else [keras.ops.convert_to_numpy(layer.bias)]
         return [(type(layer).from_config(config), [*factors, *bias])]
 
-    return rebuild(model, replace), energy.total_loss(candidates, chosen) / len(candidates)
+    return rebuild(model, is_low_rank, truncated), energy.total_loss(candidates, chosen) / len(candidates)
 
 
 def _dense_totals(model, candidates):

@@ -10,7 +10,7 @@ from elrt_keras.ranks.grid import SIMD_MULTIPLE, Budget
 from elrt_keras.ranks.plan import DENSE, LayerPlan, RankPlan
 from elrt_keras.ranks.survey import RESOURCES, survey
 from elrt_keras.ranks.uniform import ScaledRanks
-from elrt_keras.traversal import iterate_layers
+from elrt_keras.traversal import iterate_replaceable
 
 METHODS = ("uniform", "energy", *ESTIMATES)
 
@@ -172,7 +172,7 @@ _KEPT = {"energy": "the budget is better spent on it whole"}
 def _to_plan(model, candidates, chosen, reasons, method):
     by_name = {c.name: c for c in candidates}
     entries, costs, reasons = {}, {}, dict(reasons)
-    for path, _ in iterate_layers(model):
+    for path, _ in iterate_replaceable(model):
         if path in by_name:
             candidate, ranks = by_name[path], chosen[path]
             entries[path] = DENSE if ranks is None else LayerPlan(candidate.format.name, ranks)

@@ -14,7 +14,7 @@ from elrt_keras.costs import trace_calls
 from elrt_keras.formats.base import chain_costs, dense_stage
 from elrt_keras.layers.convolutions import layer_class
 from elrt_keras.layers.factorized import FactorizedLayer, dense_arguments
-from elrt_keras.traversal import functional_class, iterate_layers
+from elrt_keras.traversal import iterate_layers, iterate_replaceable
 
 # The stock layers that have low-rank twins, and their numbers of spatial dimensions.
 REPLACEABLE = {keras.layers.Conv1D: 1, keras.layers.Conv2D: 2, keras.layers.Conv3D: 3, keras.layers.Dense: 0}
@@ -127,8 +127,7 @@ def survey_low_rank(model):
 
 def _likely_layers(model):
     """`{path: layer}` of the layers with a kernel; those inside nested models that cannot be rebuilt are not among."""
-    found = iterate_layers(model, into=(keras.Sequential, functional_class()))
-    return {path: layer for path, layer in found if isinstance(layer, _LIKELY)}
+    return {path: layer for path, layer in iterate_replaceable(model) if isinstance(layer, _LIKELY)}
 
 
 def _excluded(likely, exclude, calls):

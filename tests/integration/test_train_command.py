@@ -117,6 +117,82 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     assert not checkpoint.exists()
 
 
+def epochs_of(run_dir):
+    with open(run_dir / "history.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@TENSORFLOW_ONLY
+def test_full_rank_warm_up_then_low_rank(tmp_path):
+    config = TrainConfig(epochs=3, warmup_epochs=1, batch_size=256, rank_method="energy", augmentation="none")
+    summary = training.run(config, str(tmp_path / "run"))
+    rows = epochs_of(tmp_path / "run")
+    assert [row["low_rank"] for row in rows] == ["0", "1", "1"] and summary["full_rank_epochs"] == 1
+    assert rows[0]["orthogonality_error_mean"] == "nan" and float(rows[1]["orthogonality_error_mean"]) >= 0
+    assert 0.38 < summary["macs_fraction"] <= 0.4
+    model = keras.models.load_model(tmp_path / "run" / "model.keras")
+    plan = elrt.RankPlan.load(tmp_path / "run" / "rank_plan.json")
+    assert {name: model.get_layer(name).ranks for name in plan.factorized()} == {
+        name: entry.ranks for name, entry in plan.factorized().items()
+    }
+    # The factors start from the trained kernels: the first low-rank epoch begins near where the last dense one ended.
+    assert float(rows[1]["loss"]) < float(rows[0]["loss"]) + 1
+
+
+@TENSORFLOW_ONLY
+@pytest.mark.slow
+def test_a_run_killed_after_the_switch_goes_on_low_rank(tmp_path, monkeypatch):
+    config = TrainConfig(epochs=3, warmup_epochs=1, batch_size=256, augmentation="none")
+    undisturbed = training.run(config, str(tmp_path / "whole"))
+
+    class Killed(BaseException):
+        pass
+
+    real = training._fit
+
+    def stop_before_low_rank(model, *args, warms_up=False, **kwargs):
+        if not warms_up:
+            raise Killed
+        return real(model, *args, warms_up=warms_up, **kwargs)
+
+    monkeypatch.setattr(training, "_fit", stop_before_low_rank)
+    with pytest.raises(Killed):
+        training.run(config, str(tmp_path / "cut"))
+    monkeypatch.setattr(training, "_fit", real)
+    resumed = training.run(config, str(tmp_path / "cut"))
+    assert [row["low_rank"] for row in epochs_of(tmp_path / "cut")] == ["0", "1", "1"]
+    assert resumed["test_accuracy"] == pytest.approx(undisturbed["test_accuracy"], abs=0.02)
+    assert resumed["macs"] == undisturbed["macs"]
+
+
+@TENSORFLOW_ONLY
+@pytest.mark.slow
+def test_stable_ranks_end_the_warm_up(tmp_path):
+    fields = {"epochs": 4, "warmup_epochs": "auto", "rank_method": "stable_rank", "augmentation": "none"}
+    calm = TrainConfig(**fields, batch_size=512, learning_rate=1e-4)
+    # At this rate nothing moves, so the stable ranks have settled after the first epoch.
+    assert training.run(calm, str(tmp_path / "calm"))["full_rank_epochs"] == 1
+    lively = TrainConfig(**fields, batch_size=64, learning_rate=1.0)
+    assert training.run(lively, str(tmp_path / "lively"))["full_rank_epochs"] == 2  # half of the run at the latest
+
+
+@TENSORFLOW_ONLY
+@pytest.mark.slow
+def test_a_trained_model_is_decomposed_and_fine_tuned(tmp_path):
+    dense = TrainConfig(format="dense", epochs=6, batch_size=128, augmentation="none")
+    trained = training.run(dense, str(tmp_path / "dense"))
+    path = str(tmp_path / "dense" / "model.keras")
+    fields = {"max_macs": 0.6, "epochs": 1, "batch_size": 128, "learning_rate": 0.001, "augmentation": "none"}
+    tuned = training.run(TrainConfig(initial_model=path, rank_method="energy", **fields), str(tmp_path / "tuned"))
+    scratch = training.run(TrainConfig(**fields), str(tmp_path / "scratch"))
+    assert max(tuned["macs"], scratch["macs"]) <= 0.6 * trained["macs"]
+    assert tuned["test_accuracy"] > 0.7 * trained["test_accuracy"] > 2 * scratch["test_accuracy"]
+    for model, message in (("missing.keras", "missing.keras"), (path, "Expected a dense resnet32")):
+        with pytest.raises(ValueError, match=message):
+            training.run(TrainConfig(model="resnet32", initial_model=model), str(tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
+
+
 @TENSORFLOW_ONLY
 @pytest.mark.parametrize(
     "fields, message",

@@ -1,0 +1,112 @@
+"""Chooses a format and ranks for each layer of a model, prints the table and writes the plan as JSON.
+
+  elrt-plan --model=resnet20 --max_macs=0.4 --output=plan.json        # a builder, for training from scratch
+  elrt-plan --model=trained.keras --max_macs=0.4 --method=energy      # any Keras model; ranks from its weights
+  elrt-plan --model=trained.keras --method=vbmf                       # ranks from the noise in its weights
+  elrt-plan --model=resnet20 --format='stage1*:svd,*:tucker2' --max_params=0.3 --exclude='stem*,classifier'
+
+The JSON can be edited by hand; elrt-train takes it by --rank_plan.
+"""
+
+import os
+import sys
+
+from absl import app, flags
+
+from elrt_keras.launch import cli
+from elrt_keras.ranks import METHODS
+
+_READ_WEIGHTS = [method for method in METHODS if method != "uniform"]
+
+
+def define():
+    """Defines the flags of `elrt-plan`."""
+    flags.DEFINE_string("model", None, "A builder's name, see elrt_keras.models.list_models(), or a .keras file.")
+    flags.DEFINE_list("input_shape", ["32", "32", "3"], "Height, width, channels, for a builder.")
+    flags.DEFINE_integer("classes", 10, "Number of classes, for a builder.")
+    flags.DEFINE_string("format", "tucker2", "Low-rank format; or 'pattern:format,…' by layer names, first match.")
+    flags.DEFINE_float("fraction", None, "Fraction of the full ranks, instead of a budget.")
+    flags.DEFINE_float("max_macs", None, "Keep at most this part of the dense MACs, in (0, 1].")
+    flags.DEFINE_float("max_params", None, "Keep at most this part of the dense parameters, in (0, 1].")
+    flags.DEFINE_enum("method", "uniform", list(METHODS), "How ranks are chosen; all but 'uniform' read the weights.")
+    flags.DEFINE_integer("multiple_of", None, "Ranks are multiples of this; 8 if not given, which SIMD units like.")
+    flags.DEFINE_list("exclude", None, "Names or patterns to keep dense; the first convolution and the classifier.")
+    flags.DEFINE_bool("break_even", True, "Keep layers dense that would not get cheaper.")
+    flags.DEFINE_string("output", None, "Where to write the plan (JSON).")
+    flags.mark_flag_as_required("model")
+
+
+def run(argv):
+    """Plans as the flags say."""
+    cli.refuse_arguments(argv)
+    import elrt_keras as elrt
+
+    values = flags.FLAGS
+    if values.output is not None:
+        _check_writable(values.output)
+    model = _model(values)
+    budget = {name: getattr(values, name) for name in ("fraction", "max_macs", "max_params", "multiple_of", "exclude")}
+    plan = elrt.plan_ranks(
+        model, format=_format(values.format), method=values.method, break_even=values.break_even, **budget
+    )
+    print(plan)
+    print(_totals(elrt.count_costs(model), plan))
+    if values.output is not None:
+        plan.save(values.output)
+        print(f"Wrote {values.output}")
+
+
+def _model(values):
+    from elrt_keras import models
+
+    if values.model in models.list_models():
+        if values.method in _READ_WEIGHTS:
+            raise ValueError(
+                f"--method={values.method} reads trained weights, and a builder's are random. Expected a .keras file. "
+                f"Received: model={values.model!r}"
+            )
+        try:
+            shape = tuple(int(size) for size in values.input_shape)
+        except ValueError as error:
+            raise ValueError(f"Expected ints such as 32,32,3. Received: input_shape={values.input_shape}") from error
+        return models.build(values.model, shape, values.classes)
+    if not os.path.exists(values.model):
+        raise ValueError(f"Expected one of {models.list_models()} or a .keras file. Received: model={values.model!r}")
+    from elrt_keras.launch import rundir
+
+    return rundir.load_model(values.model)
+
+
+def _format(text):
+    """`"svd"` as it is, `"conv1*:svd,*:tucker2"` as a mapping."""
+    if ":" not in text:
+        return text
+    pairs = [part.split(":") for part in text.split(",")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError(f"Expected a format, or pattern:format, separated by commas. Received: format={text!r}")
+    return dict(pairs)
+
+
+def _check_writable(path):
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder) or os.path.isdir(path):
+        raise ValueError(f"Expected a file in a directory that exists. Received: output={path!r}")
+
+
+def _totals(dense, plan):
+    saved = {r: sum(c[r] - c[f"planned_{r}"] for c in plan.costs.values()) for r in ("macs", "params")}
+    macs, params = dense.macs - saved["macs"], dense.params - saved["params"]
+    return (
+        f"whole model: {dense.macs:,} → {macs:,} MACs ({macs / dense.macs:.1%}), "
+        f"{dense.params:,} → {params:,} params ({params / dense.params:.1%})"
+    )
+
+
+def main():
+    """Entry point of `elrt-plan`."""
+    define()
+    app.run(cli.with_one_line_errors("elrt-plan", run), argv=sys.argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""`elrt-plan` as a user runs it."""
+
+import subprocess
+import sys
+
+import keras
+import pytest
+
+import elrt_keras as elrt
+
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="one backend is enough: the command is the same"
+)
+
+
+def plan(*arguments, cwd):
+    command = [sys.executable, "-m", "elrt_keras.launch.plan", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def test_a_builder_is_planned_and_the_plan_written(tmp_path):
+    done = plan("--model=resnet20", "--max_macs=0.4", "--exclude=stem*,classifier", "--output=plan.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    written = elrt.RankPlan.load(tmp_path / "plan.json")
+    model = elrt.models.build("resnet20")
+    assert dict(written) == dict(elrt.plan_ranks(model, max_macs=0.4, exclude=["stem*", "classifier"]))
+    for text in ("stage3_block3_2_conv", "3×3×64×64", "tucker2", "planned MACs", "excluded"):
+        assert text in done.stdout
+    dense, low = elrt.count_costs(model), elrt.count_costs(elrt.factorize(model, written))
+    assert f"{dense.macs:,} → {low.macs:,} MACs ({low.macs / dense.macs:.1%})" in done.stdout
+    assert f"{dense.params:,} → {low.params:,} params" in done.stdout
+
+
+def test_a_saved_model_with_formats_by_layer_and_a_method_that_reads_weights(tmp_path):
+    layers = keras.layers
+    model = keras.Sequential(
+        [keras.Input((12, 12, 3))]
+        + [layers.Conv2D(32, 3, name=name) for name in ("first", "second", "third")]
+        + [layers.GlobalAveragePooling2D(), layers.Dense(4, name="head")]
+    )
+    model.save(tmp_path / "m.keras")
+    arguments = ("--model=m.keras", "--format=second:svd,*:tucker2", "--method=energy", "--max_macs=0.5")
+    done = plan(*arguments, "--output=p.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    expected = elrt.plan_ranks(model, format={"second": "svd", "*": "tucker2"}, method="energy", max_macs=0.5)
+    assert dict(elrt.RankPlan.load(tmp_path / "p.json")) == dict(expected)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--model=resnet21", "--max_macs=0.4"], "Expected one of ['resnet20'"),
+        (["--model=resnet20", "--max_macs=0.4", "--method=vbmf"], "reads trained weights"),
+        (["--model=resnet20"], "Pass either `fraction` or a budget"),
+        (["--model=resnet20", "--max_macs=0.01"], "The budget cannot be met"),
+        (["--model=resnet20", "--max_macs=0.4", "--exclude=layer9*"], "Received: exclude='layer9*'"),
+        (["--model=resnet20", "--max_macs=0.4", "--input_shape=a,b"], "Received: input_shape=['a', 'b']"),
+        (["--model=resnet20", "--max_macs=0.4", "--output=no/where.json"], "Received: output='no/where.json'"),
+        (["--model=broken.keras", "--max_macs=0.4"], "Received: 'broken.keras'"),
+        (["--model=resnet20", "--max_macs=0.4", "more"], "Received: ['more']"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_one_line(tmp_path, arguments, message):
+    (tmp_path / "broken.keras").write_bytes(b"PK no model")
+    done = plan(*arguments, cwd=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert message in done.stderr.strip().splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.keras"]
