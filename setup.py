@@ -43,6 +43,7 @@ setup(
             "build",
             "hypothesis>=6.100",
             "jax>=0.10",
+            "keras-hub>=0.32",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
