@@ -178,7 +178,7 @@ def _jit_compile():
 
 
 def _callbacks(config, run_dir, warms_up):
-    callbacks = [elrt.callbacks.OrthogonalityLogger(), _EpochNotes(low_rank=config.format != "dense" and not warms_up)]
+    callbacks = [elrt.callbacks.OrthogonalityLogger(), _EpochNotes(config, warms_up)]
     schedule = parse_schedule(config.orthogonality_schedule)
     if schedule is not None and not warms_up:
         callbacks.append(elrt.callbacks.RegularizationSchedule(schedule))
@@ -196,17 +196,18 @@ def _callbacks(config, run_dir, warms_up):
 class _EpochNotes(keras.callbacks.Callback):
     """Adds to the logs of each epoch its wall-clock seconds, evaluation included, and whether it trained low-rank."""
 
-    def __init__(self, low_rank):
+    def __init__(self, config, warms_up):
         super().__init__()
-        self._low_rank = int(low_rank)
+        self._low_rank = int(config.format != "dense" and not warms_up)
+        # The CSV file has one set of columns, so full-rank epochs of a low-rank run get those of the low-rank ones.
+        self._missing = ("orthogonality_error_mean", "orthogonality_error_max") if warms_up else ()
 
     def on_epoch_begin(self, epoch, logs=None):
         self._start = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
         logs.update(seconds=time.perf_counter() - self._start, low_rank=self._low_rank)
-        for name in ("orthogonality_error_mean", "orthogonality_error_max"):
-            logs.setdefault(name, math.nan)  # full-rank epochs get the same columns
+        logs.update(dict.fromkeys(self._missing, math.nan))
 
 
 class _Checkpoint(keras.callbacks.Callback):

@@ -57,6 +57,10 @@ class Budget:
         """Whether the model under a choice of ranks is within all limits."""
         return self.allows(self.spent(chosen))
 
+    def nearly_spent(self, spent):
+        """Whether some total is within 1 % of the dense model's below its limit."""
+        return any(limit - spent[resource] <= 0.01 * self.totals[resource] for resource, limit in self.limits.items())
+
     def check_reachable(self, smallest, multiple_of):
         """Refuses a budget that even the smallest choice exceeds.
 

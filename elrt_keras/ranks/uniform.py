@@ -66,21 +66,43 @@ class ScaledRanks:
         return chosen
 
     def _spend_the_rest(self, chosen, following, budget):
-        spent = budget.spent(chosen)
+        """First towards the next scale; where that leaves much, one grid step per layer, round after round."""
+        spent, _ = self._spend(chosen, budget.spent(chosen), budget, lambda c: self._towards(c, chosen, following))
+        stepped = True
+        while stepped and not budget.nearly_spent(spent):
+            spent, stepped = self._spend(chosen, spent, budget, lambda c: self._one_step_up(c, chosen[c.name]))
+
+    def _spend(self, chosen, spent, budget, steps):
+        """Takes the first affordable of the `steps` of each layer; returns what is spent, and whether any was taken."""
+        taken = False
         for candidate in reversed(self.candidates):
-            name = candidate.name
-            before = candidate.costs(chosen[name])
-            for ranks in self._steps(candidate, chosen[name], following[name]):
+            before = candidate.costs(chosen[candidate.name])
+            for ranks in steps(candidate):
                 after = candidate.costs(ranks)
                 stepped = {resource: spent[resource] + after[resource] - before[resource] for resource in spent}
                 if budget.allows(stepped):
-                    chosen[name], spent = ranks, stepped
+                    chosen[candidate.name], spent, taken = ranks, stepped, True
                     break
+        return spent, taken
 
-    def _steps(self, candidate, ranks, following):
-        """The ways to spend more on a layer, largest first: all its ranks one step up, or one of them alone."""
+    def _towards(self, candidate, chosen, following):
+        """The ways to spend more on a layer, largest first: its ranks at the next scale, or one of them alone."""
+        ranks, target = chosen[candidate.name], following[candidate.name]
         if ranks is None:
             return []
-        target = self.ranks(candidate, math.inf) if following is None else following
+        ends = self.ranks(candidate, math.inf) if target is None else target
+        return [target, *self._single(candidate, ranks, ends)]
+
+    def _one_step_up(self, candidate, ranks):
+        """All ranks a grid step higher, or one of them alone; dense where none of these saves anything any more."""
+        if ranks is None:
+            return []
+        steps = [grid_step(limit, self.multiple_of) for limit in candidate.limits]
+        higher = tuple(min(limit, (r // s + 1) * s) for r, s, limit in zip(ranks, steps, candidate.limits))
+        found = [step for step in (higher, *self._single(candidate, ranks, higher)) if self.worthwhile(candidate, step)]
+        found = [step for step in found if step != ranks]
+        return found or ([None] if self.break_even else [])
+
+    def _single(self, candidate, ranks, target):
         single = [(*ranks[:i], target[i], *ranks[i + 1 :]) for i in range(len(ranks))]
-        return [following, *(step for step in single if self.worthwhile(candidate, step))]
+        return [step for step in single if self.worthwhile(candidate, step)]
