@@ -95,6 +95,8 @@ def build(name):
         return hub_backbones()[name]()
     builder = applications()[name]
     options = {"weights": None}
+    if name.startswith("MobileNetV3"):  # leaves its input size open otherwise
+        options["input_shape"] = (224, 224, 3)
     if "classifier_activation" in inspect.signature(builder).parameters:
         options["classifier_activation"] = None
     return builder(**options)

@@ -22,7 +22,11 @@ _READ_WEIGHTS = [method for method in METHODS if method != "uniform"]
 def define():
     """Defines the flags of `elrt-plan`."""
     flags.DEFINE_string("model", None, "A builder's name, see elrt_keras.models.list_models(), or a .keras file.")
-    flags.DEFINE_list("input_shape", ["32", "32", "3"], "Height, width, channels, for a builder.")
+    flags.DEFINE_list(
+        "input_shape",
+        None,
+        "Height, width, channels: of a builder's model (default 32,32,3), or of a file's with open sizes.",
+    )
     flags.DEFINE_integer("classes", 10, "Number of classes, for a builder.")
     flags.DEFINE_string("format", "tucker2", "Low-rank format; or 'pattern:format,…' by layer names, first match.")
     flags.DEFINE_float("fraction", None, "Fraction of the full ranks, instead of a budget.")
@@ -44,19 +48,34 @@ def run(argv):
     values = flags.FLAGS
     if values.output is not None:
         _check_writable(values.output)
-    model = _model(values)
+    shape = _input_shape(values)
+    model = _model(values, shape)
     budget = {name: getattr(values, name) for name in ("fraction", "max_macs", "max_params", "multiple_of", "exclude")}
     plan = elrt.plan_ranks(
-        model, format=_format(values.format), method=values.method, break_even=values.break_even, **budget
+        model,
+        format=_format(values.format),
+        method=values.method,
+        break_even=values.break_even,
+        input_shape=shape,
+        **budget,
     )
     print(plan)
-    print(_totals(elrt.count_costs(model), plan))
+    print(_totals(elrt.count_costs(model, shape), plan))
     if values.output is not None:
         plan.save(values.output)
         print(f"Wrote {values.output}")
 
 
-def _model(values):
+def _input_shape(values):
+    if values.input_shape is None:
+        return None
+    try:
+        return tuple(int(size) for size in values.input_shape)
+    except ValueError as error:
+        raise ValueError(f"Expected ints such as 32,32,3. Received: input_shape={values.input_shape}") from error
+
+
+def _model(values, shape):
     from elrt_keras import models
 
     if values.model in models.list_models():
@@ -65,11 +84,7 @@ def _model(values):
                 f"--method={values.method} reads trained weights, and a builder's are random. Expected a .keras file. "
                 f"Received: model={values.model!r}"
             )
-        try:
-            shape = tuple(int(size) for size in values.input_shape)
-        except ValueError as error:
-            raise ValueError(f"Expected ints such as 32,32,3. Received: input_shape={values.input_shape}") from error
-        return models.build(values.model, shape, values.classes)
+        return models.build(values.model, shape or (32, 32, 3), values.classes)
     if not os.path.exists(values.model):
         raise ValueError(f"Expected one of {models.list_models()} or a .keras file. Received: model={values.model!r}")
     from elrt_keras.launch import rundir

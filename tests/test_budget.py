@@ -267,3 +267,29 @@ def test_broken_files(tmp_path, content, message):
         elrt.RankPlan.load(path)
     with pytest.raises(ValueError, match="missing.json"):
         elrt.RankPlan.load(tmp_path / "missing.json")
+
+
+def test_a_model_of_open_size_is_planned_for_a_given_one(tmp_path):
+    def network(size):
+        inputs = keras.Input((size, size, 3))
+        x = layers.Conv2D(32, 3, strides=2, padding="same", name="stem")(inputs)
+        x = layers.Conv2D(48, 3, padding="same", name="body")(x)
+        x = layers.Conv2D(64, 3, padding="same", name="tail")(x)
+        return keras.Model(inputs, layers.GlobalAveragePooling2D()(x))
+
+    keras.utils.set_random_seed(0)
+    fixed, free = network(40), network(None)
+    free.set_weights(fixed.get_weights())
+    with pytest.raises(ValueError, match="pass `input_shape`"):
+        elrt.plan_ranks(free, max_macs=0.5)
+    for method in ("uniform", "energy"):
+        plan = elrt.plan_ranks(free, max_macs=0.6, multiple_of=2, method=method, input_shape=(40, 40, 3))
+        assert dict(plan) == dict(elrt.plan_ranks(fixed, max_macs=0.6, multiple_of=2, method=method))
+    low_rank = elrt.factorize(free, plan, factor_initializer="decomposed")
+    small = elrt.shrink(low_rank, max_macs=0.4, multiple_of=2, input_shape=(40, 40, 3))
+    curve = elrt.shrink_curve(low_rank, [0.4], multiple_of=2, input_shape=(40, 40, 3))
+    assert curve.points[-1].macs == elrt.count_costs(small, (40, 40, 3)).macs <= 0.4 * curve.dense_macs
+    small.save(tmp_path / "small.keras")
+    images = np.random.default_rng(0).uniform(size=(1, 24, 32, 3)).astype("float32")
+    for model in (elrt.expand(small), elrt.merge(small), keras.models.load_model(tmp_path / "small.keras")):
+        np.testing.assert_allclose(model.predict(images, verbose=0), small.predict(images, verbose=0), atol=1e-5)

@@ -14,7 +14,7 @@ from elrt_keras.ranks.survey import survey_low_rank
 from elrt_keras.tables import render_table
 
 
-def shrink(model, *, max_macs=None, max_params=None, multiple_of=None):
+def shrink(model, *, max_macs=None, max_params=None, multiple_of=None, input_shape=None):
     """A low-rank model at lower ranks, from the weights it has: one training gives models of many sizes.
 
     Ranks are chosen as by `plan_ranks(method="energy")` from the spectra of the composed kernels, at most the present
@@ -27,6 +27,7 @@ def shrink(model, *, max_macs=None, max_params=None, multiple_of=None):
         max_macs: float in (0, 1]: keep at most this part of the MACs of the *dense* model, `merge(model)`.
         max_params: the same for parameters. Both budgets may be given.
         multiple_of: int ≥ 1: ranks are multiples of it, or the present rank; `None` for 8.
+        input_shape: shape of one example, for a model that leaves sizes open.
 
     Returns:
         A new model with its own weights; names, shared layers and nested models stay. It is not compiled. A model that
@@ -43,10 +44,10 @@ def shrink(model, *, max_macs=None, max_params=None, multiple_of=None):
     >>> elrt_keras.shrink(low_rank, max_macs=0.25).get_layer("conv").ranks
     (8, 16)
     """
-    return _shrunk(model, _validated(max_macs, max_params), validated_multiple(multiple_of))[0]
+    return _shrunk(model, _validated(max_macs, max_params), validated_multiple(multiple_of), input_shape)[0]
 
 
-def shrink_curve(model, max_macs, *, evaluate=None, multiple_of=None):
+def shrink_curve(model, max_macs, *, evaluate=None, multiple_of=None, input_shape=None):
     """What `shrink` reaches over a list of MACs budgets.
 
     Args:
@@ -54,6 +55,7 @@ def shrink_curve(model, max_macs, *, evaluate=None, multiple_of=None):
         max_macs: list of floats in (0, 1], parts of the dense model's MACs.
         evaluate: function of a (not compiled) model that returns a number, such as its test accuracy; or `None`.
         multiple_of: as in `shrink`.
+        input_shape: as in `shrink`.
 
     Returns:
         A `ShrinkCurve`; `print()` gives a table. The model as it is comes first.
@@ -71,11 +73,12 @@ def shrink_curve(model, max_macs, *, evaluate=None, multiple_of=None):
     """
     multiple_of = validated_multiple(multiple_of)
     check_low_rank(model, "shrink")
-    dense = _dense_totals(model, survey_low_rank(model))
-    shrunk = [(model, 0.0), *(_shrunk(model, _validated(budget, None), multiple_of) for budget in max_macs)]
+    dense = _dense_totals(model, survey_low_rank(model, input_shape), input_shape)
+    budgets = [_validated(budget, None) for budget in max_macs]
+    shrunk = [(model, 0.0), *(_shrunk(model, budget, multiple_of, input_shape) for budget in budgets)]
     points = []
     for low_rank, loss in shrunk:
-        costs = count_costs(low_rank)
+        costs = count_costs(low_rank, input_shape)
         metric = None if evaluate is None else float(evaluate(low_rank))
         points.append(ShrinkPoint(low_rank, costs.macs, costs.params, loss, metric))
     return ShrinkCurve(dense["macs"], dense["params"], points)
@@ -134,11 +137,11 @@ def _validated(max_macs, max_params):
     return limits
 
 
-def _shrunk(model, limits, multiple_of):
+def _shrunk(model, limits, multiple_of, input_shape):
     """The shrunk model and the mean loss of its layers."""
     check_low_rank(model, "shrink")
-    candidates = survey_low_rank(model)
-    totals = _dense_totals(model, candidates)
+    candidates = survey_low_rank(model, input_shape)
+    totals = _dense_totals(model, candidates, input_shape)
     budget = Budget(candidates, totals, {resource: part * totals[resource] for resource, part in limits.items()})
     present = {c.name: c.limits for c in candidates}
     chosen = present
@@ -157,9 +160,9 @@ def _shrunk(model, limits, multiple_of):
     return rebuild(model, is_low_rank, truncated), energy.total_loss(candidates, chosen) / len(candidates)
 
 
-def _dense_totals(model, candidates):
+def _dense_totals(model, candidates, input_shape):
     """`{"macs", "params"}` of the dense architecture of a low-rank model."""
-    costs = count_costs(model)
+    costs = count_costs(model, input_shape)
     totals = {"macs": costs.macs, "params": costs.params}
     for candidate in candidates:
         executed = candidate.costs(candidate.limits if candidate.layer.runs_chain else None)

@@ -27,6 +27,7 @@ def plan_ranks(
     multiple_of=None,
     exclude=None,
     break_even=True,
+    input_shape=None,
 ):
     """Chooses a format and ranks for each convolution and dense layer of a model, under a budget.
 
@@ -61,6 +62,7 @@ def plan_ranks(
         exclude: a name or shell pattern, or a list of them, of layers that stay dense; `None` for the first convolution
             and the classifier (the last layer, where it works on one vector per example); `[]` for none.
         break_even: whether a layer that would not get cheaper stays dense.
+        input_shape: shape of one example, for a model that leaves sizes open, such as `(224, 224, 3)`.
 
     Returns:
         A `RankPlan` with an entry for every convolution and dense layer.
@@ -85,13 +87,13 @@ def plan_ranks(
     """
     limits = _validated_limits(fraction, max_macs, max_params, max_latency, method)
     multiple_of = validated_multiple(multiple_of)
-    candidates, reasons = survey(model, format, exclude)
+    candidates, reasons = survey(model, format, exclude, input_shape)
     if not candidates:
         raise ValueError(
             f"Expected a model with layers that can be factorised. Received: model={model.name!r}, {reasons}"
         )
     judged_by = list(limits) or ["macs"]
-    totals = dataclasses.asdict(count_costs(model))
+    totals = dataclasses.asdict(count_costs(model, input_shape))
     budget = Budget(candidates, totals, {resource: part * totals[resource] for resource, part in limits.items()})
     if method == "energy":
         chosen = energy.solve(candidates, budget, multiple_of, break_even, judged_by)

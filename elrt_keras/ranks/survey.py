@@ -76,7 +76,7 @@ class Candidate:
         return all(low[r] <= dense[r] for r in judged_by) and any(low[r] < dense[r] for r in judged_by)
 
 
-def survey(model, format_of, exclude):
+def survey(model, format_of, exclude, input_shape=None):
     """The candidates of a dense model, and for every other layer that one could expect here, why it stays dense.
 
     Args:
@@ -84,13 +84,14 @@ def survey(model, format_of, exclude):
         format_of: name of the format for all layers, or a mapping from names or patterns to names (or `"dense"`); the
             first match counts.
         exclude: name or pattern, or a list of them; `None` for the first convolution and the classifier.
+        input_shape: shape of one example, for a model that leaves sizes open.
 
     Returns:
         `(candidates, reasons)`: a list in the order of the model, and a dict by path.
     """
     if not isinstance(model, keras.Model) or not hasattr(model, "layers"):
         raise ValueError(f"Expected a Keras model. Received: model={model!r}")
-    calls = trace_calls(model)
+    calls = trace_calls(model, input_shape)
     likely = _likely_layers(model)
     excluded = _excluded(likely, exclude, calls)
     formats_by_path = _formats_by_path(list(likely), format_of)
@@ -113,9 +114,9 @@ def survey(model, format_of, exclude):
     return candidates, reasons
 
 
-def survey_low_rank(model):
+def survey_low_rank(model, input_shape=None):
     """The candidates of a low-rank model: its low-rank layers, limited to the ranks they have."""
-    calls = trace_calls(model)
+    calls = trace_calls(model, input_shape)
     candidates, seen = [], set()
     for path, layer in iterate_layers(model):
         if isinstance(layer, FactorizedLayer) and id(layer) not in seen:

@@ -34,15 +34,22 @@ def test_a_builder_is_planned_and_the_plan_written(tmp_path):
 def test_a_saved_model_with_formats_by_layer_and_a_method_that_reads_weights(tmp_path):
     layers = keras.layers
     model = keras.Sequential(
-        [keras.Input((12, 12, 3))]
+        [keras.Input((None, None, 3))]
         + [layers.Conv2D(32, 3, name=name) for name in ("first", "second", "third")]
         + [layers.GlobalAveragePooling2D(), layers.Dense(4, name="head")]
     )
     model.save(tmp_path / "m.keras")
-    arguments = ("--model=m.keras", "--format=second:svd,*:tucker2", "--method=energy", "--max_macs=0.5")
+    arguments = (
+        "--model=m.keras",
+        "--format=second:svd,*:tucker2",
+        "--method=energy",
+        "--max_macs=0.5",
+        "--input_shape=12,12,3",
+    )
     done = plan(*arguments, "--output=p.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    expected = elrt.plan_ranks(model, format={"second": "svd", "*": "tucker2"}, method="energy", max_macs=0.5)
+    formats = {"second": "svd", "*": "tucker2"}
+    expected = elrt.plan_ranks(model, format=formats, method="energy", max_macs=0.5, input_shape=(12, 12, 3))
     assert dict(elrt.RankPlan.load(tmp_path / "p.json")) == dict(expected)
 
 

@@ -1,0 +1,224 @@
+"""Accuracy over a grid of runs: one JSON per run in `benchmarks/results/<grid>/`; skips what is done, resumes the rest.
+
+  python -m benchmarks.accuracy --grid=benchmarks/grids/headline.json --data=TFDS_DIR
+  KERAS_BACKEND=jax python -m benchmarks.accuracy --grid=… --data=… --parallel=8 --time_limit_s=560
+
+A grid file holds `data` (how the data is called in tables), `defaults` (fields of TrainConfig) and `runs`: each a
+`name` and further fields, of which a list stands for one run per value. Neither TensorFlow nor TFDS is needed on JAX
+and PyTorch.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+from absl import app, flags
+
+_HERE = pathlib.Path(__file__).parent
+FLAGS = flags.FLAGS
+
+
+def expanded(grid):
+    """`{name: fields}` of all runs of a grid: one per combination of the values that are lists.
+
+    Raises:
+        ValueError: if two runs have the same name.
+    """
+    runs = {}
+    for entry in grid["runs"]:
+        fields = {**grid.get("defaults", {}), **entry}
+        name = fields.pop("name")
+        lists = {field: values for field, values in fields.items() if isinstance(values, list)}
+        for values in itertools.product(*lists.values()):
+            chosen = dict(zip(lists, values))
+            full = "_".join([name, *(f"{field}{value}" for field, value in chosen.items())])
+            if full in runs:
+                raise ValueError(f"Expected a name for each run. Received: {full!r} twice")
+            runs[full] = {**fields, **chosen}
+    return runs
+
+
+def train(name, fields, data, state_path, stop_at=None):
+    """Trains one run, or goes on with it, until it is done or the time is up.
+
+    Returns:
+        Its evidence as a dict; `None` if the time was up first (the state is in `state_path`).
+    """
+    import keras
+
+    import elrt_keras as elrt
+    from benchmarks.in_memory import epochs_of
+    from elrt_keras.launch import training
+    from elrt_keras.launch.config import TrainConfig, parse_schedule
+
+    config = TrainConfig(**fields)
+    if config.warms_up or config.initial_model:
+        raise ValueError(f"Runs from trained weights go through elrt-train. Received: run {name!r}")
+    keras.utils.set_random_seed(config.seed)
+    dense = training._dense(config, data)
+    plan = training._plan(config, dense)
+    model = training.build_model(config, dense, plan)
+    training._compile(model, config, len(data.train_images) // config.batch_size)
+    history = _resumed(model, state_path)
+    schedule = parse_schedule(config.orthogonality_schedule)
+    callback = elrt.callbacks.RegularizationSchedule(schedule) if schedule else None
+    loop = epochs_of(model, config, data)
+    for epoch in range(len(history), config.epochs):
+        if callback is not None:
+            loop.store()
+            callback.set_model(model)
+            callback.on_train_begin()
+            callback.on_epoch_begin(epoch)
+            loop.load()
+        start = time.perf_counter()
+        row = {"epoch": epoch, **loop.train(epoch), "seconds": time.perf_counter() - start, **loop.evaluate()}
+        history.append(row)
+        if epoch % 10 == 9 or epoch + 1 == config.epochs:
+            loop.store()
+            errors = list(elrt.callbacks.factor_errors(model).values())
+            row["orthogonality_error_mean"] = sum(errors) / len(errors) if errors else None
+            print(f"{name} {epoch + 1}/{config.epochs}: {row['val_accuracy']:.4f}", flush=True)
+        if stop_at is not None and time.time() > stop_at and epoch + 1 < config.epochs:
+            loop.store()
+            _keep(model, history, state_path)
+            return None
+    loop.store()
+    return _evidence(name, config, model, dense, history)
+
+
+def _keep(model, history, path):
+    import keras
+    import numpy as np
+
+    values = [keras.ops.convert_to_numpy(v) for v in (*model.variables, *model.optimizer.variables)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp.npz")
+    np.savez(temporary, *values, history=json.dumps(history))
+    os.replace(temporary, path)
+
+
+def _resumed(model, path):
+    """The history so far, with the model and its optimizer as they were; empty for a new run."""
+    import numpy as np
+
+    if not path.exists():
+        return []
+    model.optimizer.build(model.trainable_variables)
+    with np.load(path) as kept:
+        for index, variable in enumerate((*model.variables, *model.optimizer.variables)):
+            variable.assign(kept[f"arr_{index}"])
+        return json.loads(str(kept["history"]))
+
+
+def _evidence(name, config, model, dense, history):
+    import keras
+
+    import elrt_keras as elrt
+
+    costs, dense_costs = elrt.count_costs(model), elrt.count_costs(dense)
+    seconds = sorted(row["seconds"] for row in history)
+    summary = {
+        "model": config.model,
+        "format": config.format,
+        "epochs": config.epochs,
+        "seed": config.seed,
+        "backend": keras.backend.backend(),
+        "test_accuracy": history[-1]["val_accuracy"],
+        "test_loss": history[-1]["val_loss"],
+        "params": costs.params,
+        "params_fraction": costs.params / dense_costs.params,
+        "macs": costs.macs,
+        "macs_fraction": costs.macs / dense_costs.macs,
+        "seconds_per_epoch": seconds[len(seconds) // 2],
+        "orthogonality_error": elrt.callbacks.factor_errors(model),
+    }
+    layers = {path: layer.ranks for path, layer in elrt.traversal.iterate_layers(model) if hasattr(layer, "factors")}
+    return {
+        "name": name,
+        "config": dataclasses.asdict(config),
+        "ranks": layers,
+        "summary": summary,
+        "history": history,
+        "machine": _machine(),
+    }
+
+
+def _machine():
+    import platform
+
+    import keras
+
+    machine = {"python": platform.python_version(), "keras": keras.__version__, "cores": os.cpu_count()}
+    if keras.backend.backend() == "jax":
+        import jax
+
+        machine |= {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
+    return machine
+
+
+def run_one(name, grid, folder):
+    """Trains one run in this process and writes its JSON."""
+    from benchmarks.in_memory import load_cifar10
+
+    state = pathlib.Path(FLAGS.state) / f"{name}.npz"
+    stop_at = float(os.environ.get("ELRT_STOP_AT", "inf"))
+    found = train(name, expanded(grid)[name], load_cifar10(FLAGS.data), state, stop_at)
+    if found is None:
+        print(f"{name}: time is up; kept in {state}", flush=True)
+        return
+    found |= {"data": grid["data"], "command": f"python -m benchmarks.accuracy --grid={FLAGS.grid} --only={name}"}
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f"{name}.tmp"
+    temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, folder / f"{name}.json")
+    state.unlink(missing_ok=True)
+
+
+def main(argv):
+    """Runs what is missing of the grid, several runs side by side."""
+    grid_path = pathlib.Path(FLAGS.grid)
+    grid = json.loads(grid_path.read_text(encoding="utf-8"))
+    folder = pathlib.Path(FLAGS.results or _HERE / "results" / grid_path.stem)
+    if FLAGS.one:
+        run_one(FLAGS.one, grid, folder)
+        return
+    names = [n for n in (FLAGS.only or expanded(grid)) if not (folder / f"{n}.json").exists()]
+    print(f"{len(names)} of {len(expanded(grid))} runs are missing", flush=True)
+    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    if FLAGS.time_limit_s:
+        environment["ELRT_STOP_AT"] = str(time.time() + FLAGS.time_limit_s)
+    running, failed = {}, []
+    while names or running:
+        up = FLAGS.time_limit_s and time.time() > float(environment["ELRT_STOP_AT"])
+        while names and len(running) < FLAGS.parallel and not up:
+            name = names.pop(0)
+            flags_text = [f"--{flag}={getattr(FLAGS, flag)}" for flag in ("grid", "data", "state")]
+            command = [sys.executable, "-m", "benchmarks.accuracy", *flags_text, f"--results={folder}", f"--one={name}"]
+            running[name] = subprocess.Popen(command, env=environment)
+        for name, process in list(running.items()):
+            if process.poll() is not None:
+                failed += [name] if process.returncode else []
+                del running[name]
+        if up and not running:
+            print(f"time is up; {len(names)} runs were not started", flush=True)
+            break
+        time.sleep(0.2)
+    if failed:
+        sys.exit(f"failed: {failed}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("grid", None, "Grid file (JSON).", required=True)
+    flags.DEFINE_string("data", None, "Folder with the TFRecord files of CIFAR-10, at any depth.", required=True)
+    flags.DEFINE_string("results", None, "Where the JSON files go; default: benchmarks/results/<name of the grid>.")
+    flags.DEFINE_string("state", ".cache/accuracy", "Where unfinished runs are kept.")
+    flags.DEFINE_integer("parallel", 1, "Runs side by side.")
+    flags.DEFINE_float("time_limit_s", None, "Stop at the end of an epoch once this many seconds are over.")
+    flags.DEFINE_list("only", None, "Only these runs.")
+    flags.DEFINE_string("one", None, "Train one run in this process.")
+    app.run(main)

@@ -1,0 +1,266 @@
+"""Training without TensorFlow: CIFAR-10 from its TFDS records, whole in memory, and epochs that keep a GPU busy.
+
+On JAX the images lie on the device, and on an accelerator an epoch is one compiled call: a scan gathers, augments and
+trains batch by batch.
+On the other backends `fit` reads a `PyDataset`.
+"""
+
+import io
+import pathlib
+import struct
+
+import keras
+import numpy as np
+
+from elrt_keras.launch.data import ImageData
+
+_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def load_cifar10(folder):
+    """CIFAR-10 from a folder with the TFRecord files of a prepared TFDS data set.
+
+    Raises:
+        ValueError: if the folder lacks one of the two splits.
+    """
+    arrays = []
+    for split in ("train", "test"):
+        files = sorted(pathlib.Path(folder).rglob(f"cifar10-{split}.tfrecord*"))
+        if not files:
+            raise ValueError(f"Expected cifar10-{split}.tfrecord* below {str(folder)!r}. Received: no such file there")
+        examples = [_features(record) for file in files for record in _records(file)]
+        arrays.append(np.stack([_decoded(example["image"]) for example in examples]))
+        arrays.append(np.array([example["label"] for example in examples], dtype="int64"))
+    return ImageData("cifar10", *arrays, _CIFAR10)
+
+
+def _records(path):
+    """The payloads of a TFRecord file: length (8 bytes), its checksum (4), payload, its checksum (4)."""
+    content = pathlib.Path(path).read_bytes()
+    position = 0
+    while position < len(content):
+        (length,) = struct.unpack_from("<Q", content, position)
+        yield content[position + 12 : position + 12 + length]
+        position += 16 + length
+
+
+def _fields(message):
+    """`(number, value)` of a protocol-buffer message; values are bytes (type 2) or ints (type 0)."""
+    position = 0
+    while position < len(message):
+        key, position = _varint(message, position)
+        if key & 7 == 0:
+            value, position = _varint(message, position)
+        else:
+            length, position = _varint(message, position)
+            value, position = message[position : position + length], position + length
+        yield key >> 3, value
+
+
+def _varint(message, position):
+    value = shift = 0
+    while True:
+        byte = message[position]
+        value |= (byte & 127) << shift
+        position, shift = position + 1, shift + 7
+        if byte < 128:
+            return value, position
+
+
+def _features(record):
+    """The features of a `tf.train.Example`: first value of each, bytes or int."""
+    (_, features), *_ = _fields(record)
+    result = {}
+    for _, entry in _fields(features):
+        (_, name), (_, feature) = _fields(entry)
+        for kind, values in _fields(feature):
+            first = next((value for _, value in _fields(values)), None)
+            result[name.decode()] = _varint(first, 0)[0] if kind == 3 and isinstance(first, bytes) else first
+    return result
+
+
+def _decoded(jpeg):
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
+
+
+class JaxEpochs:
+    """Trains a compiled Keras model epoch by epoch on the JAX backend; all data and state stay on the device."""
+
+    def __init__(self, model, config, data):
+        import jax
+
+        self._model, self._config, self._data = model, config, data
+        self._steps = len(data.train_images) // config.batch_size
+        model.optimizer.build(model.trainable_variables)
+        self._images, self._labels = jax.device_put(data.train_images), jax.device_put(data.train_labels)
+        self._epoch = self._compiled_epoch()
+        self._predict = jax.jit(lambda tv, ntv, x: model.stateless_call(tv, ntv, x, training=False)[0])
+        self.load()
+
+    def load(self):
+        """Takes the state from the model's variables, after they were changed from outside."""
+        model = self._model
+        variables = (model.trainable_variables, model.non_trainable_variables, model.optimizer.variables)
+        # Copies: the compiled epoch reuses the memory of the state it is given.
+        self._state = tuple([v.value.copy() for v in group] for group in variables)
+
+    def store(self):
+        """Puts the state into the model's variables."""
+        model = self._model
+        variables = (model.trainable_variables, model.non_trainable_variables, model.optimizer.variables)
+        for group, values in zip(variables, self._state):
+            for variable, value in zip(group, values):
+                variable.assign(value)
+
+    def train(self, epoch):
+        """One epoch; returns `{"loss", "accuracy"}` over its batches."""
+        self._state, (loss, accuracy) = self._epoch(self._state, self._images, self._labels, epoch)
+        return {"loss": float(loss), "accuracy": float(accuracy)}
+
+    def evaluate(self, batch_size=1000):
+        """`{"val_accuracy", "val_loss"}` on the test images."""
+        outputs = []
+        for start in range(0, len(self._data.test_images), batch_size):
+            images = self._data.test_images[start : start + batch_size].astype("float32")
+            outputs.append(np.asarray(self._predict(self._state[0], self._state[1], images)))
+        return _scores(np.concatenate(outputs), self._data.test_labels)
+
+    def _compiled_epoch(self):
+        """`epoch(state, images, labels, number)`: the state after it, and mean loss and accuracy of its batches."""
+        import jax
+        from jax import numpy as jnp
+
+        config, count, size, steps = self._config, len(self._data.train_images), self._config.batch_size, self._steps
+        step = self._step_function()
+
+        def drawn(number):
+            key = jax.random.fold_in(jax.random.key(config.seed), number)
+            return jax.random.permutation(key, count)[: steps * size].reshape(steps, size), jax.random.split(key, steps)
+
+        def scanned(state, images, labels, number):
+            batches = drawn(number)
+            state, scores = jax.lax.scan(lambda state, batch: step(state, images, labels, *batch), state, batches)
+            return state, tuple(score.mean() for score in scores)
+
+        compiled_step = jax.jit(step, donate_argnums=0)
+
+        def looped(state, images, labels, number):
+            scores = []
+            for batch in zip(*drawn(number)):
+                state, score = compiled_step(state, images, labels, *batch)
+                scores.append(score)
+            return state, tuple(jnp.stack(score).mean() for score in zip(*scores))
+
+        # Inside a compiled loop XLA runs convolutions on one CPU core.
+        return looped if jax.devices()[0].platform == "cpu" else jax.jit(scanned, donate_argnums=0)
+
+    def _step_function(self):
+        import jax
+        from jax import numpy as jnp
+
+        model, config, classes = self._model, self._config, len(self._data.class_names)
+
+        def loss_of(trainable, fixed, images, targets):
+            outputs, fixed, losses = model.stateless_call(trainable, fixed, images, training=True, return_losses=True)
+            return model.loss(targets, outputs) + sum(losses), (outputs, fixed)
+
+        def step(state, images, labels, indices, key):
+            trainable, fixed, slots = state
+            batch = _augmented(images[indices], key, config.augmentations)
+            targets = jax.nn.one_hot(labels[indices], classes)
+            gradient = jax.value_and_grad(loss_of, has_aux=True)
+            (loss, (outputs, fixed)), slopes = gradient(trainable, fixed, batch, targets)
+            trainable, slots = model.optimizer.stateless_apply(slots, slopes, trainable)
+            return (trainable, fixed, slots), (loss, jnp.mean(jnp.argmax(outputs, -1) == labels[indices]))
+
+        return step
+
+
+def _augmented(images, key, names):
+    """Crop and flip of a batch of bytes, as floats; the same rules as in `elrt_keras.launch.data`."""
+    import jax
+    from jax import numpy as jnp
+
+    unknown = set(names) - {"crop", "flip"}
+    if unknown:
+        raise ValueError(f"Expected augmentations among crop, flip. Received: {sorted(unknown)}")
+    place, side = jax.random.split(key)
+    shape = images.shape
+    if "crop" in names:
+        margin = shape[1] // 8
+        padded = jnp.pad(images, [(0, 0), (margin, margin), (margin, margin), (0, 0)])
+        offsets = jax.random.randint(place, (shape[0], 2), 0, 2 * margin + 1)
+        cut = jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), shape[1:]))
+        images = cut(padded, offsets)
+    if "flip" in names:
+        chosen = jax.random.bernoulli(side, 0.5, (shape[0], 1, 1, 1))
+        images = jnp.where(chosen, images[:, :, ::-1], images)
+    return images.astype("float32")
+
+
+class KerasEpochs:
+    """The same interface on any backend, through `fit` and a `PyDataset`."""
+
+    def __init__(self, model, config, data):
+        self._model, self._config, self._data = model, config, data
+
+    def load(self):
+        """Nothing to do: the state is in the model."""
+
+    store = load
+
+    def train(self, epoch):
+        """One epoch; returns `{"loss", "accuracy"}` over its batches."""
+        history = self._model.fit(_Batches(self._data, self._config, epoch), verbose=0).history
+        return {"loss": history["loss"][0], "accuracy": history["accuracy"][0]}
+
+    def evaluate(self, batch_size=1000):
+        """`{"val_accuracy", "val_loss"}` on the test images."""
+        outputs = self._model.predict(self._data.test_images.astype("float32"), batch_size=batch_size, verbose=0)
+        return _scores(outputs, self._data.test_labels)
+
+
+class _Batches(keras.utils.PyDataset):
+    """One epoch of shuffled, augmented batches, a function of (seed, epoch, batch)."""
+
+    def __init__(self, data, config, epoch):
+        super().__init__()
+        self._data, self._config = data, config
+        self._key = (config.seed, epoch)
+        steps = len(data.train_images) // config.batch_size
+        order = np.random.default_rng(self._key).permutation(len(data.train_images))
+        self._order = order[: steps * config.batch_size].reshape(steps, config.batch_size)
+
+    def __len__(self):
+        return len(self._order)
+
+    def __getitem__(self, index):
+        rng = np.random.default_rng((*self._key, index))
+        indices, names = self._order[index], self._config.augmentations
+        images = self._data.train_images[indices]
+        if "crop" in names:
+            count, size = images.shape[:2]
+            margin = size // 8
+            padded = np.pad(images, [(0, 0), (margin, margin), (margin, margin), (0, 0)])
+            rows, columns = (rng.integers(0, 2 * margin + 1, (2, count, 1)) + np.arange(size))[:, :, :]
+            images = padded[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
+        if "flip" in names:
+            images = np.where(rng.random((len(images), 1, 1, 1)) < 0.5, images[:, :, ::-1], images)
+        return images.astype("float32"), np.eye(len(self._data.class_names), dtype="float32")[
+            self._data.train_labels[indices]
+        ]
+
+
+def _scores(probabilities, labels):
+    picked = np.clip(probabilities[np.arange(len(labels)), labels].astype("float64"), 1e-7, 1)
+    return {
+        "val_accuracy": float(np.mean(np.argmax(probabilities, axis=-1) == labels)),
+        "val_loss": float(-np.mean(np.log(picked))),
+    }
+
+
+def epochs_of(model, config, data):
+    """The way to train epochs on this backend."""
+    return (JaxEpochs if keras.backend.backend() == "jax" else KerasEpochs)(model, config, data)

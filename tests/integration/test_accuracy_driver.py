@@ -1,0 +1,135 @@
+"""The driver of the accuracy grids: real records, real processes, on the backend without TensorFlow."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import accuracy, in_memory
+from elrt_keras.launch import data as launch_data
+
+ROOT = pathlib.Path(__file__).parents[2]
+CIFAR10 = ROOT.parent / "shared" / "data" / "tfds"
+GRID = {
+    "data": "noise",
+    "defaults": {"dataset": "cifar10", "epochs": 3, "batch_size": 16, "learning_rate": 0.05, "lr_warmup_epochs": 0},
+    "runs": [
+        {
+            "name": "low",
+            "model": "resnet20",
+            "max_macs": 0.3,
+            "seed": [0, 1],
+            "orthogonality_schedule": "0:0.01,2:0.001",
+        },
+        {"name": "dense", "model": "resnet20", "format": "dense"},
+    ],
+}
+
+
+def write_records(folder, images, labels):
+    """Pictures and labels the way TFDS keeps CIFAR-10: the pictures as PNG, in two shards per split."""
+    tf = pytest.importorskip("tensorflow")
+    for split, part in (("train", slice(0, -8)), ("test", slice(-8, None))):
+        for shard in range(2):
+            with tf.io.TFRecordWriter(str(folder / f"cifar10-{split}.tfrecord-0000{shard}-of-00002")) as writer:
+                for image, label in list(zip(images[part], labels[part]))[shard::2]:
+                    feature = {
+                        "id": tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"some_0001"])),
+                        "image": tf.train.Feature(
+                            bytes_list=tf.train.BytesList(value=[tf.io.encode_png(image).numpy()])
+                        ),
+                        "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[int(label)])),
+                    }
+                    example = tf.train.Example(features=tf.train.Features(feature=feature))
+                    writer.write(example.SerializeToString())
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("records")
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (56, 32, 32, 3), dtype="uint8"), np.arange(56) % 10
+    write_records(folder, images, labels)
+    return folder, images, labels
+
+
+def driver(folder, data, *arguments, grid=GRID, backend="jax"):
+    (folder / "grid.json").write_text(json.dumps(grid))
+    flags = [f"--grid={folder}/grid.json", f"--data={data}", f"--results={folder}/results", f"--state={folder}/state"]
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks.accuracy", *flags, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "KERAS_BACKEND": backend},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def without_times(result):
+    rows = [{key: value for key, value in row.items() if key != "seconds"} for row in result["history"]]
+    return rows, {key: value for key, value in result["summary"].items() if key != "seconds_per_epoch"}
+
+
+def test_a_grid_stands_for_one_run_per_combination():
+    runs = accuracy.expanded(GRID)
+    assert list(runs) == ["low_seed0", "low_seed1", "dense"]
+    expected = {**GRID["defaults"], **GRID["runs"][0], "seed": 1}
+    del expected["name"]
+    assert runs["low_seed1"] == expected
+    with pytest.raises(ValueError, match="'a' twice"):
+        accuracy.expanded({"runs": [{"name": "a"}, {"name": "a"}]})
+
+
+@pytest.mark.tensorflow
+def test_records_are_read_as_written(noise):
+    folder, images, labels = noise
+    data = in_memory.load_cifar10(folder)
+    order = [*range(0, 48, 2), *range(1, 48, 2)]
+    np.testing.assert_array_equal(data.train_images, images[order])
+    np.testing.assert_array_equal(data.train_labels, labels[order])
+    np.testing.assert_array_equal(data.test_images, images[48:][[0, 2, 4, 6, 1, 3, 5, 7]])
+    with pytest.raises(ValueError, match=r"Expected cifar10-train\.tfrecord"):
+        in_memory.load_cifar10(folder / "nothing")
+
+
+@pytest.mark.tensorflow
+@pytest.mark.skipif(not CIFAR10.is_dir(), reason="needs CIFAR-10 as a prepared TFDS directory")
+def test_real_records_are_what_tfds_reads():
+    ours, theirs = in_memory.load_cifar10(CIFAR10), launch_data.load("cifar10", str(CIFAR10))
+    assert ours.class_names == theirs.class_names
+    for split in ("train", "test"):
+        a, b = (getattr(data, f"{split}_labels") for data in (ours, theirs))
+        np.testing.assert_array_equal(a, b)
+        a, b = (getattr(data, f"{split}_images").astype("int16") for data in (ours, theirs))
+        # JPEG decoders differ in their inverse cosine transforms and colour upsampling: 5 at most, 0.99 on average.
+        assert np.abs(a - b).max() <= 8 and np.abs(a - b).mean() < 1.5
+
+
+@pytest.mark.tensorflow
+@pytest.mark.slow
+def test_runs_stop_at_the_time_limit_and_go_on_as_if_undisturbed(noise, tmp_path):
+    data = noise[0]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    done = driver(whole, data, "--only=low_seed0,dense", "--parallel=2")
+    assert done.returncode == 0, done.stderr
+    assert not list((whole / "state").glob("*"))
+    stops = 0
+    while not (parts / "results" / "low_seed0.json").exists():
+        stops += 1
+        assert driver(parts, data, "--only=low_seed0", "--time_limit_s=0.5").returncode == 0
+        assert stops < 8
+    assert stops == 3  # an epoch each
+    expected, got = (json.loads((f / "results" / "low_seed0.json").read_text()) for f in (whole, parts))
+    assert without_times(expected) == without_times(got)
+    assert expected["summary"]["macs_fraction"] == pytest.approx(0.3, abs=0.02)
+    assert len(expected["history"]) == 3 and expected["data"] == "noise"
+    dense = json.loads((whole / "results" / "dense.json").read_text())["summary"]
+    assert dense["macs_fraction"] == 1 and not dense["orthogonality_error"]
+    assert "0 of 3" in driver(whole, data, "--only=low_seed0,dense").stdout
