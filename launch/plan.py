@@ -25,9 +25,9 @@ def define():
     flags.DEFINE_list(
         "input_shape",
         None,
-        "Height, width, channels: of a builder's model (default 32,32,3), or of a file's with open sizes.",
+        "Height, width, channels: of a builder's model (its own by default), or of a file's with open sizes.",
     )
-    flags.DEFINE_integer("classes", 10, "Number of classes, for a builder.")
+    flags.DEFINE_integer("classes", None, "Number of classes, for a builder; its own by default.")
     flags.DEFINE_string("format", "tucker2", "Low-rank format; or 'pattern:format,…' by layer names, first match.")
     flags.DEFINE_float("fraction", None, "Fraction of the full ranks, instead of a budget.")
     flags.DEFINE_float("max_macs", None, "Keep at most this part of the dense MACs, in (0, 1].")
@@ -84,7 +84,7 @@ def _model(values, shape):
                 f"--method={values.method} reads trained weights, and a builder's are random. Expected a .keras file. "
                 f"Received: model={values.model!r}"
             )
-        return models.build(values.model, shape or (32, 32, 3), values.classes)
+        return models.build(values.model, shape, values.classes)
     if not os.path.exists(values.model):
         raise ValueError(f"Expected one of {models.list_models()} or a .keras file. Received: model={values.model!r}")
     from elrt_keras.launch import rundir

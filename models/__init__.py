@@ -1,14 +1,56 @@
-"""Model builders. `build(name, …)` makes a model by name; `list_models()` tells the names."""
+"""Model builders. `build(name, …)` makes a model by name; `list_models()` tells the names.
+
+================  =========  =======  ===========  ===========  =====================================
+name                  input  classes   parameters         MACs  source
+================  =========  =======  ===========  ===========  =====================================
+resnet20            32×32×3       10      269,722      40.55 M  arXiv 1512.03385, section 4.2
+resnet32            32×32×3       10      464,154      68.86 M  arXiv 1512.03385, section 4.2
+resnet44            32×32×3       10      658,586      97.17 M  arXiv 1512.03385, section 4.2
+resnet56            32×32×3       10      853,018     125.49 M  arXiv 1512.03385, section 4.2
+resnet110           32×32×3       10    1,727,962     252.89 M  arXiv 1512.03385, section 4.2
+resnet18_cifar      32×32×3       10   11,173,962     555.42 M  arXiv 1512.03385, 3×3 stem
+wide_resnet28_10    32×32×3       10   36,479,194   5,243.33 M  arXiv 1605.07146
+vgg16_cifar         32×32×3       10   14,724,042     313.20 M  arXiv 1409.1556, one classifier layer
+resnet18          224×224×3     1000   11,689,512   1,814.07 M  arXiv 1512.03385, section 4.1
+resnet34          224×224×3     1000   21,797,672   3,663.76 M  arXiv 1512.03385, section 4.1
+resnet50          224×224×3     1000   25,557,032   4,089.18 M  arXiv 1512.03385, v1.5
+resnet101         224×224×3     1000   44,549,160   7,801.41 M  arXiv 1512.03385, v1.5
+resnet152         224×224×3     1000   60,192,808  11,513.63 M  arXiv 1512.03385, v1.5
+vgg11             224×224×3     1000  132,868,840   7,609.09 M  arXiv 1409.1556, A, batch-norm
+vgg13             224×224×3     1000  133,053,736  11,308.47 M  arXiv 1409.1556, B, batch-norm
+vgg16             224×224×3     1000  138,365,992  15,470.26 M  arXiv 1409.1556, D, batch-norm
+vgg19             224×224×3     1000  143,678,248  19,632.06 M  arXiv 1409.1556, E, batch-norm
+mobilenet_v2      224×224×3     1000    3,504,872     300.77 M  arXiv 1801.04381
+================  =========  =======  ===========  ===========  =====================================
+
+Parameters are the trainable ones, MACs those of one image, both with the input and the classes of the table. All take
+raw pixels, 0–255. `vgg11` to `vgg19` have convolution biases, as the public batch-norm variants do.
+"""
 
 if __name__ != "elrt_keras.models":
     # Layers imported under two names are two classes, and models saved with one do not load with the other.
     raise ImportError(f"Import this package as `elrt_keras.models`. Received: import of {__name__!r}")
 
+import re  # noqa: E402
+
+from elrt_keras.models.mobilenet import mobilenet_v2  # noqa: E402
+from elrt_keras.models.resnet import resnet18, resnet18_cifar, resnet34, resnet50, resnet101, resnet152  # noqa: E402
 from elrt_keras.models.resnet_cifar import resnet20, resnet32, resnet44, resnet56, resnet110  # noqa: E402
+from elrt_keras.models.vgg import vgg11, vgg13, vgg16, vgg16_cifar, vgg19  # noqa: E402
+from elrt_keras.models.wide_resnet import wide_resnet28_10  # noqa: E402
 
-_BUILDERS = {builder.__name__: builder for builder in (resnet20, resnet32, resnet44, resnet56, resnet110)}
+_BUILDERS = {
+    builder.__name__: builder
+    for builder in (
+        *(resnet20, resnet32, resnet44, resnet56, resnet110),
+        *(resnet18_cifar, wide_resnet28_10, vgg16_cifar),
+        *(resnet18, resnet34, resnet50, resnet101, resnet152),
+        *(vgg11, vgg13, vgg16, vgg19),
+        mobilenet_v2,
+    )
+}
 
-__all__ = ["build", "list_models", *_BUILDERS]
+__all__ = ["build", "default_input_shape", "list_models", *_BUILDERS]
 
 
 def list_models():
@@ -16,17 +58,21 @@ def list_models():
     return list(_BUILDERS)
 
 
-def build(name, input_shape=(32, 32, 3), classes=10, plan=None, normalization=None, **kwargs):
+def build(name, input_shape=None, classes=None, plan=None, normalization=None, **kwargs):
     """Builds a model by name; low-rank where a plan says so.
 
     Args:
-        name: one of `list_models()`.
-        input_shape: shape of one image, `(height, width, channels)`; pixels are raw, 0–255.
-        classes: int, number of classes.
+        name: one of `list_models()`; case, `_` and `-` do not matter.
+        input_shape: shape of one image, `(height, width, channels)`; pixels are raw, 0–255. `None` for the model's
+            own: `(32, 32, 3)` or `(224, 224, 3)`.
+        classes: int, number of classes; `None` for the model's own, 10 or 1000.
         plan: a `RankPlan`, or a mapping from layer names to `(format, ranks)`; `None` for the dense model.
         normalization: `(mean, std)` of the pixels, each a float or one per channel, on the 0–255 scale; `None` for
             127.5 and 127.5.
-        **kwargs: further arguments of the builder; with a plan, also those of `elrt_keras.factorize`.
+        **kwargs: further arguments of the builder: `include_top` (bool: pooling and classifier), `classifier_activation`
+            (`"softmax"`; `None` for logits), `width` (float: multiplier of all channels), and where the source has it
+            `dropout` (VGG, MobileNetV2, WRN) or `zero_init_residual` (ResNets: the last batch-norm scale of each
+            block starts at zero); with a plan, also the arguments of `elrt_keras.factorize`.
 
     Returns:
         A Functional `keras.Model` from raw pixels to class probabilities.
@@ -40,6 +86,21 @@ def build(name, input_shape=(32, 32, 3), classes=10, plan=None, normalization=No
     >>> sum(int(np.prod(w.shape)) for w in model.trainable_weights)
     269722
     """
-    if name not in _BUILDERS:
-        raise ValueError(f"Unknown model. Expected one of {list_models()}. Received: name={name!r}")
-    return _BUILDERS[name](input_shape, classes, plan, normalization, **kwargs)
+    chosen = _builder(name)
+    given = {"input_shape": input_shape, "classes": classes, "plan": plan, "normalization": normalization}
+    return chosen(**{key: value for key, value in given.items() if value is not None}, **kwargs)
+
+
+def default_input_shape(name):
+    """The shape of one image that `build(name)` takes by default."""
+    return _builder(name).__signature__.parameters["input_shape"].default
+
+
+def _builder(name):
+    def plain(text):
+        return re.sub(r"[-_]", "", str(text)).lower()
+
+    for known, builder in _BUILDERS.items():
+        if plain(known) == plain(name):
+            return builder
+    raise ValueError(f"Unknown model. Expected one of {list_models()}. Received: name={name!r}")

@@ -6,69 +6,31 @@ average pooling, one classifier. Shortcuts without parameters (option A): subsam
 
 import keras
 
-from elrt_keras.conversion import factorize
+from elrt_keras.models.blocks import batch_norm, builder, convolution, relu, widened
 
 _STAGE_CHANNELS = (16, 32, 64)
 
 
-def _resnet_cifar(name, depth, input_shape, classes, plan, normalization, classifier_activation, **conversion):
-    inputs = keras.Input(input_shape, name="image")
-    x = _normalize(inputs, normalization)
-    x = _convolution(x, _STAGE_CHANNELS[0], 1, "stem")
-    x = keras.layers.ReLU(name="stem_relu")(x)
-    for stage, channels in enumerate(_STAGE_CHANNELS, start=1):
-        for block in range(1, (depth - 2) // 6 + 1):
-            strides = 2 if stage > 1 and block == 1 else 1
-            x = _block(x, channels, strides, f"stage{stage}_block{block}")
-    x = keras.layers.GlobalAveragePooling2D(name="pool", data_format="channels_last")(x)
-    outputs = keras.layers.Dense(
-        classes, activation=classifier_activation, kernel_initializer="he_normal", name="classifier"
-    )(x)
-    model = keras.Model(inputs, outputs, name=name)
-    if plan is not None:
-        return factorize(model, plan, **conversion)
-    if conversion:
-        raise ValueError(f"Arguments of `factorize` need a plan. Received: {sorted(conversion)} with plan=None")
-    return model
+def _features(depth):
+    def features(x, width, zero_init_residual):
+        gamma = "zeros" if zero_init_residual else "ones"
+        x = batch_norm(convolution(x, widened(_STAGE_CHANNELS[0], width), 3, 1, "stem"), "stem")
+        x = relu(x, "stem")
+        for stage, channels in enumerate(_STAGE_CHANNELS, start=1):
+            for block in range(1, (depth - 2) // 6 + 1):
+                strides = 2 if stage > 1 and block == 1 else 1
+                x = _block(x, widened(channels, width), strides, f"stage{stage}_block{block}", gamma)
+        return x
+
+    return features
 
 
-def _normalize(x, normalization):
-    mean, std = (127.5, 127.5) if normalization is None else normalization
-    channels = x.shape[-1]
-    mean, std = ([float(v) for v in _per_channel(value, channels)] for value in (mean, std))
-    # Rescaling computes x · scale + offset, in the compute dtype on every backend.
-    return keras.layers.Rescaling(
-        scale=[1 / s for s in std], offset=[-m / s for m, s in zip(mean, std)], name="normalization"
-    )(x)
-
-
-def _per_channel(value, channels):
-    values = list(value) if hasattr(value, "__len__") else [value] * channels
-    if len(values) != channels:
-        raise ValueError(f"`normalization` has one value per channel, {channels}. Received: {values}")
-    return values
-
-
-def _convolution(x, filters, strides, name):
-    x = keras.layers.Conv2D(
-        filters,
-        3,
-        strides=strides,
-        padding="same",
-        data_format="channels_last",
-        use_bias=False,
-        kernel_initializer="he_normal",
-        name=f"{name}_conv",
-    )(x)
-    return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
-
-
-def _block(x, channels, strides, name):
-    y = _convolution(x, channels, strides, f"{name}_1")
-    y = keras.layers.ReLU(name=f"{name}_1_relu")(y)
-    y = _convolution(y, channels, 1, f"{name}_2")
+def _block(x, channels, strides, name, gamma):
+    y = batch_norm(convolution(x, channels, 3, strides, f"{name}_1"), f"{name}_1")
+    y = relu(y, f"{name}_1")
+    y = batch_norm(convolution(y, channels, 3, 1, f"{name}_2"), f"{name}_2", gamma)
     y = keras.layers.Add(name=f"{name}_add")([_shortcut(x, channels, strides, name), y])
-    return keras.layers.ReLU(name=f"{name}_relu")(y)
+    return relu(y, name)
 
 
 def _shortcut(x, channels, strides, name):
@@ -90,16 +52,14 @@ def _shortcut(x, channels, strides, name):
 
 
 def _builder(depth):
-    def build(
-        input_shape=(32, 32, 3), classes=10, plan=None, normalization=None, classifier_activation="softmax", **kwargs
-    ):
-        return _resnet_cifar(
-            f"resnet{depth}", depth, input_shape, classes, plan, normalization, classifier_activation, **kwargs
-        )
-
-    build.__name__ = build.__qualname__ = f"resnet{depth}"
-    build.__doc__ = f"ResNet-{depth} for small images (He et al., arXiv 1512.03385). Arguments: see `build`."
-    return build
+    return builder(
+        f"resnet{depth}",
+        _features(depth),
+        input_shape=(32, 32, 3),
+        classes=10,
+        options={"zero_init_residual": False},
+        doc=f"ResNet-{depth} for small images (He et al., arXiv 1512.03385, section 4.2).",
+    )
 
 
 resnet20, resnet32, resnet44, resnet56, resnet110 = map(_builder, (20, 32, 44, 56, 110))

@@ -1,4 +1,4 @@
-"""The CIFAR ResNets: exact sizes, the option-A shortcut, normalisation, gradients."""
+"""The builders: exact sizes and published MACs, shortcuts, normalisation, options, gradients, low-rank twins."""
 
 import keras
 import numpy as np
@@ -7,21 +7,63 @@ from common import gradients, random_array, to_numpy
 
 import elrt_keras as elrt
 
-PARAMS = {"resnet20": 269_722, "resnet32": 464_154, "resnet44": 658_586, "resnet56": 853_018, "resnet110": 1_727_962}
+# Trainable parameters; MACs as published, in the unit and the digits of the source (tables of torchvision's weights for
+# large images, where "GFLOPS" counts multiply-accumulates; arXiv 1605.07146 for the wide ResNet).
+SIZES = {
+    "resnet20": (269_722, "40.55 M"),
+    "resnet32": (464_154, "68.86 M"),
+    "resnet44": (658_586, "97.17 M"),
+    "resnet56": (853_018, "125.49 M"),
+    "resnet110": (1_727_962, "252.89 M"),
+    "resnet18_cifar": (11_173_962, "0.56 G"),
+    "wide_resnet28_10": (36_479_194, "5.2 G"),
+    "vgg16_cifar": (14_724_042, "313.2 M"),
+    "resnet18": (11_689_512, "1.81 G"),
+    "resnet34": (21_797_672, "3.66 G"),
+    "resnet50": (25_557_032, "4.09 G"),
+    "resnet101": (44_549_160, "7.80 G"),
+    "resnet152": (60_192_808, "11.51 G"),
+    "vgg11": (132_868_840, "7.61 G"),
+    "vgg13": (133_053_736, "11.31 G"),
+    "vgg16": (138_365_992, "15.47 G"),
+    "vgg19": (143_678_248, "19.63 G"),
+    "mobilenet_v2": (3_504_872, "0.30 G"),
+}
+SMALL_IMAGES = [name for name in SIZES if "cifar" in name or name[:6] == "resnet" and int(name[6:]) in (20, 56)]
+# A count is the same on every backend, and only TensorFlow makes a hundred million random numbers quickly.
+EVERY_BACKEND = (*SMALL_IMAGES, "resnet18", "mobilenet_v2")
+PARAMETERS = [
+    pytest.param(name, marks=() if name in EVERY_BACKEND else pytest.mark.tensorflow, id=name) for name in SIZES
+]
 
 
-@pytest.mark.parametrize("name", PARAMS)
-def test_trainable_parameters(name):
+def trainable(model):
+    return sum(int(np.prod(w.shape)) for w in model.trainable_weights)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_size_is_the_published_one_and_stands_in_the_table(name):
     model = elrt.models.build(name)
-    assert sum(int(np.prod(w.shape)) for w in model.trainable_weights) == PARAMS[name]
-    assert len({layer.name for layer in model.layers}) == len(model.layers)
+    parameters, published_macs = SIZES[name]
+    macs = elrt.count_costs(model).macs
+    assert trainable(model) == parameters
+    digits, unit = published_macs.split()
+    assert f"{macs / {'M': 1e6, 'G': 1e9}[unit]:.{len(digits.split('.')[1])}f}" == digits
+    assert model.name == name and len({layer.name for layer in model.layers}) == len(model.layers)
+    assert model.input_shape == (None, *elrt.models.default_input_shape(name))
+    row = next(line.split() for line in elrt.models.__doc__.splitlines() if line.startswith(f"{name} "))
+    shape, classes, counted, millions = row[1], row[2], row[3], row[4]
+    assert shape == "×".join(map(str, model.input_shape[1:])) and int(classes) == model.output_shape[1]
+    assert (counted, millions) == (f"{parameters:,}", f"{macs / 1e6:,.2f}")
 
 
 def test_names():
-    assert elrt.models.list_models() == list(PARAMS)
-    assert elrt.models.resnet20().name == "resnet20"
-    with pytest.raises(ValueError, match=r"resnet110.*Received: name='resnet18'"):
-        elrt.models.build("resnet18")
+    assert set(elrt.models.list_models()) == set(SIZES)
+    for name in ("ResNet20", "resnet-20", "RESNET_20"):
+        assert elrt.models.build(name, (8, 8, 1), 3).name == "resnet20"
+    assert elrt.models.build("MobileNetV2", (32, 32, 3), 3).name == "mobilenet_v2"
+    with pytest.raises(ValueError, match=r"resnet110.*Received: name='resnet21'"):
+        elrt.models.build("resnet21")
 
 
 def test_shortcut_takes_every_second_pixel_and_pads_channels_on_both_sides():
@@ -34,6 +76,13 @@ def test_shortcut_takes_every_second_pixel_and_pads_channels_on_both_sides():
     np.testing.assert_array_equal(after, expected)
 
 
+def test_a_bottleneck_strides_in_its_3x3():
+    model = elrt.models.build("resnet50", (32, 32, 3), 5, width=0.125)
+    strides = [model.get_layer(f"stage2_block1_{n}_conv").strides for n in (1, 2, 3)]
+    assert strides == [(1, 1), (2, 2), (1, 1)]
+    assert model.get_layer("stage2_block1_shortcut_conv").strides == (2, 2)
+
+
 @pytest.mark.parametrize("normalization", [None, ([10.0, 20.0, 30.0], [2.0, 4.0, 8.0]), (100.0, 50.0)])
 def test_raw_pixels_are_normalised_inside(normalization):
     model = elrt.models.build("resnet20", input_shape=(8, 8, 3), normalization=normalization)
@@ -43,11 +92,98 @@ def test_raw_pixels_are_normalised_inside(normalization):
     np.testing.assert_allclose(got, (pixels - mean) / std, atol=1e-4)
 
 
-def test_bad_builder_arguments():
-    with pytest.raises(ValueError, match="one value per channel, 3"):
-        elrt.models.build("resnet20", normalization=([1.0, 2.0], [1.0, 1.0]))
-    with pytest.raises(ValueError, match=r"need a plan.*factor_initializer"):
-        elrt.models.build("resnet20", factor_initializer="spectral")
+@pytest.mark.parametrize(
+    "name, channels", [("resnet20", 64), ("vgg16_cifar", 512), ("vgg11", 512), ("mobilenet_v2", 1280)]
+)
+def test_without_top_there_are_feature_maps(name, channels):
+    model = elrt.models.build(name, (64, 64, 3), include_top=False, width=1.0)
+    assert len(model.output_shape) == 4 and model.output_shape[-1] == channels
+    assert "classifier" not in [layer.name for layer in model.layers]
+
+
+def test_logits_instead_of_probabilities():
+    keras.utils.set_random_seed(0)
+    model = elrt.models.build("resnet20", (8, 8, 3), 5, classifier_activation=None)
+    keras.utils.set_random_seed(0)
+    twin = elrt.models.build("resnet20", (8, 8, 3), 5)
+    images = random_array(3, 8, 8, 3, scale=100)
+    expected = to_numpy(keras.ops.softmax(model(images)))
+    np.testing.assert_allclose(to_numpy(twin(images)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet18_cifar", "vgg16_cifar", "wide_resnet28_10", "mobilenet_v2"])
+def test_width_multiplies_all_channels(name):
+    model = elrt.models.build(name, (32, 32, 3), 4, width=0.25)
+    full = next(line.split()[3] for line in elrt.models.__doc__.splitlines() if line.startswith(f"{name} "))
+    assert trainable(model) < 0.15 * int(full.replace(",", ""))
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet18_cifar", "resnet50"])
+def test_zero_init_residual_makes_blocks_identities(name):
+    model = elrt.models.build(name, (32, 32, 3), 4, width=0.25, zero_init_residual=True)
+    add = model.get_layer("stage1_block2_add")
+    probe = keras.Model(model.input, [add.input[0], add.output])
+    shortcut, result = map(to_numpy, probe(random_array(2, 32, 32, 3, scale=100)))
+    np.testing.assert_array_equal(shortcut, result)
+    assert np.abs(result).max() > 0
+
+
+@pytest.mark.parametrize("name, count", [("vgg11", 2), ("mobilenet_v2", 1), ("wide_resnet28_10", 12)])
+def test_dropout(name, count):
+    model = elrt.models.build(name, (32, 32, 3), 4, width=0.1, dropout=0.3)
+    rates = [layer.rate for layer in model.layers if isinstance(layer, keras.layers.Dropout)]
+    assert rates == [0.3] * count
+
+
+def test_batch_norm_is_that_of_the_source():
+    norm = elrt.models.build("resnet20", (8, 8, 3), 3).get_layer("stem_bn")
+    assert (norm.momentum, norm.epsilon) == (0.9, 1e-5)
+    norm = elrt.models.build("mobilenet_v2", (32, 32, 3), 3, width=0.1).get_layer("stem_bn")
+    assert (norm.momentum, norm.epsilon) == (0.997, 1e-3)
+
+
+def test_initial_weights_are_he_normal():
+    model = elrt.models.build("resnet18_cifar", (32, 32, 3), 10)
+    kernel = to_numpy(model.get_layer("stage3_block2_1_conv").kernel)
+    # 590,000 samples: the deviation is known to 0.1 %.
+    assert kernel.std() == pytest.approx(np.sqrt(2 / (9 * 256)), rel=5e-3)
+    kernel = to_numpy(
+        elrt.models.build("mobilenet_v2", (32, 32, 3), 10).get_layer("stage7_block1_depthwise_conv").kernel
+    )
+    assert kernel.std() == pytest.approx(np.sqrt(2 / 9), rel=3e-2)  # 8640 samples
+
+
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        ({"normalization": ([1.0, 2.0], [1.0, 1.0])}, ValueError, "one value per channel, 3"),
+        ({"factor_initializer": "spectral"}, ValueError, r"need a plan.*factor_initializer"),
+        ({"dropout": 0.5}, TypeError, r"resnet20 has no such arguments. Received: \['dropout'\]"),
+        ({"classes": 0}, ValueError, "Received: classes=0"),
+        ({"width": -1.0}, ValueError, "Received: width=-1.0"),
+    ],
+    ids=str,
+)
+def test_bad_builder_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        elrt.models.build("resnet20", **arguments)
+
+
+def test_bad_dropout():
+    with pytest.raises(ValueError, match=r"\[0, 1\). Received: dropout=1.0"):
+        elrt.models.build("vgg11", dropout=1.0)
+
+
+@pytest.mark.parametrize("name", SMALL_IMAGES + ["mobilenet_v2", "vgg11", "wide_resnet28_10", "resnet50"])
+def test_every_builder_has_a_low_rank_twin(name):
+    # `multiple_of` 1: at this width no layer has eight ranks to spare.
+    arguments = {"input_shape": (32, 32, 3), "classes": 4, "width": 0.25}
+    dense = elrt.models.build(name, **arguments)
+    plan = elrt.plan_ranks(dense, max_macs=0.7, multiple_of=1)
+    low = elrt.models.build(name, plan=plan, **arguments)
+    assert 0.66 < elrt.count_costs(low).macs / elrt.count_costs(dense).macs <= 0.7
+    outputs = to_numpy(low(random_array(2, 32, 32, 3, scale=100)))
+    assert outputs.shape == (2, 4) and np.isfinite(outputs).all()
 
 
 def test_low_rank_build_outputs_probabilities_and_every_parameter_gets_a_gradient():

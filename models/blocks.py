@@ -1,0 +1,146 @@
+"""What all builders share: the way from pixels to features, layers with their names, the head, and the public builder.
+
+Convolutions are He-normal and have no bias where batch-norm follows, data is channels-last, padding is "same".
+"""
+
+import inspect
+import math
+
+import keras
+
+from elrt_keras.conversion import factorize
+
+_CONVERSION = tuple(inspect.signature(factorize).parameters)[2:]
+
+
+def builder(name, features, *, input_shape, classes, options=None, head=None, doc=""):
+    """Makes a public builder.
+
+    Args:
+        name: name of the builder and of its models.
+        features: function `(x, **options)` from normalised pixels to feature maps.
+        input_shape: default shape of one image.
+        classes: default number of classes.
+        options: `{name: default}` of the arguments of `features` and `head` that users may set.
+        head: function `(x, classes, activation, **options)` from feature maps to class probabilities; `None` for global
+            average pooling and one dense layer.
+        doc: first line of the builder's docstring.
+    """
+    own = {"width": 1.0, **(options or {})}
+    accepted = {part: _accepted(part, own) for part in filter(None, (features, head))}
+
+    def build(*args, **kwargs):
+        values = build.__signature__.bind(*args, **kwargs)
+        values.apply_defaults()
+        values = values.arguments
+        conversion = _conversion(values.pop("conversion", {}), values["plan"], name)
+        chosen = {option: values[option] for option in own}
+        _check(values["classes"], chosen)
+        inputs = keras.Input(values["input_shape"], name="image")
+        x = normalized(inputs, values["normalization"])
+        x = features(x, **{option: chosen[option] for option in accepted[features]})
+        if values["include_top"]:
+            arguments = (x, values["classes"], values["classifier_activation"])
+            x = pooled(*arguments) if head is None else head(*arguments, **{o: chosen[o] for o in accepted[head]})
+        model = keras.Model(inputs, x, name=name)
+        return model if values["plan"] is None else factorize(model, values["plan"], **conversion)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    positional = {"input_shape": input_shape, "classes": classes, "plan": None, "normalization": None}
+    named = {"include_top": True, "classifier_activation": "softmax", **own}
+    parameters = [
+        *(inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=d) for n, d in positional.items()),
+        *(inspect.Parameter(n, keyword, default=d) for n, d in named.items()),
+        inspect.Parameter("conversion", inspect.Parameter.VAR_KEYWORD),
+    ]
+    build.__signature__ = inspect.Signature(parameters)
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = f"{doc}\n\nArguments: see `elrt_keras.models.build`."
+    return build
+
+
+def _accepted(function, own):
+    return [name for name in own if name in inspect.signature(function).parameters]
+
+
+def _conversion(arguments, plan, name):
+    unknown = sorted(set(arguments) - set(_CONVERSION))
+    if unknown:
+        raise TypeError(f"{name} has no such arguments. Received: {unknown}")
+    if arguments and plan is None:
+        raise ValueError(f"Arguments of `factorize` need a plan. Received: {sorted(arguments)} with plan=None")
+    return arguments
+
+
+def _check(classes, options):
+    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
+        raise ValueError(f"`classes` is an int of at least 1. Received: classes={classes!r}")
+    width, dropout = options["width"], options.get("dropout", 0.0)
+    if not (isinstance(width, (int, float)) and 0 < width < math.inf):
+        raise ValueError(f"`width` is a number above 0. Received: width={width!r}")
+    if not (isinstance(dropout, (int, float)) and 0 <= dropout < 1):
+        raise ValueError(f"`dropout` is a number in [0, 1). Received: dropout={dropout!r}")
+
+
+def widened(channels, width):
+    """Channels times a width multiplier, at least one."""
+    return max(1, round(channels * width))
+
+
+def normalized(x, normalization):
+    """Pixels to zero mean and unit deviation: `(x − mean) / std`, each a float or one per channel, 0–255."""
+    mean, std = (127.5, 127.5) if normalization is None else normalization
+    channels = x.shape[-1]
+    mean, std = ([float(v) for v in _per_channel(value, channels)] for value in (mean, std))
+    # Rescaling computes x · scale + offset, in the compute dtype on every backend.
+    return keras.layers.Rescaling(
+        scale=[1 / s for s in std], offset=[-m / s for m, s in zip(mean, std)], name="normalization"
+    )(x)
+
+
+def _per_channel(value, channels):
+    values = list(value) if hasattr(value, "__len__") else [value] * channels
+    if len(values) != channels:
+        raise ValueError(f"`normalization` has one value per channel, {channels}. Received: {values}")
+    return values
+
+
+def convolution(x, filters, size, strides, name, use_bias=False):
+    """A convolution, He-normal."""
+    return keras.layers.Conv2D(
+        filters,
+        size,
+        strides=strides,
+        padding="same",
+        data_format="channels_last",
+        use_bias=use_bias,
+        kernel_initializer="he_normal",
+        name=f"{name}_conv",
+    )(x)
+
+
+def batch_norm(x, name, gamma="ones", momentum=0.9, epsilon=1e-5):
+    """Batch normalisation; the defaults are PyTorch's 0.1 (Keras counts what is kept) and 1e-5."""
+    return keras.layers.BatchNormalization(
+        momentum=momentum, epsilon=epsilon, gamma_initializer=gamma, name=f"{name}_bn"
+    )(x)
+
+
+def relu(x, name, limit=None):
+    """ReLU, or ReLU6 and the like."""
+    return keras.layers.ReLU(max_value=limit, name=f"{name}_relu")(x)
+
+
+def pool(x):
+    """Global average pooling."""
+    return keras.layers.GlobalAveragePooling2D(name="pool", data_format="channels_last")(x)
+
+
+def classifier(x, classes, activation):
+    """The last dense layer, He-normal."""
+    return keras.layers.Dense(classes, activation=activation, kernel_initializer="he_normal", name="classifier")(x)
+
+
+def pooled(x, classes, activation):
+    """Global average pooling and the classifier."""
+    return classifier(pool(x), classes, activation)
