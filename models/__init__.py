@@ -69,10 +69,10 @@ def build(name, input_shape=None, classes=None, plan=None, normalization=None, *
         plan: a `RankPlan`, or a mapping from layer names to `(format, ranks)`; `None` for the dense model.
         normalization: `(mean, std)` of the pixels, each a float or one per channel, on the 0–255 scale; `None` for
             127.5 and 127.5.
-        **kwargs: further arguments of the builder: `include_top` (bool: pooling and classifier), `classifier_activation`
-            (`"softmax"`; `None` for logits), `width` (float: multiplier of all channels), and where the source has it
-            `dropout` (VGG, MobileNetV2, WRN) or `zero_init_residual` (ResNets: the last batch-norm scale of each
-            block starts at zero); with a plan, also the arguments of `elrt_keras.factorize`.
+        **kwargs: further arguments of the builder: `include_top` (bool: pooling and classifier),
+            `classifier_activation` (`"softmax"`; `None` for logits), `width` (float: multiplier of all channels), and
+            where the source has it `dropout` (VGG, MobileNetV2, WRN) or `zero_init_residual` (ResNets: the last
+            batch-norm scale of each block starts at zero); with a plan, also the arguments of `elrt_keras.factorize`.
 
     Returns:
         A Functional `keras.Model` from raw pixels to class probabilities.
