@@ -8,7 +8,7 @@ from setuptools import setup
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "elrt_keras" / "__init__.py").read_text(encoding="utf-8"))[1]
 
-ROOMS = ("conversion", "export", "formats", "launch", "layers", "models", "ranks")
+ROOMS = ("conversion", "export", "formats", "launch", "launch.data", "layers", "models", "ranks")
 PACKAGES = ["elrt_keras", *(f"elrt_keras.{room}" for room in ROOMS)]
 
 setup(
@@ -20,9 +20,12 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=PACKAGES,
+    package_data={"elrt_keras.launch": ["recipes/*.flags"]},
     package_dir={"elrt_keras": "elrt_keras", "elrt_keras.launch": "launch", "elrt_keras.models": "models"},
     install_requires=[
         "absl-py>=1.4",
+        # tensorflow-datasets imports it when it downloads, and asks for it on old Pythons only.
+        "importlib_resources>=6",
         "keras>=3.15",
         "matplotlib>=3.9",
         "numpy>=2.0",

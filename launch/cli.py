@@ -31,13 +31,18 @@ def with_one_line_errors(program, function):
         except ValueError as error:
             if os.environ.get("ELRT_TRACEBACK"):
                 raise
-            print(f"{program}: error: {error}", file=sys.stderr)
-            sys.exit(2)
+            fail(program, error)
         except KeyboardInterrupt:
             print(f"{program}: interrupted; start it again with the same flags to go on", file=sys.stderr)
             sys.exit(130)
 
     return wrapped
+
+
+def fail(program, error):
+    """Ends the command with one line and exit status 2."""
+    print(f"{program}: error: {error}", file=sys.stderr)
+    sys.exit(2)
 
 
 def summary_table(summaries):

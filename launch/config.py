@@ -4,14 +4,17 @@ import dataclasses
 import math
 
 from elrt_keras import formats, initializers, models, ranks, regularizers
+from elrt_keras.launch import data as data_module
+from elrt_keras.launch.data.augment import NAMES as AUGMENTATIONS
+from elrt_keras.launch.data.stream import BAD_IMAGES
 
-DATASETS = ("digits", "cifar10", "cifar100", "fashion_mnist")
 ORTHOGONALITY = ("none", *regularizers.BY_NAME, "stiefel")
 OPTIMIZERS = ("sgd", "adamw")
 LR_SCHEDULES = ("cosine", "step", "one_cycle", "constant")
 WEIGHT_DECAYS = ("decoupled", "frobenius")
-AUGMENTATIONS = ("crop", "flip", "cutout")
-_DEFAULT_AUGMENTATION = {"digits": "crop", "fashion_mnist": "crop,flip"}
+# Digits mirrored are no digits.
+_DEFAULT_AUGMENTATION = {"digits": "crop", "svhn_cropped": "crop"}
+_GREY = ("digits", "fashion_mnist")
 _DEFAULT_MAX_MACS = 0.4
 _READ_WEIGHTS = ("energy", "vbmf", "stable_rank")
 
@@ -28,6 +31,8 @@ class TrainConfig:
     dataset: str = "digits"
     data_dir: str | None = None
     download: bool = False
+    image_size: int | None = None
+    bad_images: str = "error"
     format: str = "tucker2"
     max_macs: float | None = None
     max_params: float | None = None
@@ -71,6 +76,8 @@ class TrainConfig:
         if self.factor_initializer == "auto":
             self._set(factor_initializer="decomposed" if self.has_trained_weights else "orthogonal_factors")
         self._check_names()
+        if self.image_size is None and data_module.is_streamed(self.dataset):
+            self._set(image_size=models.default_input_shape(self.model)[0])
         self._check_numbers()
         self._check_combinations()
 
@@ -80,7 +87,9 @@ class TrainConfig:
 
     def _check_names(self):
         _one_of("model", self.model, models.list_models())
-        _one_of("dataset", self.dataset, DATASETS)
+        if not self.dataset.startswith(data_module.FOLDER):
+            _one_of("dataset", self.dataset, [*data_module.DATASETS, f"{data_module.FOLDER}PATH"])
+        _one_of("bad_images", self.bad_images, BAD_IMAGES)
         _one_of("format", self.format, ["dense", *formats.names()])
         _one_of("orthogonality", self.orthogonality, ORTHOGONALITY)
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
@@ -95,6 +104,8 @@ class TrainConfig:
     def _check_numbers(self):
         for name in ("epochs", "batch_size", "lr_step_epochs"):
             _in_range(name, getattr(self, name), 1, math.inf, whole=True)
+        if self.image_size is not None:
+            _in_range("image_size", self.image_size, 1, math.inf, whole=True)
         _in_range("seed", self.seed, 0, 2**31 - 1, whole=True)
         _in_range("learning_rate", self.learning_rate, 1e-12, math.inf)
         _in_range("momentum", self.momentum, 0, 1 - 1e-12)
@@ -121,6 +132,12 @@ class TrainConfig:
                 f"Received: orthogonality={self.orthogonality!r} with a schedule"
             )
         parse_schedule(self.orthogonality_schedule)
+        if self.image_size is not None and not data_module.is_streamed(self.dataset):
+            raise ValueError(
+                f"'{self.dataset}' has images of its own size. Received: image_size={self.image_size} with it"
+            )
+        if self.dataset in _GREY and "randaugment" in self.augmentations:
+            raise ValueError(f"randaugment needs colours. Received: augmentation with dataset={self.dataset!r}")
         if self.format == "dense" and self.warms_up:
             raise ValueError(f"--format=dense stays dense. Received: warmup_epochs={self.warmup_epochs!r} with it")
         if self.initial_model is not None and self.warms_up:
@@ -159,8 +176,8 @@ class TrainConfig:
         return tuple(name.strip() for name in self.augmentation.split(",") if name.strip() not in ("", "none"))
 
     def differences(self, other):
-        """`{field: (self, other)}` of the fields that decide the result; where the data lies does not."""
-        elsewhere = ("data_dir", "download")
+        """`{field: (self, other)}` of the fields that decide the run; a restart may change the others."""
+        elsewhere = ("data_dir", "download", "bad_images")
         mine, others = dataclasses.asdict(self), dataclasses.asdict(other)
         return {
             name: (mine[name], others[name]) for name in mine if name not in elsewhere and mine[name] != others[name]

@@ -19,14 +19,14 @@ def run(argv):
     run_dir = argv[1]
     import keras
 
-    from elrt_keras.launch import data, rundir, training
+    from elrt_keras.launch import rundir, training
 
     config, summary = rundir.read_config(run_dir), rundir.read_summary(run_dir)
     if summary is None or not os.path.exists(rundir.model_path(run_dir)):
         raise ValueError(f"Expected a finished run with model.keras and summary.json. Received: {run_dir!r}")
     data_dir = absl_flags.FLAGS.data_dir or config.data_dir
     model = keras.models.load_model(rundir.model_path(run_dir), compile=False)
-    results = training.evaluate(model, data.load(config.dataset, data_dir), config)
+    results = training.evaluate(model, training.load_data(config, data_dir), config)
     print(
         f"test accuracy {results['accuracy']:.4f}, reported {summary['test_accuracy']:.4f}; loss {results['loss']:.4f}"
     )

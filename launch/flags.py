@@ -5,16 +5,27 @@ import dataclasses
 from absl import flags
 
 from elrt_keras.launch import config as config_module
+from elrt_keras.launch import data as data_module
 from elrt_keras.launch.config import TrainConfig
+from elrt_keras.launch.data import stream
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
 
 # name → (kind, help). Kinds are absl's; choices come with the kind.
 _SPECS = {
     "model": ("string", "Which model; see elrt_keras.models.list_models()."),
-    "dataset": (config_module.DATASETS, "Data set. 'digits' is embedded; the others come through TFDS."),
+    "dataset": (
+        "string",
+        f"Data set, one of {', '.join(data_module.DATASETS)}, or folder:PATH with one folder of images per class. "
+        "'digits' is embedded; the others come through TFDS.",
+    ),
     "data_dir": ("string", "TFDS data directory; TFDS' own default if not given."),
     "download": ("boolean", "Let TFDS download and prepare a data set that is missing."),
+    "image_size": ("integer", "Height and width of streamed images; the model's own if not given."),
+    "bad_images": (
+        stream.BAD_IMAGES,
+        "A streamed image that cannot be decoded ends the run with its name, or is left out, named and counted.",
+    ),
     "format": ("string", "Low-rank format, or 'dense' for the dense twin."),
     "max_macs": ("float", "Keep at most this part of the dense MACs, in (0, 1]; 0.4 if no budget is given."),
     "max_params": ("float", "Keep at most this part of the dense parameters, in (0, 1]."),
@@ -57,7 +68,11 @@ _SPECS = {
         "'decoupled' decays each variable; 'frobenius' adds (λ/2)·‖W‖² of the composed kernels to the loss.",
     ),
     "label_smoothing": ("float", "Label smoothing, in [0, 1]."),
-    "augmentation": ("string", "Comma list of crop, flip, cutout; 'none'; 'auto' picks by data set."),
+    "augmentation": (
+        "string",
+        f"Comma list of {', '.join(config_module.AUGMENTATIONS)}; 'none'; 'auto' picks by data set. "
+        "On streamed images crop is the Inception crop.",
+    ),
     "epochs": ("integer", "Epochs."),
     "batch_size": ("integer", "Global batch size."),
     "seed": ("integer", "Seed of initial weights, data order and augmentation."),
@@ -67,7 +82,10 @@ _SPECS = {
 
 def define():
     """Defines the flags of a training run."""
-    flags.DEFINE_string("run_dir", None, "Directory of the run. A second start there resumes.", required=True)
+    flags.DEFINE_string("run_dir", None, "Directory of the run. A second start there resumes.")
+    flags.DEFINE_boolean("list", False, "Print models, data sets and recipes, and stop.")
+    # `expanded` has put the recipe's flags in its place before flags are parsed; here it is for --help.
+    flags.DEFINE_string("recipe", None, "Flags of a published setting, see --list; those given with it go before.")
     for name, (kind, text) in _SPECS.items():
         if isinstance(kind, tuple):
             flags.DEFINE_enum(name, _DEFAULTS[name], list(kind), text)

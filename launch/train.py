@@ -3,6 +3,9 @@
   elrt-train --run_dir=runs/digits                                     # ResNet-20 on the embedded digits
   elrt-train --run_dir=runs/r20 --dataset=cifar10 --download --max_macs=0.28 --epochs=200
   elrt-train --run_dir=runs/dense --dataset=cifar10 --format=dense     # the dense twin
+  elrt-train --run_dir=runs/photos --dataset=folder:photos --model=mobilenet_v2 --max_macs=0.7
+  elrt-train --run_dir=runs/r56 --recipe=cifar10_resnet56_62.0         # a published setting
+  elrt-train --list                                                    # models, data sets, recipes
 
 Flags can be read from a file: --flagfile=FILE. A second start with the same --run_dir resumes where the first stopped.
 """
@@ -18,10 +21,30 @@ from elrt_keras.launch import cli
 def run(argv):
     """Trains as the flags say and prints the summary."""
     cli.refuse_arguments(argv)
-    from elrt_keras.launch import flags, training
+    from elrt_keras.launch import catalog, flags, training
 
+    if absl_flags.FLAGS.list:
+        print(catalog.listing())
+        return
+    if absl_flags.FLAGS.run_dir is None:
+        raise ValueError("Expected a directory for the run, such as --run_dir=runs/first. Received: no --run_dir")
     summary = training.run(flags.to_config(absl_flags.FLAGS), absl_flags.FLAGS.run_dir)
     print(cli.summary_table([summary]))
+
+
+def expanded(arguments):
+    """Arguments with `--recipe=NAME` as the recipe's flag file, before all others, so that those override it."""
+    from elrt_keras.launch import catalog
+
+    files, others = [], []
+    remaining = iter(arguments)
+    for argument in remaining:
+        name, separator, value = argument.lstrip("-").partition("=")
+        if not argument.startswith("-") or name != "recipe":
+            others.append(argument)
+            continue
+        files.append(f"--flagfile={catalog.recipe_path(value if separator else next(remaining, ''))}")
+    return [*files, *others]
 
 
 def main():
@@ -29,7 +52,11 @@ def main():
     from elrt_keras.launch import flags
 
     flags.define()
-    app.run(cli.with_one_line_errors("elrt-train", run), argv=[sys.argv[0], *sys.argv[1:]])
+    try:
+        arguments = expanded(sys.argv[1:])
+    except ValueError as error:
+        cli.fail("elrt-train", error)
+    app.run(cli.with_one_line_errors("elrt-train", run), argv=[sys.argv[0], *arguments])
 
 
 if __name__ == "__main__":

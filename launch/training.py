@@ -36,7 +36,7 @@ def run(config, run_dir):
     if finished is not None:
         print(f"Already finished: {run_dir}")
         return finished
-    data = data_module.load(config.dataset, config.data_dir, config.download)
+    data = load_data(config)
     steps = data_module.steps_per_epoch(data, config)
     keras.utils.set_random_seed(config.seed)
     dense = _dense(config, data)
@@ -60,19 +60,27 @@ def run(config, run_dir):
     return rundir.finish(config, run_dir, _summary(config, run_dir, data, dense))
 
 
+def load_data(config, data_dir=None):
+    """The data of a run; `data_dir` where it lies elsewhere now."""
+    sizes = {} if config.image_size is None else {"image_size": config.image_size}
+    directory = data_dir or config.data_dir
+    return data_module.load(config.dataset, directory, config.download, bad_images=config.bad_images, **sizes)
+
+
 def _fit(model, config, run_dir, data, epochs, warms_up=False):
     steps = data_module.steps_per_epoch(data, config)
     first_epoch = _epochs_done(model, steps)
-    model.fit(
-        data_module.train_batches(data, config, first_epoch),
-        steps_per_epoch=steps,
-        initial_epoch=first_epoch,
-        epochs=epochs,
-        validation_data=data_module.test_batches(data, config),
-        callbacks=_callbacks(config, run_dir, warms_up),
-        shuffle=False,  # the pipeline shuffles
-        verbose="auto" if os.isatty(1) else 2,
-    )
+    with data_module.plain_errors(data):
+        model.fit(
+            data.train_batches(config, first_epoch),
+            steps_per_epoch=steps,
+            initial_epoch=first_epoch,
+            epochs=epochs,
+            validation_data=data.test_batches(config),
+            callbacks=_callbacks(config, run_dir, warms_up),
+            shuffle=False,  # the pipeline shuffles
+            verbose="auto" if os.isatty(1) else 2,
+        )
 
 
 def _epochs_done(model, steps):
@@ -224,7 +232,8 @@ class _Checkpoint(keras.callbacks.Callback):
 def evaluate(model, data, config):
     """`{"accuracy", "loss"}` of a model on the test images (loss: cross-entropy alone)."""
     model.compile(loss="categorical_crossentropy", metrics=["accuracy"], jit_compile=_jit_compile())
-    results = model.evaluate(data_module.test_batches(data, config), verbose=0, return_dict=True)
+    with data_module.plain_errors(data):
+        results = model.evaluate(data.test_batches(config), verbose=0, return_dict=True)
     return {"accuracy": float(results["accuracy"]), "loss": float(results["loss"])}
 
 
@@ -263,5 +272,6 @@ def _summary(config, run_dir, data, dense):
         "dense_macs": dense_costs.macs,
         "macs_fraction": costs.macs / dense_costs.macs,
         "seconds_per_epoch": seconds[len(seconds) // 2],
+        "bad_images": len(data.bad_images),
         "orthogonality_error": elrt.callbacks.factor_errors(model),
     }

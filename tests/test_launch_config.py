@@ -28,6 +28,19 @@ def test_trained_weights_are_taken_over_unless_told_otherwise():
     assert TrainConfig(initial_model="m.keras", rank_method="energy").max_macs == 0.4
 
 
+def test_streamed_images_have_the_size_of_the_model_unless_told_otherwise():
+    assert TrainConfig().image_size is None
+    assert TrainConfig(dataset="imagenet2012", model="resnet50").image_size == 224
+    assert TrainConfig(dataset="folder:photos", model="resnet20").image_size == 32
+    assert TrainConfig(dataset="folder:photos", model="resnet20", image_size=64).image_size == 64
+
+
+def test_what_a_restart_may_change():
+    config = TrainConfig(dataset="imagenette", data_dir="/a")
+    assert config.differences(TrainConfig(dataset="imagenette", data_dir="/b", bad_images="skip")) == {}
+    assert config.differences(TrainConfig(dataset="imagenette", seed=1)) == {"seed": (0, 1)}
+
+
 def test_smoke_shrinks():
     config = TrainConfig(smoke=True, epochs=200, batch_size=512)
     assert (config.epochs, config.batch_size) == (2, 32)
@@ -70,6 +83,11 @@ def test_dense_run_has_no_penalty():
         ({"orthogonality": "none", "orthogonality_schedule": "0:1"}, r"needs a penalty.*orthogonality='none'"),
         ({"orthogonality_schedule": "1e-2"}, r"epoch:strength.*Received: '1e-2'"),
         ({"orthogonality_schedule": "5:1e-2"}, r"starts at epoch 0.*Received: '5:1e-2'"),
+        ({"dataset": "imagenet"}, r"'imagenet2012'.*'folder:PATH'.*Received: dataset='imagenet'"),
+        ({"image_size": 64}, r"images of its own size. Received: image_size=64"),
+        ({"dataset": "imagenette", "image_size": 0}, r"Received: image_size=0"),
+        ({"bad_images": "keep"}, r"error.*skip.*Received: bad_images='keep'"),
+        ({"augmentation": "crop,randaugment"}, r"needs colours.*dataset='digits'"),
         ({"orthogonality_schedule": "0:-1"}, r"at least 0.*Received: '0:-1'"),
     ],
 )
@@ -86,9 +104,11 @@ def test_schedule_text():
 def test_flag_file_round_trip_with_every_field_changed():
     config = TrainConfig(
         model="resnet32",
-        dataset="cifar10",
+        dataset="imagenette",
         data_dir="/data/tfds",
         download=True,
+        image_size=160,
+        bad_images="skip",
         max_macs=0.3,
         max_params=0.5,
         multiple_of=4,
@@ -108,7 +128,7 @@ def test_flag_file_round_trip_with_every_field_changed():
         weight_decay=5e-4,
         weight_decay_kind="frobenius",
         label_smoothing=0.1,
-        augmentation="flip,cutout",
+        augmentation="flip,cutout,mixup",
         epochs=9,
         batch_size=64,
         seed=3,

@@ -4,9 +4,11 @@ import pathlib
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from elrt_keras.launch import data
 from elrt_keras.launch.config import TrainConfig
+from elrt_keras.launch.data import augment
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data" / "tfds"
 
@@ -40,7 +42,7 @@ def test_an_epoch_without_augmentation_holds_each_image_once(digits):
     config = TrainConfig(augmentation="none", batch_size=100)
     steps = data.steps_per_epoch(digits, config)
     assert steps == 14
-    seen = np.concatenate([x for x, _ in batches(data.train_batches(digits, config), steps)]).reshape(1400, -1)
+    seen = np.concatenate([x for x, _ in batches(digits.train_batches(config), steps)]).reshape(1400, -1)
     images = digits.train_images.reshape(1437, -1)
     available = {tuple(image): np.sum(np.all(images == image, axis=1)) for image in images}
     counts = {}
@@ -52,7 +54,7 @@ def test_an_epoch_without_augmentation_holds_each_image_once(digits):
 def test_labels_follow_their_images(digits):
     config = TrainConfig(augmentation="none", batch_size=50)
     label_of = {tuple(image.ravel()): label for image, label in zip(digits.train_images, digits.train_labels)}
-    for images, labels in batches(data.train_batches(digits, config), 3):
+    for images, labels in batches(digits.train_batches(config), 3):
         assert labels.shape == (50, 10) and (labels.sum(axis=1) == 1).all()
         expected = [label_of[tuple(image.ravel().astype("uint8"))] for image in images]
         np.testing.assert_array_equal(labels.argmax(axis=1), expected)
@@ -61,8 +63,8 @@ def test_labels_follow_their_images(digits):
 def test_epochs_differ_and_a_late_start_continues_the_same_stream(digits):
     config = TrainConfig(augmentation="crop,flip,cutout", batch_size=128, seed=5)
     steps = data.steps_per_epoch(digits, config)
-    stream = batches(data.train_batches(digits, config), 2 * steps)
-    resumed = batches(data.train_batches(digits, config, first_epoch=1), steps)
+    stream = batches(digits.train_batches(config), 2 * steps)
+    resumed = batches(digits.train_batches(config, first_epoch=1), steps)
     for (x, y), (x_resumed, y_resumed) in zip(stream[steps:], resumed):
         np.testing.assert_array_equal(x, x_resumed)
         np.testing.assert_array_equal(y, y_resumed)
@@ -71,14 +73,14 @@ def test_epochs_differ_and_a_late_start_continues_the_same_stream(digits):
 
 def test_seeds_give_other_orders(digits):
     first, second = (
-        batches(data.train_batches(digits, TrainConfig(augmentation="none", seed=seed)), 1)[0][0] for seed in (0, 1)
+        batches(digits.train_batches(TrainConfig(augmentation="none", seed=seed)), 1)[0][0] for seed in (0, 1)
     )
     assert not np.array_equal(first, second)
 
 
 def test_pad_and_crop_equals_a_crop_of_the_padded_image(digits):
     images = digits.train_images[:64]
-    cropped = data.pad_and_crop(images, [1, 2], margin=2).numpy()
+    cropped = augment.pad_and_crop(images, [1, 2], margin=2).numpy()
     padded = np.pad(images, [(0, 0), (2, 2), (2, 2), (0, 0)])
     offsets = set()
     for image, crop in zip(padded, cropped):
@@ -90,7 +92,7 @@ def test_pad_and_crop_equals_a_crop_of_the_padded_image(digits):
 
 def test_flip_mirrors_about_half(digits):
     images = digits.train_images[:200]
-    flipped = data.flip(images, [3, 4]).numpy()
+    flipped = augment.flip(images, [3, 4]).numpy()
     mirrored = [np.array_equal(f, i[:, ::-1]) and not np.array_equal(f, i) for f, i in zip(flipped, images)]
     kept = [np.array_equal(f, i) for f, i in zip(flipped, images)]
     assert all(m or k for m, k in zip(mirrored, kept))
@@ -99,7 +101,7 @@ def test_flip_mirrors_about_half(digits):
 
 def test_cutout_fills_one_square():
     images = np.full((50, 8, 8, 1), 9, "uint8")
-    cut = data.cutout(images, [0, 0], size=4, fill=np.array([100], "uint8")).numpy()[..., 0] == 100
+    cut = augment.cutout(images, [0, 0], size=4, fill=np.array([100], "uint8")).numpy()[..., 0] == 100
     assert cut.any(axis=(1, 2)).all()
     for mask in cut:
         rows, columns = np.where(mask.any(axis=1))[0], np.where(mask.any(axis=0))[0]
@@ -108,8 +110,76 @@ def test_cutout_fills_one_square():
         assert mask.sum() == len(rows) * len(columns)
 
 
+CLASSES = 8
+
+
+def constant_images(count=64, size=64, channels=3):
+    """Images of one value each, twenty times their label."""
+    labels = np.arange(count) % CLASSES
+    return np.broadcast_to((20 * labels)[:, None, None, None], (count, size, size, channels)).astype("uint8"), labels
+
+
+def augmented(names, images, labels, seed=(0, 0)):
+    apply = augment.Augmentation(names, images.shape[1:], np.zeros(images.shape[-1]), CLASSES)
+    dataset = tf.data.Dataset.from_tensors((images, labels)).map(lambda x, y: apply(x, y, tf.constant(seed, tf.int64)))
+    ((x, y),) = batches(dataset, 1)
+    return x, y
+
+
+@pytest.mark.parametrize("names", [("mixup",), ("cutmix",), ("mixup", "cutmix")], ids="+".join)
+def test_mixed_labels_say_what_is_in_the_image(names):
+    images, labels = constant_images()
+    seen = []
+    for seed in range(8):
+        x, y = augmented(names, images, labels, (seed, 1))
+        np.testing.assert_allclose(y.sum(axis=1), 1, atol=1e-6)
+        # Linear in the pixels, so the mean of an image tells the labels' weights; CutMix counts the area of its box
+        # before it is rounded to pixels, one row and column at most.
+        slack = 140 * (2 * 64 + 1) / 64**2 if "cutmix" in names else 1e-3
+        np.testing.assert_allclose(x.mean(axis=(1, 2, 3)), y @ (20 * np.arange(CLASSES)), atol=slack)
+        assert (y[np.arange(64), labels] < 1).mean() > 0.3
+        seen.append("cutmix" if len(np.unique(x[y.max(axis=1) < 1].round(2))) <= CLASSES else "mixup")
+    assert set(seen) == set(names)
+
+
+def test_jitter_changes_brightness_contrast_and_saturation_of_each_image_by_itself():
+    coarse = np.random.default_rng(0).integers(40, 200, (1, 8, 8, 3))
+    images = np.repeat(coarse, 100, axis=0).astype("uint8")
+    x, _ = augmented(("jitter",), images, np.zeros(100, int))
+    assert x.min() >= 0 and x.max() <= 255
+    assert len(np.unique(x.mean(axis=(1, 2, 3)).round(3))) > 95 and len(np.unique(x.std(axis=(1, 2, 3)).round(3))) > 95
+    spread = (x.max(axis=3) - x.min(axis=3)).mean(axis=(1, 2))  # between the channels: saturation
+    assert spread.min() < 0.8 * np.ptp(coarse, axis=3).mean() and spread.max() > 1.2 * np.ptp(coarse, axis=3).mean()
+    # Neither brighter nor darker, of higher or lower contrast on the whole.
+    assert x.mean() == pytest.approx(coarse.mean(), abs=10)
+    assert x.std(axis=(1, 2, 3)).mean() == pytest.approx(coarse.std(), rel=0.1)
+
+
+def test_grey_images_are_jittered_too():
+    x, _ = augmented(("jitter",), np.full((20, 8, 8, 1), 100, "uint8"), np.zeros(20, int))
+    assert x.shape == (20, 8, 8, 1) and x.std() > 5
+
+
+def test_randaugment_keeps_the_range_and_differs_between_steps():
+    images = np.random.default_rng(0).integers(0, 256, (16, 16, 16, 3)).astype("uint8")
+    outputs = [augmented(("randaugment",), images, np.zeros(16, int), (0, step))[0] for step in range(6)]
+    assert all(x.min() >= 0 and x.max() <= 255 for x in outputs)
+    assert len({x.tobytes() for x in outputs}) > 3
+    np.testing.assert_array_equal(outputs[2], augmented(("randaugment",), images, np.zeros(16, int), (0, 2))[0])
+
+
+def test_workers_get_their_share_of_each_batch(digits):
+    config = TrainConfig(augmentation="none", batch_size=60)
+    whole = batches(digits.train_batches(config), 3)
+    shares = [batches(digits.train_batches(config, shard=(worker, 3)), 3) for worker in range(3)]
+    for step, (x, y) in enumerate(whole):
+        for worker in range(3):
+            np.testing.assert_array_equal(shares[worker][step][0], x[worker::3])
+            np.testing.assert_array_equal(shares[worker][step][1], y[worker::3])
+
+
 def test_test_batches_hold_all_images_in_order(digits):
-    seen = np.concatenate([x for x, _ in batches(data.test_batches(digits, TrainConfig()), 10)])
+    seen = np.concatenate([x for x, _ in batches(digits.test_batches(TrainConfig()), 10)])
     np.testing.assert_array_equal(seen, digits.test_images)
 
 

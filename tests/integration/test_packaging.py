@@ -49,7 +49,7 @@ def test_every_module_of_the_checkout_is_in_the_wheel(wheel):
         ("models", "elrt_keras/models"),
         ("launch", "elrt_keras/launch"),
     ):
-        for path in (ROOT / folder).rglob("*.py"):
+        for path in [*(ROOT / folder).rglob("*.py"), *(ROOT / folder).rglob("*.flags")]:
             assert f"{package}/{path.relative_to(ROOT / folder).as_posix()}" in names
 
 

@@ -252,3 +252,61 @@ def test_help_teaches_and_the_script_runs_by_its_path(tmp_path):
         timeout=120,
     )
     assert "elrt-train --run_dir=runs/digits" in done.stdout and "--max_macs" in done.stdout
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Three classes told apart by their colour, and one file that is no image."""
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for channel, name in enumerate(("red", "green", "blue")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(40):
+            pixels = random.integers(0, 120, (48, 60, 3))
+            pixels[..., channel] += 100
+            Image.fromarray(pixels.astype("uint8")).save(tmp_path / "photos" / name / f"{number}.jpg")
+    (tmp_path / "photos" / "red" / "no.jpg").write_bytes(b"no image")
+    return tmp_path / "photos"
+
+
+@TENSORFLOW_ONLY
+def test_a_folder_of_images_and_a_broken_one_among_them(photos):
+    arguments = ("--run_dir=run", f"--dataset=folder:{photos}", "--batch_size=24", "--epochs=8", "--learning_rate=0.02")
+    arguments = (*arguments, "--max_macs=0.6", "--lr_schedule=one_cycle", "--image_size=16", "--augmentation=flip")
+    done = start("train", *arguments, cwd=photos.parent)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "elrt-train: error: Expected an image that can be decoded" in done.stderr and "red/no.jpg" in done.stderr
+    done = start("train", *arguments, "--bad_images=skip", cwd=photos.parent)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "bad image 1: " in done.stderr and "ran out of data" not in done.stderr
+    summary = json.loads((photos.parent / "run" / "summary.json").read_text())
+    assert summary["bad_images"] == 1
+    assert summary["test_accuracy"] > 0.9
+    done = start("evaluate", "run", cwd=photos.parent)
+    assert done.returncode == 0 and f"test accuracy {summary['test_accuracy']:.4f}" in done.stdout
+
+
+@TENSORFLOW_ONLY
+def test_a_recipe_and_flags_that_override_it(tmp_path):
+    done = start(
+        "train", "--run_dir=run", "--dataset=digits", "--smoke", "--recipe=cifar10_resnet20_71.1", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "resnet20 on digits, tucker2" in done.stdout
+    flags = (tmp_path / "run" / "flags.txt").read_text().splitlines()
+    assert {"--max_macs=0.289", "--dataset=digits", "--epochs=2", "--weight_decay=0.0005"} <= set(flags)
+
+
+@TENSORFLOW_ONLY
+def test_the_list_and_what_is_missing(tmp_path):
+    done = start("train", "--list", cwd=tmp_path)
+    assert done.returncode == 0 and "folder:PATH" in done.stdout and "imagenet_resnet50_2.23x" in done.stdout
+    for arguments, message in (
+        ([], "Expected a directory for the run, such as --run_dir=runs/first"),
+        (["--run_dir=run", "--recipe=best"], "Received: recipe='best'"),
+        (["--run_dir=run", "--dataset=folder:nowhere"], "Received: 'nowhere', which is no folder"),
+    ):
+        done = start("train", *arguments, cwd=tmp_path)
+        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,64 @@
+"""What there is to choose from: models, data sets, recipes."""
+
+import pathlib
+
+from elrt_keras import models
+from elrt_keras.launch import data, flags
+from elrt_keras.tables import render_table
+
+_RECIPES = pathlib.Path(__file__).parent / "recipes"
+_DATA_NOTES = {
+    "digits": "1,797 grey digits of 8×8 pixels, embedded in scikit-learn",
+    "cifar10": "60,000 images of 32×32 pixels in 10 classes",
+    "cifar100": "60,000 images of 32×32 pixels in 100 classes",
+    "fashion_mnist": "70,000 grey images of 28×28 pixels in 10 classes",
+    "svhn_cropped": "99,289 house numbers of 32×32 pixels in 10 classes",
+    "imagenet2012": "1.3 million photographs in 1000 classes; TFDS cannot download it, but prepares the archives",
+    "imagenette": "13,394 photographs in 10 classes; also as imagenette/320px-v2 and imagenette/160px-v2",
+}
+
+
+def recipes():
+    """`{name: path}` of the flag files that come with the package, one per published setting."""
+    return {path.stem: path for path in sorted(_RECIPES.glob("*.flags"))}
+
+
+def recipe_path(name):
+    """The flag file of a recipe.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    known = recipes()
+    if name not in known:
+        raise ValueError(f"Expected one of the recipes {list(known)}. Received: recipe={name!r}")
+    return known[name]
+
+
+def recipe_notes(name):
+    """The lines at the head of a recipe: what it is, what was published, what it costs."""
+    lines = recipe_path(name).read_text(encoding="utf-8").splitlines()
+    return [line.removeprefix("# ") for line in lines if line.startswith("#")]
+
+
+def recipe_config(name):
+    """The `TrainConfig` of a recipe."""
+    lines = recipe_path(name).read_text(encoding="utf-8").splitlines()
+    return flags.from_flagfile("\n".join(line for line in lines if not line.startswith("#")))
+
+
+def listing():
+    """All of it, as text."""
+    bar = next(line for line in models.__doc__.splitlines() if line.startswith("==="))
+    table = models.__doc__.split(bar, 1)[1].rsplit(bar, 1)[0].replace(f"{bar}\n", "").strip("\n")
+    kinds = [(name, "streamed" if data.is_streamed(name) else "in memory", note) for name, note in _DATA_NOTES.items()]
+    folder = ("folder:PATH", "streamed", "your images: one folder per class, or train/ and val/ with such folders")
+    notes = [(name, *recipe_notes(name)) for name in recipes()]
+    costs = [(name, what, cost.split(" MACs")[0].removeprefix("Training costs ")) for name, what, _, cost in notes]
+    return "\n\n".join(
+        [
+            f"Models (--model)\n\n{table}",
+            "Data sets (--dataset)\n\n" + render_table(["name", "kind", "what"], [*kinds, folder]),
+            "Recipes (--recipe)\n\n" + render_table(["name", "what", "MACs to train"], costs),
+        ]
+    )

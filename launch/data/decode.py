@@ -1,0 +1,79 @@
+"""From the bytes of an image file to pixels of one size: JPEG, PNG, GIF, BMP, WebP; grey and CMYK become RGB."""
+
+# Center crop: the part of the shorter side that evaluation looks at (256 pixels resized, 224 of them taken).
+_CENTER_FRACTION = 0.875
+
+
+def decoded(contents, size, seed=None):
+    """One image of `size` × `size` pixels, uint8 RGB.
+
+    Args:
+        contents: string tensor, the bytes of the file.
+        size: int.
+        seed: int tensor of shape `(2,)` for a random crop, `None` for the center crop.
+
+    Raises:
+        tf.errors.InvalidArgumentError: for bytes that are no image.
+    """
+    import tensorflow as tf
+
+    window = center_window if seed is None else lambda shape: inception_window(shape, seed)
+
+    def jpeg():
+        # Decodes only the blocks that the crop needs.
+        return tf.image.decode_and_crop_jpeg(contents, window(tf.io.extract_jpeg_shape(contents)), channels=3)
+
+    def other():
+        image = tf.io.decode_image(contents, channels=3, expand_animations=False)
+        top, left, height, width = tf.unstack(window(tf.shape(image)))
+        return tf.slice(image, [top, left, 0], [height, width, 3])
+
+    image = tf.cond(tf.io.is_jpeg(contents), jpeg, other)
+    image = tf.image.resize(image, (size, size))
+    return tf.ensure_shape(tf.cast(tf.round(image), tf.uint8), (size, size, 3))
+
+
+def inception_window(shape, seed):
+    """A random window `(top, left, height, width)` of 8 % to 100 % of the area, aspect ratio 3:4 to 4:3.
+
+    Source: Szegedy et al., "Going Deeper with Convolutions" (arXiv 1409.4842), section 6.
+    """
+    import tensorflow as tf
+
+    begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
+        shape,
+        tf.zeros((1, 0, 4)),
+        seed,
+        min_object_covered=0.0,
+        aspect_ratio_range=(3 / 4, 4 / 3),
+        area_range=(0.08, 1.0),
+        max_attempts=10,
+        use_image_if_no_bounding_boxes=True,
+    )
+    return tf.stack([begin[0], begin[1], extent[0], extent[1]])
+
+
+def center_window(shape):
+    """The central square window `(top, left, height, width)`, 0.875 of the shorter side."""
+    import tensorflow as tf
+
+    height, width = shape[0], shape[1]
+    side = tf.cast(tf.cast(tf.minimum(height, width), tf.float32) * _CENTER_FRACTION, tf.int32)
+    side = tf.maximum(side, 1)
+    return tf.stack([(height - side) // 2, (width - side) // 2, side, side])
+
+
+def decoded_or_blank(contents_of, reference, size, seed=None):
+    """`(image, True)`, or a black image and `False` where the bytes are no image or cannot be read.
+
+    Args:
+        contents_of: function from `reference` to the bytes.
+        reference: string tensor.
+        size, seed: as for `decoded`.
+    """
+    import tensorflow as tf
+
+    # TensorFlow's graphs have no `try`; a dataset of one element that ignores errors is one.
+    tried = tf.data.Dataset.from_tensors(reference).map(lambda text: (decoded(contents_of(text), size, seed), True))
+    blank = tf.data.Dataset.from_tensors((tf.zeros((size, size, 3), tf.uint8), False))
+    return tried.ignore_errors().concatenate(blank).take(1).get_single_element()
