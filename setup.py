@@ -59,6 +59,7 @@ setup(
             "elrt-train=elrt_keras.launch.train:main",
             "elrt-evaluate=elrt_keras.launch.evaluate:main",
             "elrt-plan=elrt_keras.launch.plan:main",
+            "elrt-benchmark=elrt_keras.launch.benchmark:main",
         ]
     },
 )

@@ -53,17 +53,16 @@ def train(name, fields, data, state_path, stop_at=None):
 
     import elrt_keras as elrt
     from benchmarks.in_memory import epochs_of
-    from elrt_keras.launch import training
+    from elrt_keras.launch import modeling
     from elrt_keras.launch.config import TrainConfig, parse_schedule
 
     config = TrainConfig(**fields)
     if config.warms_up or config.initial_model:
         raise ValueError(f"Runs from trained weights go through elrt-train. Received: run {name!r}")
     keras.utils.set_random_seed(config.seed)
-    dense = training._dense(config, data)
-    plan = training._plan(config, dense)
-    model = training.build_model(config, dense, plan)
-    training._compile(model, config, len(data.train_images) // config.batch_size)
+    dense = modeling.dense_model(config, data)
+    model = modeling.build_model(config, dense, modeling.rank_plan(config, dense))
+    modeling.compile_model(model, config, data.train_count // config.batch_size)
     history = _resumed(model, state_path)
     schedule = parse_schedule(config.orthogonality_schedule)
     callback = elrt.callbacks.RegularizationSchedule(schedule) if schedule else None

@@ -20,6 +20,13 @@ def refuse_arguments(argv):
         raise ValueError(f"Expected flags only, such as --run_dir=DIR. Received: {argv[1:]}")
 
 
+def check_writable(path):
+    """Raises where a file cannot be put, before the work whose result it is to hold."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder) or os.path.isdir(path):
+        raise ValueError(f"Expected a file in a directory that exists. Received: output={path!r}")
+
+
 def with_one_line_errors(program, function):
     """Wraps a command: a `ValueError`, which tells the user what to mend, becomes one line and exit status 2."""
 

@@ -86,11 +86,18 @@ def define():
     flags.DEFINE_boolean("list", False, "Print models, data sets and recipes, and stop.")
     # `expanded` has put the recipe's flags in its place before flags are parsed; here it is for --help.
     flags.DEFINE_string("recipe", None, "Flags of a published setting, see --list; those given with it go before.")
-    for name, (kind, text) in _SPECS.items():
+    define_fields(_SPECS)
+
+
+def define_fields(names, **defaults):
+    """Defines the flags of some fields of `TrainConfig`, with its defaults or others."""
+    for name in names:
+        kind, text = _SPECS[name]
+        default = defaults.get(name, _DEFAULTS[name])
         if isinstance(kind, tuple):
-            flags.DEFINE_enum(name, _DEFAULTS[name], list(kind), text)
+            flags.DEFINE_enum(name, default, list(kind), text)
         else:
-            getattr(flags, f"DEFINE_{kind}")(name, _DEFAULTS[name], text)
+            getattr(flags, f"DEFINE_{kind}")(name, default, text)
 
 
 def to_config(values):

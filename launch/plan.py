@@ -47,7 +47,7 @@ def run(argv):
 
     values = flags.FLAGS
     if values.output is not None:
-        _check_writable(values.output)
+        cli.check_writable(values.output)
     shape = _input_shape(values)
     model = _model(values, shape)
     budget = {name: getattr(values, name) for name in ("fraction", "max_macs", "max_params", "multiple_of", "exclude")}
@@ -100,12 +100,6 @@ def _format(text):
     if any(len(pair) != 2 for pair in pairs):
         raise ValueError(f"Expected a format, or pattern:format, separated by commas. Received: format={text!r}")
     return dict(pairs)
-
-
-def _check_writable(path):
-    folder = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(folder) or os.path.isdir(path):
-        raise ValueError(f"Expected a file in a directory that exists. Received: output={path!r}")
 
 
 def _totals(dense, plan):

@@ -10,9 +10,8 @@ import keras
 import elrt_keras as elrt
 from elrt_keras import RankPlan
 from elrt_keras.launch import data as data_module
-from elrt_keras.launch import rundir
+from elrt_keras.launch import modeling, rundir
 from elrt_keras.launch.config import parse_schedule
-from elrt_keras.launch.optimization import add_kernel_regularizer, frobenius_decay, make_optimizer
 from elrt_keras.traversal import iterate_layers
 
 
@@ -39,14 +38,14 @@ def run(config, run_dir):
     data = load_data(config)
     steps = data_module.steps_per_epoch(data, config)
     keras.utils.set_random_seed(config.seed)
-    dense = _dense(config, data)
-    plan = _plan(config, dense)
+    dense = modeling.dense_model(config, data)
+    plan = modeling.rank_plan(config, dense)
     checkpoint = rundir.checkpoint_path(run_dir)
     if os.path.exists(checkpoint):
         model = keras.models.load_model(checkpoint)
     else:
-        model = build_model(config, dense, RankPlan() if config.warms_up else plan)
-        _compile(model, config, steps)
+        model = modeling.build_model(config, dense, RankPlan() if config.warms_up else plan)
+        modeling.compile_model(model, config, steps)
     first_epoch = _epochs_done(model, steps)
     rundir.prepare(config, run_dir, None if config.warms_up else plan)
     rundir.truncate_history(run_dir, first_epoch)
@@ -93,96 +92,14 @@ def _is_low_rank(model):
 
 def _switched(dense, config, run_dir, steps):
     """The low-rank model that goes on where full-rank warm-up ends: its weights decomposed, the same step."""
-    plan = _plan(config, dense)
-    model = build_model(config, dense, plan)
-    _compile(model, config, steps)
+    plan = modeling.rank_plan(config, dense)
+    model = modeling.build_model(config, dense, plan)
+    modeling.compile_model(model, config, steps)
     model.optimizer.build(model.trainable_variables)
     model.optimizer.iterations.assign(dense.optimizer.iterations)
     rundir.prepare(config, run_dir, plan)
     rundir.save_model(model, rundir.checkpoint_path(run_dir))
     return model
-
-
-def build_model(config, dense, plan):
-    """The model of a run: `dense` itself, or its low-rank twin under `plan`, with the run's regularizers."""
-    decay = frobenius_decay(config)
-    if not plan.factorized():
-        model = dense
-    else:
-        model = elrt.factorize(
-            dense,
-            plan,
-            factor_initializer=_seeded(config),
-            factor_regularizer=_orthogonality(config),
-            factor_constraint=elrt.constraints.Stiefel() if config.orthogonality == "stiefel" else None,
-            kernel_regularizer=decay,
-        )
-    if decay is not None:
-        add_kernel_regularizer(model, decay)
-    return model
-
-
-def _dense(config, data):
-    """The dense model of a run, with the weights of `--initial_model` where one is given."""
-    dense = elrt.models.build(
-        config.model, data.image_shape, len(data.class_names), normalization=data.pixel_statistics()
-    )
-    if config.initial_model is not None:
-        trained = rundir.load_model(config.initial_model)
-        shapes = [[tuple(w.shape) for w in model.weights] for model in (dense, trained)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"Expected a dense {config.model} for {len(data.class_names)} classes. "
-                f"Received: initial_model={config.initial_model!r} with other weights"
-            )
-        dense.set_weights(trained.get_weights())
-    return dense
-
-
-def _plan(config, dense):
-    if config.format == "dense":
-        return RankPlan({row.name: None for row in elrt.count_costs(dense).layers if row.macs})
-    if config.rank_plan is not None:
-        return RankPlan.load(config.rank_plan)
-    return elrt.plan_ranks(
-        dense,
-        format=config.format,
-        max_macs=config.max_macs,
-        max_params=config.max_params,
-        method=config.rank_method,
-        multiple_of=config.multiple_of,
-    )
-
-
-def _seeded(config):
-    if config.factor_initializer == "decomposed":
-        return "decomposed"
-    initializer = elrt.initializers.get(config.factor_initializer)
-    seeded = {**initializer.get_config(), "seed": config.seed}
-    return type(initializer).from_config(seeded) if "seed" in initializer.get_config() else initializer
-
-
-def _orthogonality(config):
-    regularizer = elrt.regularizers.BY_NAME.get(config.orthogonality)
-    return regularizer(config.orthogonality_strength) if regularizer else None
-
-
-def _compile(model, config, steps):
-    model.compile(
-        make_optimizer(config, model, steps),
-        keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing),
-        metrics=["accuracy"],
-        jit_compile=_jit_compile(),
-    )
-
-
-def _jit_compile():
-    # On a CPU TensorFlow's XLA makes a ResNet step slower; JAX always compiles.
-    if keras.backend.backend() != "tensorflow":
-        return "auto"
-    import tensorflow as tf
-
-    return "auto" if tf.config.list_physical_devices("GPU") else False
 
 
 def _callbacks(config, run_dir, warms_up):
@@ -231,7 +148,7 @@ class _Checkpoint(keras.callbacks.Callback):
 
 def evaluate(model, data, config):
     """`{"accuracy", "loss"}` of a model on the test images (loss: cross-entropy alone)."""
-    model.compile(loss="categorical_crossentropy", metrics=["accuracy"], jit_compile=_jit_compile())
+    model.compile(loss="categorical_crossentropy", metrics=["accuracy"], jit_compile=modeling.jit_compile())
     with data_module.plain_errors(data):
         results = model.evaluate(data.test_batches(config), verbose=0, return_dict=True)
     return {"accuracy": float(results["accuracy"]), "loss": float(results["loss"])}

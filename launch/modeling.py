@@ -1,0 +1,101 @@
+"""The model of a run: the dense one, its rank plan, its low-rank twin, compiled."""
+
+import keras
+
+import elrt_keras as elrt
+from elrt_keras import RankPlan
+from elrt_keras.launch import rundir
+from elrt_keras.launch.optimization import add_kernel_regularizer, frobenius_decay, make_optimizer
+
+
+def new_model(config, data, steps):
+    """The compiled model that a run without full-rank warm-up starts with."""
+    dense = dense_model(config, data)
+    model = build_model(config, dense, rank_plan(config, dense))
+    compile_model(model, config, steps)
+    return model
+
+
+def build_model(config, dense, plan):
+    """The model of a run: `dense` itself, or its low-rank twin under `plan`, with the run's regularizers."""
+    decay = frobenius_decay(config)
+    if not plan.factorized():
+        model = dense
+    else:
+        model = elrt.factorize(
+            dense,
+            plan,
+            factor_initializer=_seeded(config),
+            factor_regularizer=_orthogonality(config),
+            factor_constraint=elrt.constraints.Stiefel() if config.orthogonality == "stiefel" else None,
+            kernel_regularizer=decay,
+        )
+    if decay is not None:
+        add_kernel_regularizer(model, decay)
+    return model
+
+
+def dense_model(config, data):
+    """The dense model of a run, with the weights of `--initial_model` where one is given."""
+    dense = elrt.models.build(
+        config.model, data.image_shape, len(data.class_names), normalization=data.pixel_statistics()
+    )
+    if config.initial_model is not None:
+        trained = rundir.load_model(config.initial_model)
+        shapes = [[tuple(w.shape) for w in model.weights] for model in (dense, trained)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"Expected a dense {config.model} for {len(data.class_names)} classes. "
+                f"Received: initial_model={config.initial_model!r} with other weights"
+            )
+        dense.set_weights(trained.get_weights())
+    return dense
+
+
+def rank_plan(config, dense):
+    """The `RankPlan` of a run: all dense, read from a file, or planned under the budget."""
+    if config.format == "dense":
+        return RankPlan({row.name: None for row in elrt.count_costs(dense).layers if row.macs})
+    if config.rank_plan is not None:
+        return RankPlan.load(config.rank_plan)
+    return elrt.plan_ranks(
+        dense,
+        format=config.format,
+        max_macs=config.max_macs,
+        max_params=config.max_params,
+        method=config.rank_method,
+        multiple_of=config.multiple_of,
+    )
+
+
+def _seeded(config):
+    if config.factor_initializer == "decomposed":
+        return "decomposed"
+    initializer = elrt.initializers.get(config.factor_initializer)
+    seeded = {**initializer.get_config(), "seed": config.seed}
+    return type(initializer).from_config(seeded) if "seed" in initializer.get_config() else initializer
+
+
+def _orthogonality(config):
+    regularizer = elrt.regularizers.BY_NAME.get(config.orthogonality)
+    return regularizer(config.orthogonality_strength) if regularizer else None
+
+
+def compile_model(model, config, steps):
+    """Compiles a model with the run's optimizer and loss; `steps` to an epoch."""
+    model.compile(
+        make_optimizer(config, model, steps),
+        keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing),
+        metrics=["accuracy"],
+        jit_compile=jit_compile(),
+    )
+
+
+def jit_compile():
+    """What `compile` is told about XLA."""
+    # On a CPU TensorFlow's XLA makes a ResNet step slower; JAX always compiles.
+    if keras.backend.backend() != "tensorflow":
+        return "auto"
+    import tensorflow as tf
+
+    return "auto" if tf.config.list_physical_devices("GPU") else False

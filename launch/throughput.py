@@ -1,0 +1,90 @@
+"""How many images a second the input pipeline delivers, against how many a training step consumes."""
+
+import itertools
+import os
+import platform
+import statistics
+import time
+
+import keras
+
+from elrt_keras.launch import data as data_module
+from elrt_keras.launch import modeling, training
+
+_WARMUP_BATCHES = 4
+
+
+def measure(config, seconds=5.0, rounds=3):
+    """Times pipeline and training step alone, in turns, so that other load on the machine hits both.
+
+    Args:
+        config: a `TrainConfig`; its model is trained dense if its format is `"dense"`, else under its budget.
+        seconds: float, how long each measurement lasts at least.
+        rounds: int, how often each is measured.
+
+    Returns:
+        A dict: `pipeline` and `step`, lists of images per second; `ratio`, of their medians; the setting.
+
+    Raises:
+        ValueError: for data that is missing or smaller than a batch.
+    """
+    data = training.load_data(config)
+    steps = data_module.steps_per_epoch(data, config)
+    keras.utils.set_random_seed(config.seed)
+    model = modeling.new_model(config, data, steps)
+    batch = next(iter(data.train_batches(config).take(1)))
+    results = {"pipeline": [], "step": []}
+    for _ in range(rounds):
+        results["pipeline"].append(_pipeline_rate(data, config, seconds))
+        results["step"].append(_step_rate(model, batch, config.batch_size, seconds))
+    medians = {name: statistics.median(values) for name, values in results.items()}
+    return {
+        **{name: [round(value, 1) for value in values] for name, values in results.items()},
+        "ratio": round(medians["pipeline"] / medians["step"], 3),
+        "model": config.model,
+        "format": config.format,
+        "dataset": config.dataset,
+        "image_shape": list(data.image_shape),
+        "augmentation": config.augmentation,
+        "batch_size": config.batch_size,
+        "machine": {
+            "backend": keras.backend.backend(),
+            "keras": keras.__version__,
+            "python": platform.python_version(),
+            "cores": _cores(),
+        },
+    }
+
+
+def _pipeline_rate(data, config, seconds):
+    """Images per second from a fresh iterator, after it has got going."""
+    batches = iter(data.train_batches(config))
+    with data_module.plain_errors(data):
+        for _ in range(_WARMUP_BATCHES):
+            next(batches)
+        start = time.perf_counter()
+        for count in itertools.count(1):
+            next(batches)
+            elapsed = time.perf_counter() - start
+            if elapsed >= seconds:
+                return count * config.batch_size / elapsed
+
+
+def _step_rate(model, batch, batch_size, seconds):
+    """Images per second of the training step on one batch that lies ready."""
+    import tensorflow as tf
+
+    repeated = tf.data.Dataset.from_tensors(batch).repeat().prefetch(2)
+
+    def timed(steps):
+        start = time.perf_counter()
+        model.fit(repeated, steps_per_epoch=steps, epochs=1, verbose=0, shuffle=False)
+        return time.perf_counter() - start
+
+    timed(2)  # compiles
+    steps = max(2, round(2 * seconds / timed(2)))
+    return steps * batch_size / timed(steps)
+
+
+def _cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
