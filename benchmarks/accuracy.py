@@ -19,6 +19,8 @@ import time
 
 from absl import app, flags
 
+from benchmarks import machine
+
 _HERE = pathlib.Path(__file__).parent
 FLAGS = flags.FLAGS
 
@@ -143,21 +145,8 @@ def _evidence(name, config, model, dense, history):
         "ranks": layers,
         "summary": summary,
         "history": history,
-        "machine": _machine(),
+        "machine": machine.describe(),
     }
-
-
-def _machine():
-    import platform
-
-    import keras
-
-    machine = {"python": platform.python_version(), "keras": keras.__version__, "cores": os.cpu_count()}
-    if keras.backend.backend() == "jax":
-        import jax
-
-        machine |= {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
-    return machine
 
 
 def run_one(name, grid, folder):

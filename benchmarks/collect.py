@@ -8,29 +8,16 @@ import dataclasses
 import json
 import os
 import pathlib
-import platform
 
 from absl import app, flags
+
+from benchmarks import machine
 
 _EXPERIMENT = flags.DEFINE_string("experiment", None, "Folder under benchmarks/results.", required=True)
 _DATA = flags.DEFINE_string("data", None, "What the data is, as it should stand in tables.", required=True)
 _RESULTS = pathlib.Path(__file__).parent / "results"
 # Where the data lay is of no interest elsewhere.
 _LOCAL = ("data_dir", "download")
-
-
-def machine():
-    """What a reader needs to know of the machine: processor, cores, versions."""
-    import keras
-    import numpy
-    import tensorflow
-
-    model = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
-    versions = {module.__name__: module.__version__ for module in (keras, numpy, tensorflow)}
-    return {"processor": model, "cores": os.cpu_count(), "python": platform.python_version(), **versions}
 
 
 def collect(run_dir, data):
@@ -56,7 +43,7 @@ def collect(run_dir, data):
         "config": {k: v for k, v in dataclasses.asdict(config).items() if k not in _LOCAL},
         "summary": summary,
         "history": history,
-        "machine": machine(),
+        "machine": machine.describe(),
     }
 
 

@@ -5,6 +5,7 @@ python -m benchmarks.report
 
 import json
 import pathlib
+import statistics
 
 _HERE = pathlib.Path(__file__).parent
 _DOCS = _HERE.parent / "docs"
@@ -86,6 +87,38 @@ def section(title, text, experiment):
     )
 
 
+def throughput_section():
+    """Input pipelines against training steps; empty if nothing was measured yet."""
+    rows = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted((_HERE / "results" / "throughput").glob("*.json"))
+    ]
+    if not rows:
+        return ""
+    lines = [
+        "| data | augmentation | pipeline, images/s | training step | step, images/s | ratio |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        shape = "×".join(map(str, row["image_shape"][:2]))
+        lines.append(
+            f"| {row['note']} | {row['augmentation']} | {_spread(row['pipeline'])} | {row['model']} {row['format']}, "
+            f"{shape}, batch {row['batch_size']} | {_spread(row['step'])} | {row['ratio']:.1f}× |"
+        )
+    machine = ", ".join(f"{key} {value}" for key, value in rows[0]["machine"].items())
+    return (
+        "## Input pipelines against training steps\n\nEach pipeline alone and each training step alone, in turns in "
+        "one process, on the same cores: median (lowest to highest). A ratio well above 1 means that training does not "
+        "wait for data. Measured by `python -m benchmarks.throughput`.\n\n"
+        + "\n".join(lines)
+        + f"\n\nMachine: {machine}.\n"
+    )
+
+
+def _spread(rates):
+    return f"{statistics.median(rates):,.0f} ({min(rates):,.0f}–{max(rates):,.0f})"
+
+
 def zoo_page():
     """The page about keras.applications and keras-hub; empty if nothing was measured yet."""
     paths = sorted((_HERE / "results" / "zoo").glob("*.json"))
@@ -149,6 +182,7 @@ def main():
             "`elrt-train`, ρ = 0.01, comes from here.",
             "digits_strength",
         ),
+        throughput_section(),
     ]
     (_DOCS / "results.md").write_text("\n".join(part for part in parts if part), encoding="utf-8")
     print(_DOCS / "results.md")

@@ -16,7 +16,7 @@ import tempfile
 import numpy as np
 from absl import app, flags
 
-from benchmarks.collect import machine
+from benchmarks import machine
 
 _CIFAR10_DIR = flags.DEFINE_string("cifar10_dir", None, "TFDS directory with cifar10; TFDS' own default if not given.")
 _SECONDS = flags.DEFINE_float("seconds", 5.0, "How long each measurement lasts at least.")
@@ -63,7 +63,7 @@ def measure(name, note, *arguments):
     # Where the photographs lay is of no interest elsewhere.
     shown = [part.split(":")[0] + ":PHOTOS" if part.startswith("--dataset=folder:") else part for part in shown]
     result["dataset"] = result["dataset"].split(":")[0]
-    result.update(note=note, command=" ".join(shown), machine=machine())
+    result.update(note=note, command=" ".join(shown), machine=machine.describe())
     _RESULTS.mkdir(parents=True, exist_ok=True)
     (_RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

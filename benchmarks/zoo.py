@@ -13,13 +13,14 @@ import inspect
 import json
 import os
 import pathlib
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 
 from absl import app, flags
+
+from benchmarks import machine
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "zoo"
 _TIMEOUT_S = 1800
@@ -155,17 +156,6 @@ def measure(name):
     return row
 
 
-def _machine():
-    import keras
-
-    return {
-        "keras": keras.__version__,
-        "backend": keras.backend.backend(),
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-    }
-
-
 def _path(name):
     return RESULTS / f"{name.replace('/', '_')}.json"
 
@@ -173,7 +163,8 @@ def _path(name):
 def main(argv):
     """Measures the models asked for, each in a process of its own."""
     if FLAGS.one:
-        row = {**measure(FLAGS.one), "machine": _machine(), "command": f"python -m benchmarks.zoo --models={FLAGS.one}"}
+        command = f"python -m benchmarks.zoo --models={FLAGS.one}"
+        row = {**measure(FLAGS.one), "machine": machine.describe(), "command": command}
         _path(FLAGS.one).write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
         return
     RESULTS.mkdir(parents=True, exist_ok=True)
