@@ -6,6 +6,7 @@ import shutil
 
 import hypothesis
 import hypothesis.strategies as st
+import keras
 import numpy as np
 import pytest
 from PIL import Image
@@ -262,6 +263,16 @@ def test_tfds_records(tfds_dir, name):
     x, _ = stacked(batches(images.test_batches(config)))
     assert x.shape == (12, 20, 20, 3)
     assert len(set(names_of(images.train.examples()))) == 40
+
+
+def test_the_order_is_that_of_seed_and_epoch_whatever_the_global_seed(folder, tfds_dir):
+    for images in (data.load("imagenette/160px-v2", str(tfds_dir), image_size=20), load(folder)):
+        config = TrainConfig(dataset=images.name, image_size=images.image_size, batch_size=8)
+        found = []
+        for seed in (0, 1):
+            keras.utils.set_random_seed(seed)
+            found.append(stacked(batches(images.train_batches(config), 5))[0])
+        np.testing.assert_array_equal(found[0], found[1])
 
 
 BROKEN = {

@@ -12,8 +12,8 @@ import numpy as np
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
 _TRAIN, _TEST = ("train", "training"), ("val", "valid", "validation", "test")
 _TEST_FRACTION = 0.2
-# Records read side by side, and records among which the next one is drawn: memory is this times the size of a file.
-_CYCLE, _BUFFER = 16, 8192
+# Files read side by side, and records that are shuffled together: memory is some of these blocks of encoded images.
+_CYCLE, _BLOCK = 16, 2048
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ class RecordSplit:
         records = files.interleave(self._records, cycle, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         records = records if by_file else records.shard(shard[1], shard[0])
         if seed is not None:
-            records = records.shuffle(min(self.count, _BUFFER), seed=seed[0] * 1_000_003 + seed[1])
+            records = _shuffled(records, seed)
         return records.map(self._parsed)
 
     @staticmethod
@@ -93,6 +93,22 @@ class RecordSplit:
     def contents(reference):
         """The bytes of an image."""
         return reference
+
+
+def _shuffled(records, seed):
+    """The elements of a dataset of tuples, shuffled in blocks.
+
+    `Dataset.shuffle` also depends on TensorFlow's global seed, and refuses a tensor as seed where that is 0.
+    """
+    import tensorflow as tf
+
+    def shuffled_block(number, block):
+        block_seed = tf.cast(seed, tf.int64) + [0, number]
+        order = tf.random.experimental.stateless_shuffle(tf.range(tf.shape(block[0])[0]), block_seed)
+        return tuple(tf.gather(part, order) for part in block)
+
+    blocks = records.batch(_BLOCK).enumerate().map(shuffled_block)
+    return blocks.prefetch(1).unbatch()
 
 
 def record_splits(builder):
