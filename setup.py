@@ -8,7 +8,7 @@ from setuptools import setup
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "elrt_keras" / "__init__.py").read_text(encoding="utf-8"))[1]
 
-ROOMS = ("conversion", "export", "formats", "launch", "launch.data", "layers", "models", "ranks")
+ROOMS = ("conversion", "export", "formats", "launch", "launch.data", "layers", "litert", "models", "ranks")
 PACKAGES = ["elrt_keras", *(f"elrt_keras.{room}" for room in ROOMS)]
 
 setup(
@@ -39,6 +39,7 @@ setup(
     extras_require={
         # ai-edge-litert runs exported models; the converter itself comes with TensorFlow.
         "litert": ["ai-edge-litert>=2.3"],
+        "onnx": ["onnxruntime>=1.20", "tf2onnx>=1.17"],
         # tensorflow-model-optimization works on tf_keras models only.
         "optimize": ["tensorflow-model-optimization>=0.8", "tf-keras>=2.21"],
         "dev": [
@@ -47,10 +48,14 @@ setup(
             "hypothesis>=6.100",
             "jax>=0.10",
             "keras-hub>=0.32",
+            "onnxruntime>=1.20",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
             "ruff>=0.6",
+            "tensorflow-model-optimization>=0.8",
+            "tf-keras>=2.21",
+            "tf2onnx>=1.17",
             "torch>=2.13",
         ],
     },
@@ -59,6 +64,7 @@ setup(
             "elrt-train=elrt_keras.launch.train:main",
             "elrt-evaluate=elrt_keras.launch.evaluate:main",
             "elrt-plan=elrt_keras.launch.plan:main",
+            "elrt-export=elrt_keras.launch.export:main",
             "elrt-benchmark=elrt_keras.launch.benchmark:main",
         ]
     },

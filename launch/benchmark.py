@@ -1,7 +1,12 @@
 """Measures speed.
 
+  elrt-benchmark litert runs/dense runs/r20 --plot=latency.png         # what elrt-export wrote there
+  elrt-benchmark litert dense.tflite low_rank.tflite --threads=4 --output=latency.json
   elrt-benchmark data --dataset=cifar10 --data_dir=DIR     # input pipeline against the training step of ResNet-20
   elrt-benchmark data --dataset=folder:photos --model=resnet18 --output=throughput.json
+
+`litert` times LiteRT files side by side, one inference of each in turn, and prints median, spread, peak memory and, for
+files of elrt-export, accuracy; then the commands that measure the same files on an Android device.
 
 `data` prints how many images a second the input pipeline delivers by itself and how many the training step of the model
 consumes on the same machine. A ratio well above 1 means that training does not wait for data.
@@ -25,25 +30,27 @@ def define():
     """Defines the flags of `elrt-benchmark`."""
     from elrt_keras.launch import flags
 
-    flags.define_fields(_FIELDS, format="dense")
-    absl_flags.DEFINE_float("seconds", 5.0, "How long each measurement lasts at least.", lower_bound=0.01)
-    absl_flags.DEFINE_integer("rounds", 3, "How often each measurement is made.", lower_bound=1)
+    absl_flags.DEFINE_integer("threads", 1, "litert: CPU threads.", lower_bound=1)
+    absl_flags.DEFINE_integer("runs", 50, "litert: inferences of each file.", lower_bound=1)
+    absl_flags.DEFINE_string("plot", None, "litert: where to draw accuracy over latency (PNG, SVG, PDF).")
+    absl_flags.DEFINE_float("seconds", 5.0, "data: how long each measurement lasts at least.", lower_bound=0.01)
+    absl_flags.DEFINE_integer("rounds", 3, "data: how often each measurement is made.", lower_bound=1)
     absl_flags.DEFINE_string("output", None, "Where to write the result (JSON).")
+    flags.define_fields(_FIELDS, format="dense")
 
 
 def run(argv):
     """Measures what `argv` names."""
-    if argv[1:] != ["data"]:
-        raise ValueError(f"Expected what to measure: elrt-benchmark data. Received: {argv[1:]}")
-    from elrt_keras.launch import throughput
-    from elrt_keras.launch.config import TrainConfig
-
     values = absl_flags.FLAGS
-    if values.output is not None:
-        cli.check_writable(values.output)
-    config = TrainConfig(**{name: getattr(values, name) for name in _FIELDS})
-    result = throughput.measure(config, values.seconds, values.rounds)
-    print(_table(result))
+    for path in (values.output, values.plot):
+        if path is not None:
+            cli.check_writable(path)
+    if argv[1:2] == ["litert"]:
+        result = _measure_litert(argv[2:], values)
+    elif argv[1:] == ["data"]:
+        result = _measure_data(values)
+    else:
+        raise ValueError(f"Expected what to measure: elrt-benchmark litert FILE… or data. Received: {argv[1:]}")
     if values.output is not None:
         with open(values.output, "w", encoding="utf-8") as file:
             json.dump(result, file, indent=2)
@@ -51,7 +58,25 @@ def run(argv):
         print(f"Wrote {values.output}")
 
 
-def _table(result):
+def _measure_litert(sources, values):
+    from elrt_keras.launch import latency
+
+    paths = latency.find_files(sources)
+    rows = latency.measure(paths, values.threads, values.runs)
+    print(latency.table(rows))
+    if values.plot is not None:
+        latency.plot(rows, values.plot)
+        print(f"Wrote {values.plot}")
+    print(latency.android_commands(paths, values.threads, values.runs))
+    return rows
+
+
+def _measure_data(values):
+    from elrt_keras.launch import throughput
+    from elrt_keras.launch.config import TrainConfig
+
+    config = TrainConfig(**{name: getattr(values, name) for name in _FIELDS})
+    result = throughput.measure(config, values.seconds, values.rounds)
     rows = [
         (title, f"{statistics.median(rates):,.0f}", f"{min(rates):,.0f}", f"{max(rates):,.0f}")
         for title, rates in (
@@ -59,8 +84,9 @@ def _table(result):
             (f"training step: {result['model']} {result['format']}", result["step"]),
         )
     ]
-    table = render_table(["images per second", "median", "lowest", "highest"], rows)
-    return f"{table}\nThe pipeline delivers {result['ratio']:.2f}× what the step consumes."
+    print(render_table(["images per second", "median", "lowest", "highest"], rows))
+    print(f"The pipeline delivers {result['ratio']:.2f}× what the step consumes.")
+    return result
 
 
 def main():

@@ -16,6 +16,7 @@ WEIGHT_DECAYS = ("decoupled", "frobenius")
 _DEFAULT_AUGMENTATION = {"digits": "crop", "svhn_cropped": "crop"}
 _GREY = ("digits", "fashion_mnist")
 _DEFAULT_MAX_MACS = 0.4
+_BUDGETS = ("max_macs", "max_params", "max_latency")
 _READ_WEIGHTS = ("energy", "vbmf", "stable_rank")
 
 
@@ -36,6 +37,7 @@ class TrainConfig:
     format: str = "tucker2"
     max_macs: float | None = None
     max_params: float | None = None
+    max_latency: float | None = None
     rank_plan: str | None = None
     rank_method: str = "uniform"
     multiple_of: int | None = None
@@ -67,9 +69,10 @@ class TrainConfig:
             self._set(augmentation=_DEFAULT_AUGMENTATION.get(self.dataset, "crop,flip"))
         if self.smoke:
             self._set(epochs=min(self.epochs, 2), batch_size=min(self.batch_size, 32))
-        budget = (self.rank_plan, self.max_macs, self.max_params)
-        if self.format != "dense" and self.rank_method != "vbmf" and all(value is None for value in budget):
+        if self.format != "dense" and self.rank_method != "vbmf" and not self._given("rank_plan", *_BUDGETS):
             self._set(max_macs=_DEFAULT_MAX_MACS)
+        if self.max_latency is not None and self.rank_method == "uniform":
+            self._set(rank_method="latency")
         if self.format == "dense":
             self._set(orthogonality="none", orthogonality_schedule=None)
         self._set(warmup_epochs=str(self.warmup_epochs).strip())
@@ -84,6 +87,9 @@ class TrainConfig:
     def _set(self, **values):
         for name, value in values.items():
             object.__setattr__(self, name, value)
+
+    def _given(self, *names):
+        return [name for name in names if getattr(self, name) is not None]
 
     def _check_names(self):
         _one_of("model", self.model, models.list_models())
@@ -116,16 +122,20 @@ class TrainConfig:
         _in_range("lr_warmup_epochs", self.lr_warmup_epochs, 0, self.epochs)
         if self.warmup_epochs != "auto":
             _in_range("warmup_epochs", _int_or_nan(self.warmup_epochs), 0, self.epochs - 1, whole=True)
-        for name in ("max_macs", "max_params"):
-            if getattr(self, name) is not None:
-                _in_range(name, getattr(self, name), 1e-12, 1)
+        for name in self._given(*_BUDGETS):
+            _in_range(name, getattr(self, name), 1e-12, 1)
 
     def _check_combinations(self):
-        budget = [name for name in ("max_macs", "max_params", "rank_plan") if getattr(self, name) is not None]
+        budget = self._given(*_BUDGETS, "rank_plan")
         if self.format == "dense" and budget:
             raise ValueError(f"--format=dense takes no budget and no plan. Received: {budget} with --format=dense")
         if self.rank_plan is not None and len(budget) > 1:
             raise ValueError(f"Expected either a budget or a rank plan. Received: {budget}")
+        if len(budget) > 2 or (self.rank_method == "latency") != (self.max_latency is not None):
+            raise ValueError(
+                "Expected at most two budgets, and max_latency with rank_method 'latency' alone. "
+                f"Received: {budget}, rank_method={self.rank_method!r}"
+            )
         if self.orthogonality_schedule is not None and self.orthogonality in ("none", "stiefel"):
             raise ValueError(
                 "A schedule needs a penalty with a strength. "

@@ -29,10 +29,15 @@ _SPECS = {
     "format": ("string", "Low-rank format, or 'dense' for the dense twin."),
     "max_macs": ("float", "Keep at most this part of the dense MACs, in (0, 1]; 0.4 if no budget is given."),
     "max_params": ("float", "Keep at most this part of the dense parameters, in (0, 1]."),
+    "max_latency": (
+        "float",
+        "Take at most this part of the dense model's time on LiteRT, measured layer by layer on this processor.",
+    ),
     "rank_plan": ("string", "Rank plan (JSON) to use instead of a budget."),
     "rank_method": (
         config_module.ranks.METHODS,
-        "How ranks are chosen under the budget; all but 'uniform' read trained weights, and 'vbmf' needs no budget.",
+        "How ranks are chosen under the budget; 'energy', 'vbmf' and 'stable_rank' read trained weights, 'vbmf' needs "
+        "no budget, and 'latency' goes with --max_latency.",
     ),
     "multiple_of": ("integer", "Ranks are multiples of this; 8 if not given, which SIMD units like."),
     "initial_model": ("string", "A trained dense model (.keras) of --model to decompose and fine-tune."),

@@ -63,6 +63,7 @@ def rank_plan(config, dense):
         format=config.format,
         max_macs=config.max_macs,
         max_params=config.max_params,
+        max_latency=config.max_latency,
         method=config.rank_method,
         multiple_of=config.multiple_of,
     )

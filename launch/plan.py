@@ -3,6 +3,7 @@
   elrt-plan --model=resnet20 --max_macs=0.4 --output=plan.json        # a builder, for training from scratch
   elrt-plan --model=trained.keras --max_macs=0.4 --method=energy      # any Keras model; ranks from its weights
   elrt-plan --model=trained.keras --method=vbmf                       # ranks from the noise in its weights
+  elrt-plan --model=vgg16 --max_latency=0.5                           # half the time, measured layer by layer on LiteRT
   elrt-plan --model=resnet20 --format='stage1*:svd,*:tucker2' --max_params=0.3 --exclude='stem*,classifier'
 
 The JSON can be edited by hand; elrt-train takes it by --rank_plan.
@@ -16,7 +17,8 @@ from absl import app, flags
 from elrt_keras.launch import cli
 from elrt_keras.ranks import METHODS
 
-_READ_WEIGHTS = [method for method in METHODS if method != "uniform"]
+_READ_WEIGHTS = [method for method in METHODS if method not in ("uniform", "latency")]
+_PASSED = ("fraction", "max_macs", "max_params", "max_latency", "multiple_of", "exclude", "threads")
 
 
 def define():
@@ -32,7 +34,11 @@ def define():
     flags.DEFINE_float("fraction", None, "Fraction of the full ranks, instead of a budget.")
     flags.DEFINE_float("max_macs", None, "Keep at most this part of the dense MACs, in (0, 1].")
     flags.DEFINE_float("max_params", None, "Keep at most this part of the dense parameters, in (0, 1].")
-    flags.DEFINE_enum("method", "uniform", list(METHODS), "How ranks are chosen; all but 'uniform' read the weights.")
+    flags.DEFINE_float("max_latency", None, "Take at most this part of the dense model's time on LiteRT, here.")
+    flags.DEFINE_integer("threads", 1, "CPU threads for measured times.", lower_bound=1)
+    flags.DEFINE_enum(
+        "method", "uniform", list(METHODS), f"How ranks are chosen; {', '.join(_READ_WEIGHTS)} read weights."
+    )
     flags.DEFINE_integer("multiple_of", None, "Ranks are multiples of this; 8 if not given, which SIMD units like.")
     flags.DEFINE_list("exclude", None, "Names or patterns to keep dense; the first convolution and the classifier.")
     flags.DEFINE_bool("break_even", True, "Keep layers dense that would not get cheaper.")
@@ -50,14 +56,13 @@ def run(argv):
         cli.check_writable(values.output)
     shape = _input_shape(values)
     model = _model(values, shape)
-    budget = {name: getattr(values, name) for name in ("fraction", "max_macs", "max_params", "multiple_of", "exclude")}
     plan = elrt.plan_ranks(
         model,
         format=_format(values.format),
         method=values.method,
         break_even=values.break_even,
         input_shape=shape,
-        **budget,
+        **{name: getattr(values, name) for name in _PASSED},
     )
     print(plan)
     print(_totals(elrt.count_costs(model, shape), plan))
@@ -105,10 +110,14 @@ def _format(text):
 def _totals(dense, plan):
     saved = {r: sum(c[r] - c[f"planned_{r}"] for c in plan.costs.values()) for r in ("macs", "params")}
     macs, params = dense.macs - saved["macs"], dense.params - saved["params"]
-    return (
+    text = (
         f"whole model: {dense.macs:,} → {macs:,} MACs ({macs / dense.macs:.1%}), "
         f"{dense.params:,} → {params:,} params ({params / dense.params:.1%})"
     )
+    if plan.latency is None:
+        return text
+    before, after = 1e3 * plan.latency["dense"], 1e3 * plan.latency["planned"]
+    return f"{text}, {before:.2f} → {after:.2f} ms predicted ({after / before:.1%})"
 
 
 def main():

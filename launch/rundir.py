@@ -7,6 +7,7 @@ import tempfile
 
 import keras
 
+from elrt_keras import RankPlan
 from elrt_keras.launch import flags
 from elrt_keras.launch.plots import plot_curves
 
@@ -91,6 +92,11 @@ def read_config(run_dir):
             return flags.from_flagfile(file.read())
     except OSError as error:
         raise ValueError(f"Expected a run directory with flags.txt. Received: {str(run_dir)!r}: {error}") from error
+
+
+def read_plan(run_dir):
+    """The `RankPlan` of a run directory, or `None` where full-rank warm-up has not chosen one yet."""
+    return RankPlan.load(plan_path(run_dir)) if os.path.exists(plan_path(run_dir)) else None
 
 
 def read_summary(run_dir):

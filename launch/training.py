@@ -39,11 +39,13 @@ def run(config, run_dir):
     steps = data_module.steps_per_epoch(data, config)
     keras.utils.set_random_seed(config.seed)
     dense = modeling.dense_model(config, data)
-    plan = modeling.rank_plan(config, dense)
     checkpoint = rundir.checkpoint_path(run_dir)
     if os.path.exists(checkpoint):
+        # A plan that was measured once would come out a little different the next time.
+        plan = rundir.read_plan(run_dir)
         model = keras.models.load_model(checkpoint)
     else:
+        plan = modeling.rank_plan(config, dense)
         model = modeling.build_model(config, dense, RankPlan() if config.warms_up else plan)
         modeling.compile_model(model, config, steps)
     first_epoch = _epochs_done(model, steps)

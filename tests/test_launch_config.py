@@ -80,6 +80,9 @@ def test_dense_run_has_no_penalty():
         ({"max_macs": 1.4}, r"Received: max_macs=1.4"),
         ({"format": "dense", "max_macs": 0.5}, r"no budget.*Received: \['max_macs'\]"),
         ({"rank_plan": "p.json", "max_params": 0.5}, r"either a budget or a rank plan"),
+        ({"max_macs": 0.5, "max_params": 0.5, "max_latency": 0.5}, "at most two budgets"),
+        ({"rank_method": "latency", "max_macs": 0.5}, "rank_method='latency'"),
+        ({"max_latency": 2.0}, "Received: max_latency=2.0"),
         ({"orthogonality": "none", "orthogonality_schedule": "0:1"}, r"needs a penalty.*orthogonality='none'"),
         ({"orthogonality_schedule": "1e-2"}, r"epoch:strength.*Received: '1e-2'"),
         ({"orthogonality_schedule": "5:1e-2"}, r"starts at epoch 0.*Received: '5:1e-2'"),
@@ -135,8 +138,8 @@ def test_flag_file_round_trip_with_every_field_changed():
     )
     defaults = TrainConfig()
     same = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) == getattr(defaults, f.name)]
-    # The plan excludes a budget, the initial model warm-up, a smoke test long runs.
-    assert same == ["format", "rank_plan", "initial_model", "smoke"]
+    # A third budget is one too many, the plan excludes a budget, the initial model warm-up, a smoke test long runs.
+    assert same == ["format", "max_latency", "rank_plan", "initial_model", "smoke"]
     assert flags.from_flagfile(flags.to_flagfile(config)) == config
 
 

@@ -1,129 +1,167 @@
 """LiteRT (TFLite) export, checked against Keras before the file appears."""
 
 import dataclasses
-import os
-import tempfile
 
 import keras
-import numpy as np
 
+from elrt_keras import litert
 from elrt_keras.costs import count_costs
+from elrt_keras.export import checks
+from elrt_keras.export.examples import check_batches, take_inputs
+from elrt_keras.export.files import check_target, write_file
+from elrt_keras.litert.metadata import with_metadata
 
-# float32 convolutions summed in another order: a few units in the last place of outputs of order one.
-_TOLERANCE = 1e-4
-_EXAMPLES = 4
+IO_DTYPES = ("float32", "int8", "uint8")
+_CALIBRATION_EXAMPLES = 500
+_CHECK_EXAMPLES = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class LiteRTReport:
-    """What was exported and how close it is.
+class LiteRTReport(checks.Comparison):
+    """What was exported and how close it is: a `Comparison`, and
 
     Attributes:
         path: the file.
+        quantization: as asked for.
         size_bytes: its size.
-        max_difference: largest absolute difference to the Keras model's outputs on the check inputs.
-        macs: multiply-accumulates of one example.
+        macs: multiply-accumulates of one example; `None` for a tf_keras model.
+        operators: dict, how often each operator occurs.
     """
 
     path: str
+    quantization: str | None
     size_bytes: int
-    max_difference: float
-    macs: int
+    macs: int | None
+    operators: dict
 
 
-def to_litert(model, path, quantization=None, representative_data=None):
-    """Writes a model as a LiteRT file with float32 weights and batch size 1, after comparing it with Keras.
+def to_litert(
+    model,
+    path,
+    quantization=None,
+    representative_data=None,
+    *,
+    evaluation_data=None,
+    max_examples=None,
+    class_names=None,
+    input_range=(0.0, 255.0),
+    io_dtype="float32",
+    tolerance=None,
+    max_accuracy_drop=checks.MAX_ACCURACY_DROP,
+):
+    """Writes a model as a LiteRT file for one example at a time, after running it and comparing it with Keras.
+
+    Batch-norm is folded into the convolutions; a low-rank layer is its chain of plain convolutions. The file's one
+    signature takes `image` and gives `scores`, and its metadata hold the input range and the class names.
 
     Args:
-        model: a built Keras model with one input of known shape and one output, on the TensorFlow backend.
+        model: a built Keras model with one input of known shape and one output, on the TensorFlow backend; or such a
+            tf_keras model, as `quantization_aware`, `prune` and `cluster` make them.
         path: the `.tflite` file; replaced atomically.
-        quantization: `None`; the quantised kinds are not there yet.
-        representative_data: array of example inputs `(N, …)`, used for the check; random pixels in 0–255 otherwise.
+        quantization: `None` (float32); `"float16"` (weights); `"dynamic_int8"` (weights int8 per channel, activations
+            quantised while it runs); `"int8"` (weights and activations int8, for which ranges of activations are
+            measured on `representative_data`, unless the model is quantisation-aware and knows them).
+        representative_data: example inputs: an array `(N, …)`, a `tf.data.Dataset` or another iterable of batches,
+            which may be `(inputs, labels)`. At most 500 are used.
+        evaluation_data: the examples of the check, such as the test set: `(inputs, labels)`, or batches of such tuples;
+            labels are class numbers or one-hot. Otherwise 16 examples of `representative_data` or random ones.
+        max_examples: int, the most examples of `evaluation_data` that are looked at.
+        class_names: list of str, one per output.
+        input_range: `(lowest, highest)` value of an input, for the metadata and for random examples.
+        io_dtype: type of the input and the output in the file; `"int8"` and `"uint8"` with `quantization="int8"` only.
+        tolerance: float, the accepted root mean square of the differences to Keras' outputs, relative to theirs; `None`
+            for 1e-4 (float32), 0.02 (float16), 0.3 (dynamic_int8), 0.5 (int8).
+        max_accuracy_drop: float, how far the accuracy on `evaluation_data` may be below Keras'.
 
     Returns:
         A `LiteRTReport`.
 
     Raises:
-        ValueError: for another quantization, another backend, a model with an open input size, an unwritable path, or
-            outputs that differ from Keras' by more than 1e-4 of the largest output; no file is left then.
+        ValueError: for arguments out of range, int8 without representative data, another backend, a model with an open
+            input size or with a layer that LiteRT cannot take, a path that cannot be written, or outputs too far from
+            Keras'. No file is left then, and one that was there before is untouched.
         ImportError: without the `litert` extra.
 
     Example:
 
     >>> model = elrt_keras.models.build("resnet20", input_shape=(8, 8, 1))
-    >>> # elrt_keras.export.to_litert(model, "resnet20.tflite")
+    >>> # report = elrt_keras.export.to_litert(model, "resnet20.tflite")
     """
-    _check(model, path, quantization)
-    examples = _examples(model, representative_data)
-    expected = np.concatenate([keras.ops.convert_to_numpy(model(x[None], training=False)) for x in examples])
-    with tempfile.TemporaryDirectory() as folder:
-        content = _convert(model, folder)
-    actual = np.concatenate([_run(content, x[None]) for x in examples])
-    difference = float(np.max(np.abs(actual - expected)))
-    limit = _TOLERANCE * max(1.0, float(np.max(np.abs(expected))))
-    if not difference <= limit:
+    _check(model, path, quantization, representative_data, io_dtype, class_names)
+    shape = tuple(model.inputs[0].shape[1:])
+    calibration = None
+    if representative_data is not None:
+        calibration = take_inputs(representative_data, shape, _CALIBRATION_EXAMPLES)
+    if io_dtype != "float32" and calibration is not None:
+        calibration = _spanning(calibration, input_range)
+    if evaluation_data is None and calibration is not None:
+        evaluation_data = calibration[:_CHECK_EXAMPLES]
+    examples = check_batches(evaluation_data, shape, input_range, max_examples)
+    content = litert.model_to_litert(model, quantization, calibration, io_dtype)
+    content = with_metadata(content, model.name, shape, input_range, class_names)
+    comparison = checks.compare(model, litert.Runner(content), examples)
+    checks.require_close(
+        comparison, checks.TOLERANCES[quantization] if tolerance is None else tolerance, max_accuracy_drop
+    )
+    write_file(path, content)
+    return LiteRTReport(
+        **dataclasses.asdict(comparison),
+        path=str(path),
+        quantization=quantization,
+        size_bytes=len(content),
+        macs=None if is_legacy(model) else count_costs(model).macs,
+        operators=dict(litert.operators(content)),
+    )
+
+
+def _check(model, path, quantization, representative_data, io_dtype, class_names):
+    if quantization not in litert.QUANTIZATIONS:
+        raise ValueError(f"Expected one of {litert.QUANTIZATIONS}. Received: quantization={quantization!r}")
+    check_model(model, "LiteRT export", legacy=True)
+    if quantization == "int8" and representative_data is None and not is_quantization_aware(model):
         raise ValueError(
-            f"Expected the LiteRT outputs within {limit:.1e} of Keras'. Received: a difference of {difference:.1e}"
+            "quantization='int8' measures ranges of activations: expected representative_data, some hundred example "
+            "inputs. Received: representative_data=None"
         )
-    _write(path, content)
-    return LiteRTReport(str(path), len(content), difference, count_costs(model).macs)
+    if io_dtype not in IO_DTYPES or (io_dtype != "float32" and quantization != "int8"):
+        raise ValueError(
+            f"Expected io_dtype one of {IO_DTYPES}, float32 unless quantization='int8'. "
+            f"Received: io_dtype={io_dtype!r}, quantization={quantization!r}"
+        )
+    outputs = model.outputs[0].shape[-1]
+    if class_names is not None and len(class_names) != outputs:
+        raise ValueError(f"Expected {outputs} class_names, one per output. Received: {len(class_names)}")
+    check_target(path)
 
 
-def _check(model, path, quantization):
-    if quantization is not None:
-        raise ValueError(f"Expected quantization=None. Received: quantization={quantization!r}")
+def is_quantization_aware(model):
+    """Whether a model knows the ranges of its activations (see `quantization_aware`)."""
+    return any(type(layer).__name__ in ("QuantizeWrapper", "QuantizeWrapperV2") for layer in model.layers)
+
+
+def is_legacy(model):
+    """Whether this is a tf_keras model."""
+    return any(kind.__module__.split(".")[0] == "tf_keras" for kind in type(model).__mro__)
+
+
+def check_model(model, what, legacy=False):
+    """Refuses a model that cannot be exported; `legacy`: whether a tf_keras model can.
+
+    Raises:
+        ValueError: for another backend, no built model, or open sizes.
+    """
     if keras.backend.backend() != "tensorflow":
-        raise ValueError(f"LiteRT export needs the TensorFlow backend. Received: backend {keras.backend.backend()!r}")
-    if not isinstance(model, keras.Model) or not model.built:
-        raise ValueError(f"Expected a built Keras model. Received: model={model!r}")
+        raise ValueError(f"{what} needs the TensorFlow backend. Received: backend {keras.backend.backend()!r}")
+    known = isinstance(model, keras.Model) or (legacy and is_legacy(model))
+    if not known or not model.built or not getattr(model, "inputs", None):
+        raise ValueError(f"Expected a built Keras model with known inputs. Received: model={model!r}")
     if len(model.inputs) != 1 or len(model.outputs) != 1 or None in model.inputs[0].shape[1:]:
         shapes = [tuple(tensor.shape) for tensor in model.inputs]
         raise ValueError(f"Expected one input of known shape and one output. Received: inputs of shapes {shapes}")
-    folder = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
-        raise ValueError(f"Expected a path in a folder that can be written. Received: path={str(path)!r}")
 
 
-def _examples(model, representative_data):
-    shape = tuple(model.inputs[0].shape[1:])
-    if representative_data is None:
-        return np.random.default_rng(0).uniform(0, 255, (_EXAMPLES, *shape)).astype("float32")
-    examples = np.asarray(representative_data[:_EXAMPLES], dtype="float32")
-    if examples.shape[1:] != shape:
-        raise ValueError(f"Expected representative_data of shape (N, {shape}). Received: {examples.shape}")
-    return examples
-
-
-def _convert(model, folder):
-    """The model as LiteRT bytes, by way of a SavedModel in `folder` with a batch size of 1."""
-    import tensorflow as tf
-
-    shape = (1, *model.inputs[0].shape[1:])
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-    archive.add_endpoint(
-        "serve",
-        lambda image: model(image, training=False),
-        input_signature=[keras.InputSpec(shape=shape, dtype="float32", name="image")],
-    )
-    archive.write_out(folder, verbose=False)
-    return tf.lite.TFLiteConverter.from_saved_model(folder).convert()
-
-
-def _run(content, inputs):
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError as error:
-        raise ImportError("Running a LiteRT model needs `pip install elrt_keras[litert]`.") from error
-    interpreter = Interpreter(model_content=content)
-    interpreter.allocate_tensors()
-    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], inputs)
-    interpreter.invoke()
-    return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
-
-
-def _write(path, content):
-    folder = os.path.dirname(os.path.abspath(path))
-    with tempfile.NamedTemporaryFile("wb", dir=folder, suffix=".tmp", delete=False) as file:
-        file.write(content)
-    os.replace(file.name, path)
+def _spanning(calibration, input_range):
+    """The examples with the range's ends in them, so that integer inputs stand for the whole range."""
+    calibration = calibration.copy()
+    calibration[0].flat[0], calibration[0].flat[-1] = input_range
+    return calibration

@@ -4,15 +4,15 @@ import dataclasses
 import numbers
 
 from elrt_keras.costs import count_costs
-from elrt_keras.ranks import energy
+from elrt_keras.ranks import energy, latency
 from elrt_keras.ranks.estimates import ESTIMATES
 from elrt_keras.ranks.grid import SIMD_MULTIPLE, Budget
 from elrt_keras.ranks.plan import DENSE, LayerPlan, RankPlan
-from elrt_keras.ranks.survey import RESOURCES, survey
+from elrt_keras.ranks.survey import survey
 from elrt_keras.ranks.uniform import ScaledRanks
 from elrt_keras.traversal import iterate_replaceable
 
-METHODS = ("uniform", "energy", *ESTIMATES)
+METHODS = ("uniform", "energy", *ESTIMATES, "latency")
 
 
 def plan_ranks(
@@ -28,6 +28,7 @@ def plan_ranks(
     exclude=None,
     break_even=True,
     input_shape=None,
+    threads=1,
 ):
     """Chooses a format and ranks for each convolution and dense layer of a model, under a budget.
 
@@ -44,6 +45,11 @@ def plan_ranks(
       one, all these ranks are scaled by one number so that it is met.
     - `"stable_rank"`, for trained weights: the same with the stable rank ‖A‖_F²/‖A‖₂² of each unfolding A (Cuttlefish,
       MLSys 2023).
+    - `"latency"`, taken wherever `max_latency` is given: as `"energy"`, with measured time in the place of MACs. Each
+      distinct layer is timed on LiteRT, dense and at a grid of ranks (float32, this processor); the times are kept in
+      `$ELRT_CACHE_DIR` or `~/.cache/elrt_keras`. The time of the model is that of the dense model, less its dense
+      layers, plus the chains in their place. Ranks at which a layer is not faster than dense are never taken. It needs
+      the TensorFlow backend and the `litert` extra.
 
     Kernels with one position (1×1 convolutions, dense layers) are matrices: they get the format `svd` whatever is asked
     for. Depthwise and grouped convolutions stay dense; `plan.reasons` says why.
@@ -55,7 +61,8 @@ def plan_ranks(
         fraction: float in (0, 1]: the fraction of the full ranks, instead of a budget, for `method="uniform"`.
         max_macs: float in (0, 1]: keep at most this part of the dense model's MACs.
         max_params: float in (0, 1]: keep at most this part of the dense model's parameters. Both budgets may be given.
-        max_latency: not available with these methods.
+        max_latency: float in (0, 1]: take at most this part of the dense model's measured time. At most two of the
+            three budgets may be given.
         method: see above.
         multiple_of: int ≥ 1: ranks are multiples of it (or the full rank); `None` for 8, which SIMD units like. A layer
             with fewer channels than that takes any rank.
@@ -63,6 +70,7 @@ def plan_ranks(
             and the classifier (the last layer, where it works on one vector per example); `[]` for none.
         break_even: whether a layer that would not get cheaper stays dense.
         input_shape: shape of one example, for a model that leaves sizes open, such as `(224, 224, 3)`.
+        threads: int, CPU threads for measured times.
 
     Returns:
         A `RankPlan` with an entry for every convolution and dense layer.
@@ -85,6 +93,8 @@ def plan_ranks(
     >>> plan.reasons["stem"]
     'excluded'
     """
+    if max_latency is not None and method == "uniform":
+        method = "latency"
     limits = _validated_limits(fraction, max_macs, max_params, max_latency, method)
     multiple_of = validated_multiple(multiple_of)
     candidates, reasons = survey(model, format, exclude, input_shape)
@@ -94,14 +104,21 @@ def plan_ranks(
         )
     judged_by = list(limits) or ["macs"]
     totals = dataclasses.asdict(count_costs(model, input_shape))
-    budget = Budget(candidates, totals, {resource: part * totals[resource] for resource, part in limits.items()})
-    if method == "energy":
+    counted = {resource: part * totals[resource] for resource, part in limits.items() if resource != "latency"}
+    budget = Budget(candidates, totals, counted)
+    if method == "latency":
+        candidates, budget = latency.timed(model, budget, limits["latency"], multiple_of, threads)
+        chosen = energy.solve(candidates, budget, multiple_of, True, ["latency"])
+    elif method == "energy":
         chosen = energy.solve(candidates, budget, multiple_of, break_even, judged_by)
     else:
         bases = _bases(candidates, method)
         scaled = ScaledRanks(candidates, bases, multiple_of, break_even, judged_by)
         chosen = scaled.solve(budget) if limits else scaled.at(1.0 if fraction is None else fraction)
-    return _to_plan(model, candidates, chosen, reasons, method)
+    plan = _to_plan(model, candidates, chosen, reasons, method)
+    if method == "latency":
+        plan.latency = {"dense": budget.totals["latency"], "planned": budget.spent(chosen)["latency"]}
+    return plan
 
 
 def _bases(candidates, method):
@@ -114,11 +131,14 @@ def _bases(candidates, method):
 def _validated_limits(fraction, max_macs, max_params, max_latency, method):
     if method not in METHODS:
         raise ValueError(f"Expected one of {list(METHODS)}. Received: method={method!r}")
-    if max_latency is not None:
+    if (max_latency is None) == (method == "latency"):
         raise ValueError(
-            f"`max_latency` needs a method that measures. Received: max_latency={max_latency}, method={method!r}"
+            "`max_latency` and method='latency' belong together. "
+            f"Received: max_latency={max_latency}, method={method!r}"
         )
-    limits = validated_budgets(max_macs, max_params)
+    limits = validated_budgets(max_macs, max_params, max_latency)
+    if len(limits) > 2:
+        raise ValueError(f"Expected at most two budgets. Received: {limits}")
     if fraction is not None and not (_is_number(fraction) and 0 < fraction <= 1):
         raise ValueError(f"`fraction` is a float in (0, 1]. Received: fraction={fraction!r}")
     if fraction is not None and (limits or method != "uniform"):
@@ -134,13 +154,13 @@ def _validated_limits(fraction, max_macs, max_params, max_latency, method):
     return limits
 
 
-def validated_budgets(max_macs, max_params):
-    """`{"macs", "params"}` of the budgets that are given, as floats.
+def validated_budgets(max_macs, max_params, max_latency=None):
+    """`{"macs", "params", "latency"}` of the budgets that are given, as floats.
 
     Raises:
         ValueError: for one that is no number in (0, 1].
     """
-    budgets = {"macs": max_macs, "params": max_params}
+    budgets = {"macs": max_macs, "params": max_params, "latency": max_latency}
     for resource, budget in budgets.items():
         if budget is not None and not (_is_number(budget) and 0 < budget <= 1):
             raise ValueError(
@@ -168,7 +188,10 @@ def validated_multiple(multiple_of):
 
 
 # Why a layer that could be factorised stays dense. The energy method may also find its share better spent elsewhere.
-_KEPT = {"energy": "the budget is better spent on it whole"}
+_KEPT = {
+    "energy": "the budget is better spent on it whole",
+    "latency": "faster dense, or the budget is better spent on it whole",
+}
 
 
 def _to_plan(model, candidates, chosen, reasons, method):
@@ -184,7 +207,7 @@ def _to_plan(model, candidates, chosen, reasons, method):
             costs[path] = {
                 "kernel_shape": list(candidate.kernel_shape),
                 **dense,
-                **{f"planned_{resource}": planned[resource] for resource in RESOURCES},
+                **{f"planned_{resource}": planned[resource] for resource in dense},
             }
         elif path in reasons:
             entries[path] = DENSE

@@ -69,12 +69,19 @@ def solve(candidates, budget, multiple_of, break_even=True, judged_by=("macs",),
         ValueError: for a budget that cannot be met (the message says what can), or weights that are not finite.
     """
     losses = [_tails(candidate) for candidate in candidates]
-    found = []
+    found, refused = [], None
     for prices in _price_mixes(budget):
         settings = (prices, multiple_of, break_even, judged_by, dense)
         options = [_Options(candidate, loss, *settings) for candidate, loss in zip(candidates, losses)]
-        chosen = _knapsack(candidates, options, budget, multiple_of)
+        try:
+            chosen = _knapsack(candidates, options, budget, multiple_of)
+        except ValueError as error:
+            # The cheapest by one mix of two budgets may exceed one of them; another mix may not.
+            refused = error
+            continue
         found.append((sum(o.losses[i] for o, i in zip(options, chosen)), options, chosen))
+    if not found:
+        raise refused
     _, options, chosen = min(found, key=lambda result: result[0])
     return {c.name: o.ranks[i] for c, o, i in zip(candidates, options, chosen)}
 
@@ -117,6 +124,8 @@ def _pareto(choices):
 
 
 def _choices(candidate, tails, prices, multiple_of):
+    if candidate.choices is not None:
+        return list(candidate.choices)
     grids = [grid(limit, multiple_of) for limit in candidate.limits]
     if math.prod(map(len, grids)) <= _ALL_COMBINATIONS:
         return list(itertools.product(*grids))

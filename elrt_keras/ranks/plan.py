@@ -12,6 +12,14 @@ from elrt_keras.tables import render_table
 
 _VERSION = 1
 _KIND = "elrt_keras.RankPlan"
+# Columns of the table by entry of a layer's costs; the measured ones are seconds, shown in milliseconds.
+_COLUMNS = {
+    "macs": "MACs",
+    "planned_macs": "planned MACs",
+    "params": "params",
+    "planned_params": "planned params",
+}
+_MEASURED = {"latency": "ms", "planned_latency": "planned ms"}
 
 
 class LayerPlan(typing.NamedTuple):
@@ -39,7 +47,10 @@ class RankPlan(collections.abc.MutableMapping):
         entries: mapping of layer names to values as above.
         reasons: mapping of layer names to why the planner left the layer dense.
         costs: mapping of layer names to `{"kernel_shape", "macs", "params", "planned_macs", "planned_params"}`, filled
-            by `plan_ranks` for the table; an edited entry loses its costs.
+            by `plan_ranks` for the table, with `"latency"` and `"planned_latency"` in seconds where they were measured;
+            an edited entry loses its costs,
+            and the plan its `latency`.
+        latency: `{"dense", "planned"}`, measured and predicted seconds of the whole model, or `None`.
 
     Example:
 
@@ -50,10 +61,11 @@ class RankPlan(collections.abc.MutableMapping):
     True
     """
 
-    def __init__(self, entries=(), reasons=None, costs=None):
+    def __init__(self, entries=(), reasons=None, costs=None, latency=None):
         self._entries = {}
         self.reasons = dict(reasons or {})
         self.costs = dict(costs or {})
+        self.latency = latency
         for name, value in dict(entries).items():
             self._entries[name] = _validated(name, value)
 
@@ -62,13 +74,16 @@ class RankPlan(collections.abc.MutableMapping):
 
     def __setitem__(self, name, value):
         self._entries[name] = _validated(name, value)
-        self.reasons.pop(name, None)
-        self.costs.pop(name, None)
+        self._forget(name)
 
     def __delitem__(self, name):
         del self._entries[name]
+        self._forget(name)
+
+    def _forget(self, name):
         self.reasons.pop(name, None)
         self.costs.pop(name, None)
+        self.latency = None
 
     def __iter__(self):
         return iter(self._entries)
@@ -95,6 +110,8 @@ class RankPlan(collections.abc.MutableMapping):
             for name, entry in self.items()
         }
         document = {"kind": _KIND, "version": _VERSION, "layers": entries, "reasons": self.reasons, "costs": self.costs}
+        if self.latency is not None:
+            document["latency"] = self.latency
         folder = os.path.dirname(os.path.abspath(path))
         with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tmp", delete=False, encoding="utf-8") as file:
             json.dump(document, file, indent=2)
@@ -122,31 +139,34 @@ class RankPlan(collections.abc.MutableMapping):
         if not isinstance(layers, dict):
             raise ValueError(f"Expected an object 'layers' in {str(path)!r}. Received: layers={layers!r}")
         entries = {name: _from_json(name, value, path) for name, value in layers.items()}
-        return cls(entries, document.get("reasons"), document.get("costs"))
+        return cls(entries, document.get("reasons"), document.get("costs"), document.get("latency"))
 
     def __str__(self):
         rows = []
+        timed = any("latency" in costs for costs in self.costs.values())
+        columns = _COLUMNS | _MEASURED if timed else _COLUMNS
         for name, entry in self.items():
             costs = self.costs.get(name, {})
             kernel = "×".join(map(str, costs.get("kernel_shape", ())))
             ranks = self.reasons.get(name, "") if entry.is_dense else "×".join(map(str, entry.ranks))
-            rows.append((name, kernel, entry.format, ranks, *_before_after(costs)))
-        header = ["layer", "kernel", "format", "ranks", "MACs", "planned MACs", "params", "planned params"]
+            rows.append((name, kernel, entry.format, ranks, *_before_after(costs, columns)))
+        header = ["layer", "kernel", "format", "ranks", *columns.values()]
         if self.costs:
-            totals = {
-                key: sum(costs[key] for costs in self.costs.values())
-                for key in ("macs", "planned_macs", "params", "planned_params")
-            }
-            rows.append(("total of these", "", "", "", *_before_after(totals)))
+            totals = {key: sum(costs.get(key, 0) for costs in self.costs.values()) for key in columns}
+            rows.append(("total of these", "", "", "", *_before_after(totals, columns)))
         return render_table(header, rows, last_is_total=bool(self.costs))
 
     def __repr__(self):
         return f"RankPlan({self._entries!r})"
 
 
-def _before_after(costs):
-    keys = ("macs", "planned_macs", "params", "planned_params")
-    return tuple(f"{costs[key]:,}" if key in costs else "" for key in keys)
+def _before_after(costs, columns):
+    def cell(key):
+        if key not in costs:
+            return ""
+        return f"{1e3 * costs[key]:.3f}" if key in _MEASURED else f"{costs[key]:,}"
+
+    return tuple(map(cell, columns))
 
 
 def _validated(name, value):

@@ -32,7 +32,7 @@ class Candidate:
 
     `sizes` holds the spatial sizes of the inputs it is called on, with how often each occurs in one example; a dense
     layer has no spatial axes, and counts the positions it is applied at instead. `limits` are the largest ranks it may
-    take, the full ones or less.
+    take, the full ones or less; `choices` are the ranks it has to choose from, `None` for all of a grid.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Candidate:
     padding: str
     dilation_rate: tuple
     layer: keras.layers.Layer = dataclasses.field(compare=False, repr=False)
+    choices: tuple | None = None
 
     def dense_costs(self):
         """`{"macs", "params"}` of the dense layer (without the bias, which it keeps)."""

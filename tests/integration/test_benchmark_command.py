@@ -31,7 +31,7 @@ def test_pipeline_and_step_are_measured_and_written(tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "elrt-benchmark data. Received: []"),
+        ([], "elrt-benchmark litert FILE… or data. Received: []"),
         (["speed"], "Received: ['speed']"),
         (["data", "--output=no/where.json"], "Received: output='no/where.json'"),
         (["data", "--dataset=mnist"], "Received: dataset='mnist'"),

@@ -1,0 +1,90 @@
+"""Latency and memory of LiteRT files on this machine."""
+
+import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+
+from elrt_keras import litert
+
+_MEMORY_PROGRAM = pathlib.Path(litert.__file__).parent / "memory.py"
+
+
+@dataclasses.dataclass(frozen=True)
+class LatencyResult:
+    """What one LiteRT file took.
+
+    Attributes:
+        path: the file.
+        size_bytes: its size.
+        threads: CPU threads.
+        runs: inferences that counted.
+        median_ms: median time of one inference, in milliseconds.
+        low_ms, high_ms: 10th and 90th percentile.
+        peak_memory_bytes: what loading and running it adds at most to a fresh process; `None` where it is not known.
+    """
+
+    path: str
+    size_bytes: int
+    threads: int
+    runs: int
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    peak_memory_bytes: int | None
+
+
+def benchmark_litert(paths, threads=1, runs=50, warmup=5):
+    """Times LiteRT files, one inference of each in turn in every round, so that noise hits all alike.
+
+    Args:
+        paths: list of `.tflite` files (or one path).
+        threads: int, CPU threads of each interpreter.
+        runs: int, rounds that count.
+        warmup: int, rounds before that do not.
+
+    Returns:
+        A list of `LatencyResult`, in the order of `paths`.
+
+    Raises:
+        ValueError: for no path, numbers below 1, or a file that is no LiteRT model with one input and one output.
+        ImportError: without the `litert` extra.
+
+    Example:
+
+    >>> # dense, low_rank = elrt_keras.export.benchmark_litert(["dense.tflite", "low_rank.tflite"])
+    >>> # dense.median_ms / low_rank.median_ms
+    """
+    paths = [os.fspath(paths)] if isinstance(paths, (str, os.PathLike)) else [os.fspath(path) for path in paths]
+    if not paths or threads < 1 or runs < 1 or warmup < 0:
+        raise ValueError(
+            "Expected at least one path, threads and runs of at least 1, warmup of at least 0. "
+            f"Received: paths={paths}, threads={threads}, runs={runs}, warmup={warmup}"
+        )
+    runners = [litert.Runner(path, threads) for path in paths]
+    milliseconds = 1e3 * litert.time_interleaved(runners, runs, warmup)
+    return [
+        LatencyResult(
+            path=path,
+            size_bytes=os.path.getsize(path),
+            threads=threads,
+            runs=runs,
+            median_ms=float(np.median(times)),
+            low_ms=float(np.quantile(times, 0.1)),
+            high_ms=float(np.quantile(times, 0.9)),
+            peak_memory_bytes=_peak_memory(path, threads),
+        )
+        for path, times in zip(paths, milliseconds)
+    ]
+
+
+def _peak_memory(path, threads):
+    if not sys.platform.startswith("linux"):
+        return None
+    # -P: the program's own folder is no place to import from.
+    command = [sys.executable, "-P", str(_MEMORY_PROGRAM), path, str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(done.stdout)

@@ -1,0 +1,59 @@
+"""Ranges of a quantisation-aware model from data, before it is trained."""
+
+import numpy as np
+
+from elrt_keras.export.legacy import import_tf_keras
+
+_KINDS = ("post_activation", "output", "pre_activation")
+
+
+def calibrate(aware, model, inputs):
+    """Sets the ranges of a quantisation-aware model to what the float model computes on some inputs.
+
+    tfmot starts every range at −6 to 6 and moves it by a thousandth a step, so that activations that reach further are
+    cut off for long.
+
+    Args:
+        aware: tf_keras model of `quantization_aware`, whose layers are called `quant_` and the float layer's name.
+        model: the tf_keras model it was made from.
+        inputs: float32 array `(N, …)`.
+    """
+    for name, (low, high) in _ranges(aware, model, inputs).items():
+        _variable(aware, f"{name}_min").assign(min(low, 0.0))
+        _variable(aware, f"{name}_max").assign(max(high, 0.0))
+    # One pass in training mode takes over the ranges of the weights and of the input; the rest it may not touch.
+    kept = [weight for weight in aware.weights if not _is_range(weight)]
+    values = [weight.numpy() for weight in kept]
+    aware(inputs, training=True)
+    for weight, value in zip(kept, values):
+        weight.assign(value)
+
+
+def _is_range(weight):
+    return weight.name.split(":")[0].endswith(("_min", "_max"))
+
+
+def _variable(aware, name):
+    return next(weight for weight in aware.weights if weight.name == f"{name}:0")
+
+
+def _ranges(aware, model, inputs):
+    """`{"quant_layer/output": (low, high)}` of the float model, for each range of an activation."""
+    tf_keras = import_tf_keras()
+    tensors = {}
+    for layer in aware.layers:
+        for kind in _KINDS:
+            name = f"quant_{layer.name.removeprefix('quant_')}/{kind}"
+            if any(weight.name == f"{name}_min:0" for weight in layer.weights):
+                source = model.get_layer(layer.name.removeprefix("quant_"))
+                tensors[name] = _before_activation(source) if kind == "pre_activation" else source.output
+    outputs = tf_keras.Model(model.inputs, tensors)(inputs, training=False)
+    return {name: (float(np.min(value)), float(np.max(value))) for name, value in outputs.items()}
+
+
+def _before_activation(layer):
+    """The output of a layer with the same weights and no activation, on the same input."""
+    twin = type(layer).from_config({**layer.get_config(), "activation": "linear"})
+    output = twin(layer.input)
+    twin.set_weights(layer.get_weights())
+    return output

@@ -1,0 +1,81 @@
+"""How close an exported model is to the Keras model, and whether that is close enough."""
+
+import dataclasses
+
+import keras
+import numpy as np
+
+# Largest accepted RMS difference of the outputs, relative to their RMS, by quantisation: float32 sums in another
+# order; the others catch models that went wrong (saturated, NaN), not the loss of a good
+# quantisation, which labels judge.
+TOLERANCES = {None: 1e-4, "float16": 0.02, "dynamic_int8": 0.3, "int8": 0.5}
+MAX_ACCURACY_DROP = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Two models on the same examples.
+
+    Attributes:
+        examples: how many.
+        max_difference: largest absolute difference of an output.
+        rms_difference: root mean square of the differences, relative to that of the Keras outputs.
+        agreement: part of the examples with the same largest output; `None` where there is one output only.
+        accuracy, keras_accuracy: of both models; `None` without labels.
+    """
+
+    examples: int
+    max_difference: float
+    rms_difference: float
+    agreement: float | None
+    accuracy: float | None
+    keras_accuracy: float | None
+
+
+def compare(model, run, batches):
+    """Runs `model` (Keras) and `run`, a function of a batch of inputs, on the same examples.
+
+    Args:
+        batches: iterable of `(inputs, labels)`; labels are class numbers or `None`.
+
+    Returns:
+        A `Comparison`.
+    """
+    expected, actual, all_labels = [], [], []
+    for inputs, labels in batches:
+        expected.append(keras.ops.convert_to_numpy(model(inputs, training=False)).astype("float64"))
+        actual.append(run(inputs).astype("float64"))
+        if labels is not None:
+            all_labels.append(labels)
+    expected, actual = np.concatenate(expected), np.concatenate(actual)
+    difference, scale = actual - expected, np.sqrt(np.mean(expected**2))
+    labels = np.concatenate(all_labels) if all_labels else None
+    return Comparison(
+        examples=len(expected),
+        max_difference=float(np.max(np.abs(difference))),
+        rms_difference=float(np.sqrt(np.mean(difference**2)) / max(scale, np.finfo("float32").tiny)),
+        agreement=float(np.mean(actual.argmax(-1) == expected.argmax(-1))) if expected.shape[-1] > 1 else None,
+        accuracy=None if labels is None else float(np.mean(actual.argmax(-1) == labels)),
+        keras_accuracy=None if labels is None else float(np.mean(expected.argmax(-1) == labels)),
+    )
+
+
+def require_close(comparison, tolerance, max_accuracy_drop):
+    """Refuses an export that is too far from its Keras model.
+
+    Raises:
+        ValueError: with what was measured.
+    """
+    if not comparison.rms_difference <= tolerance:
+        raise ValueError(
+            f"Expected outputs within {tolerance:.1e} of Keras' (RMS, relative; `tolerance`). "
+            f"Received: a difference of {comparison.rms_difference:.1e} over {comparison.examples} examples"
+        )
+    if comparison.accuracy is None:
+        return
+    drop = comparison.keras_accuracy - comparison.accuracy
+    if not drop <= max_accuracy_drop:
+        raise ValueError(
+            f"Expected an accuracy at most {max_accuracy_drop:.1%} below Keras' (`max_accuracy_drop`). Received: "
+            f"{comparison.accuracy:.2%} against {comparison.keras_accuracy:.2%} over {comparison.examples} examples"
+        )

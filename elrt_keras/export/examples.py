@@ -1,0 +1,71 @@
+"""Examples for calibration and checks, from whatever a training pipeline gives."""
+
+import numpy as np
+
+_BATCH = 64
+
+
+def take_inputs(data, shape, limit):
+    """The first inputs as a float32 array `(N, …)`, at most `limit`; arguments and errors are those of `batches`."""
+    return np.concatenate([inputs for inputs, _ in batches(data, shape, limit)])
+
+
+def check_batches(evaluation_data, shape, input_range, limit=None, count=16):
+    """Batches of `(inputs, class numbers or None)` for a check: the evaluation data, or `count` random inputs."""
+    if evaluation_data is None:
+        random = np.random.default_rng(0)
+        evaluation_data = random.uniform(*input_range, (count, *shape)).astype("float32")
+    return batches(evaluation_data, shape, limit)
+
+
+def batches(data, shape, limit=None):
+    """Batches of `(inputs, class numbers or None)`: float32 `(B, …)` and ints `(B,)`.
+
+    Args:
+        data: array `(N, …)`, or a tuple `(inputs, labels)` of arrays; or a `tf.data.Dataset`, another iterable, or a
+            function that returns one: of batches, or of tuples `(inputs, labels, …)`. A single example counts as a
+            batch of one. Labels are class numbers or one-hot.
+        shape: shape of one example.
+        limit: int, the most examples; `None` for all.
+
+    Raises:
+        ValueError: for inputs of another shape, NaN or infinity, or no examples at all.
+    """
+    count = 0
+    for inputs, labels in _elements(data() if callable(data) else data):
+        inputs = inputs[None] if inputs.shape == tuple(shape) else inputs
+        if inputs.shape[1:] != tuple(shape):
+            raise ValueError(f"Expected examples of shape (N, {_text(shape)}). Received: {inputs.shape}")
+        keep = len(inputs) if limit is None else min(len(inputs), limit - count)
+        inputs, labels = inputs[:keep].astype("float32"), _class_numbers(labels, len(inputs))
+        if not np.all(np.isfinite(inputs)):
+            raise ValueError("Expected examples of finite numbers. Received: NaN or infinity")
+        for start in range(0, keep, _BATCH):
+            part = slice(start, min(start + _BATCH, keep))
+            yield inputs[part], None if labels is None else labels[part]
+        count += keep
+        if count == limit:
+            break
+    if not count:
+        raise ValueError(f"Expected examples of shape (N, {_text(shape)}). Received: none")
+
+
+def _elements(data):
+    """`(inputs, labels or None)` as arrays, element by element."""
+    if isinstance(data, tuple) or hasattr(data, "__array__"):
+        data = [data]
+    for element in data:
+        parts = element if isinstance(element, (tuple, list)) else (element,)
+        labels = parts[1] if len(parts) > 1 else None
+        yield np.asarray(parts[0]), None if labels is None else np.asarray(labels)
+
+
+def _class_numbers(labels, count):
+    if labels is None:
+        return None
+    labels = labels.reshape(count, -1)
+    return labels[:, 0].astype(int) if labels.shape[1] == 1 else labels.argmax(axis=1)
+
+
+def _text(shape):
+    return ", ".join(map(str, shape))

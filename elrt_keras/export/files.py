@@ -1,0 +1,52 @@
+"""Putting exported files where they belong: all of it or nothing."""
+
+import os
+import shutil
+import tempfile
+
+
+def check_target(path):
+    """Refuses a path that nothing can be written to, before the work whose result it is to hold.
+
+    Raises:
+        ValueError: with the path.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"Expected a path in a folder that can be written. Received: path={str(path)!r}")
+    if os.path.isdir(path) and os.listdir(path):
+        raise ValueError(f"Expected a path without a folder that holds files. Received: path={str(path)!r}")
+
+
+def write_file(path, content):
+    """Writes bytes so that `path` holds the old file or the new one, never a part.
+
+    Raises:
+        ValueError: where there is no room or no permission; nothing is left behind.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile("wb", dir=folder, suffix=".tmp", delete=False) as file:
+            temporary = file.name
+            file.write(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None and os.path.exists(temporary):
+            os.remove(temporary)
+        raise ValueError(f"Cannot write {len(content):,} bytes. Received: path={str(path)!r}: {error}") from error
+
+
+def move_folder(source, path):
+    """Puts a finished folder at `path`, in the place of an empty one.
+
+    Raises:
+        ValueError: where there is no room or no permission; nothing is left behind.
+    """
+    temporary = f"{os.path.abspath(path)}.tmp"
+    try:
+        shutil.copytree(source, temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise ValueError(f"Cannot write a folder. Received: path={str(path)!r}: {error}") from error

@@ -1,0 +1,138 @@
+"""SavedModel and ONNX export, checked against Keras before the files appear."""
+
+import dataclasses
+import os
+import tempfile
+
+import keras
+
+from elrt_keras.costs import count_costs
+from elrt_keras.export import checks
+from elrt_keras.export.examples import check_batches
+from elrt_keras.export.files import check_target, move_folder, write_file
+from elrt_keras.export.litert import check_model
+from elrt_keras.litert.convert import INPUT, OUTPUT, save_archive
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphReport(checks.Comparison):
+    """What was exported and how close it is: a `Comparison`, and
+
+    Attributes:
+        path: the file or folder.
+        size_bytes: its size.
+        macs: multiply-accumulates of one example.
+    """
+
+    path: str
+    size_bytes: int
+    macs: int
+
+
+def to_saved_model(
+    model,
+    path,
+    *,
+    evaluation_data=None,
+    max_examples=None,
+    input_range=(0.0, 255.0),
+    tolerance=1e-4,
+    max_accuracy_drop=checks.MAX_ACCURACY_DROP,
+):
+    """Writes a TensorFlow SavedModel with one signature, from `image` `(batch, …)` to `scores`, compared with Keras.
+
+    Args:
+        model: a built Keras model with one input of known shape and one output, on the TensorFlow backend.
+        path: the folder; must be new or empty.
+        evaluation_data, max_examples, input_range, tolerance, max_accuracy_drop: as for `to_litert`.
+
+    Returns:
+        A `GraphReport`.
+
+    Raises:
+        ValueError: as `to_litert`; no folder is left then.
+
+    Example:
+
+    >>> model = elrt_keras.models.build("resnet20", input_shape=(8, 8, 1))
+    >>> # report = elrt_keras.export.to_saved_model(model, "resnet20")
+    """
+    import tensorflow as tf
+
+    examples = _prepare(model, path, evaluation_data, max_examples, input_range, "SavedModel export")
+    with tempfile.TemporaryDirectory() as folder:
+        save_archive(model, folder, batch_size=None)
+        signature = tf.saved_model.load(folder).signatures["serving_default"]
+
+        def run(batch):
+            return signature(**{INPUT: tf.constant(batch)})[OUTPUT].numpy()
+
+        comparison = checks.compare(model, run, examples)
+        checks.require_close(comparison, tolerance, max_accuracy_drop)
+        move_folder(folder, path)
+    return _report(model, path, comparison)
+
+
+def to_onnx(
+    model,
+    path,
+    *,
+    evaluation_data=None,
+    max_examples=None,
+    input_range=(0.0, 255.0),
+    tolerance=1e-4,
+    max_accuracy_drop=checks.MAX_ACCURACY_DROP,
+):
+    """Writes an ONNX file (`keras.Model.export`), run with ONNX Runtime and compared with Keras.
+
+    Args:
+        model: a built Keras model with one input of known shape and one output, on the TensorFlow backend.
+        path: the `.onnx` file; replaced atomically.
+        evaluation_data, max_examples, input_range, tolerance, max_accuracy_drop: as for `to_litert`.
+
+    Returns:
+        A `GraphReport`.
+
+    Raises:
+        ValueError: as `to_litert`; no file is left then.
+        ImportError: without the `onnx` extra.
+
+    Example:
+
+    >>> model = elrt_keras.models.build("resnet20", input_shape=(8, 8, 1))
+    >>> # report = elrt_keras.export.to_onnx(model, "resnet20.onnx")
+    """
+    examples = _prepare(model, path, evaluation_data, max_examples, input_range, "ONNX export")
+    try:
+        import onnxruntime
+        import tf2onnx  # noqa: F401  (Keras imports it while exporting; told here what to install)
+    except ImportError as error:
+        raise ImportError("ONNX export needs `pip install elrt_keras[onnx]`.") from error
+    with tempfile.TemporaryDirectory() as folder:
+        file = os.path.join(folder, "model.onnx")
+        signature = [keras.InputSpec(shape=(None, *model.inputs[0].shape[1:]), dtype="float32", name=INPUT)]
+        try:
+            model.export(file, format="onnx", input_signature=signature, verbose=False)
+        except Exception as error:  # tf2onnx raises what its parts raise
+            raise ValueError(f"Expected a model that ONNX can take. Received: {model.name!r}: {error}") from error
+        with open(file, "rb") as exported:
+            content = exported.read()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    comparison = checks.compare(model, lambda batch: session.run(None, {name: batch})[0], examples)
+    checks.require_close(comparison, tolerance, max_accuracy_drop)
+    write_file(path, content)
+    return _report(model, path, comparison)
+
+
+def _prepare(model, path, evaluation_data, max_examples, input_range, what):
+    check_model(model, what)
+    check_target(path)
+    return check_batches(evaluation_data, tuple(model.inputs[0].shape[1:]), input_range, max_examples)
+
+
+def _report(model, path, comparison):
+    size = sum(
+        os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(path) for name in names
+    ) or os.path.getsize(path)
+    return GraphReport(**dataclasses.asdict(comparison), path=str(path), size_bytes=size, macs=count_costs(model).macs)

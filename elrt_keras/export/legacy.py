@@ -1,0 +1,141 @@
+"""A Keras 3 model as a tf_keras model, the kind that tensorflow-model-optimization works on."""
+
+import inspect
+
+import keras
+import numpy as np
+
+from elrt_keras.conversion import expand
+from elrt_keras.conversion.dense import is_low_rank
+from elrt_keras.export.litert import check_model
+from elrt_keras.traversal import is_container, iterate_layers
+
+_TOLERANCE = 1e-5
+# Arguments for what weights start from or are held to: they hold Keras 3 objects, and the weights are carried over.
+_LEFT_BEHIND = ("_initializer", "_regularizer", "_constraint")
+_OPERATIONS = {"Add", "Subtract", "Multiply", "Maximum", "Minimum", "Concatenate"}  # of keras.ops, as layers
+
+
+def to_tf_keras(model):
+    """The same model in tf_keras, low-rank layers expanded to their chains, with the same names and weights.
+
+    Nested models are unfolded, since tensorflow-model-optimization takes none. Regularizers and constraints are left
+    behind. The result is not compiled.
+
+    Args:
+        model: a built Functional or Sequential Keras 3 model with one input and one output, on the TensorFlow backend.
+
+    Returns:
+        A `tf_keras.Model` whose outputs equal the model's to 1e-5 of the largest; that is checked on random inputs.
+
+    Raises:
+        ValueError: for a layer that tf_keras lacks, or outputs that differ.
+        ImportError: without the `optimize` extra.
+
+    Example:
+
+    >>> model = elrt_keras.models.build("resnet20", input_shape=(8, 8, 1))
+    >>> # legacy = elrt_keras.export.to_tf_keras(model)
+    """
+    tf_keras = import_tf_keras()
+    check_model(model, "tf_keras conversion")
+    if not is_container(model):
+        raise ValueError(f"Expected a Functional or Sequential Keras model. Received: a {type(model).__name__}")
+    if any(is_low_rank(layer) for _, layer in iterate_layers(model)):
+        model = expand(model)
+    twins = {}  # id of a layer → its tf_keras twin, so that shared layers stay shared
+    inputs = tf_keras.Input(model.inputs[0].shape[1:], name=model.inputs[0].name)
+    legacy = tf_keras.Model(inputs, _replayed(model, inputs, twins), name=model.name)
+    for layer, twin in twins.values():
+        if layer.weights:
+            twin.set_weights(layer.get_weights())
+    _check_equal(model, legacy)
+    return legacy
+
+
+def import_tf_keras():
+    """The module `tf_keras`.
+
+    Raises:
+        ImportError: with what to install.
+    """
+    try:
+        import tf_keras
+    except ImportError as error:
+        raise ImportError("This needs `pip install elrt_keras[optimize]`.") from error
+    return tf_keras
+
+
+def _replayed(model, inputs, twins):
+    """The outputs of a Keras 3 model's graph, run on a symbolic tensor of tf_keras."""
+    if isinstance(model, keras.Sequential):
+        for layer in model.layers:
+            inputs = _called(layer, (inputs,), {}, twins)
+        return inputs
+    calls = []
+
+    def record(layer, *args, **kwargs):
+        outputs = layer(*args, **kwargs)
+        calls.append((layer, args, kwargs, outputs))
+        return outputs
+
+    # `clone_model` walks the graph in order; the clone itself is of no use here.
+    clone = keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=record)
+    tensors = {id(clone.inputs[0]): inputs}
+
+    def translate(value):
+        return tensors[id(value)] if isinstance(value, keras.KerasTensor) else value
+
+    for layer, args, kwargs, outputs in calls:
+        args, kwargs = keras.tree.map_structure(translate, (args, kwargs))
+        tensors[id(outputs)] = _called(layer, args, kwargs, twins)
+    return tensors[id(clone.outputs[0])]
+
+
+def _called(layer, args, kwargs, twins):
+    if isinstance(layer, keras.layers.InputLayer):
+        return args[0]
+    if is_container(layer):
+        return _replayed(layer, args[0], twins)
+    if not isinstance(layer, keras.layers.Layer):
+        return _operation(layer)(list(args) if len(args) > 1 else args[0])
+    if id(layer) not in twins:
+        twins[id(layer)] = (layer, _twin(layer))
+    options = {name: value for name, value in kwargs.items() if name not in ("training", "mask")}
+    return twins[id(layer)][1](*args, **options)
+
+
+def _operation(operation):
+    name = type(operation).__name__
+    if name not in _OPERATIONS:
+        raise ValueError(f"Expected layers and operations that tf_keras has as layers. Received: keras.ops, {name}")
+    return getattr(import_tf_keras().layers, name)()
+
+
+def _twin(layer):
+    """The tf_keras layer of the same class, name and arguments, without weights."""
+    tf_keras = import_tf_keras()
+    kind = getattr(tf_keras.layers, type(layer).__name__, None)
+    if kind is None or type(layer).__module__.split(".")[0] != "keras":
+        raise ValueError(f"Expected layers that tf_keras has. Received: {layer.name!r}, a {type(layer).__name__}")
+    known = {name for base in kind.__mro__ if "__init__" in vars(base) for name in inspect.signature(base).parameters}
+    options = {
+        name: value
+        for name, value in layer.get_config().items()
+        if name in known and name != "dtype" and not name.endswith(_LEFT_BEHIND)
+    }
+    if "activation" in options and not isinstance(options["activation"], (str, type(None))):
+        raise ValueError(f"Expected activations of Keras by name. Received: {layer.name!r}, {options['activation']}")
+    return kind(**{"name": layer.name, "trainable": layer.trainable, **options})
+
+
+def _check_equal(model, legacy):
+    shape = model.inputs[0].shape[1:]
+    examples = np.random.default_rng(0).uniform(0, 255, (4, *shape)).astype("float32")
+    expected = keras.ops.convert_to_numpy(model(examples, training=False))
+    difference = np.max(np.abs(np.asarray(legacy(examples, training=False)) - expected))
+    limit = _TOLERANCE * max(1.0, float(np.max(np.abs(expected))))
+    if not difference <= limit:
+        raise ValueError(
+            f"Expected outputs of tf_keras within {limit:.1e} of Keras 3's. Received: a difference of {difference:.1e}"
+        )

@@ -1,0 +1,195 @@
+"""Quantisation-aware training, pruning, weight clustering and their combinations by tfmot.
+
+Each takes a Keras 3 model (low-rank or not) or a tf_keras model, and gives a tf_keras model to be compiled and trained
+further; `strip` takes what was only for training out again, and `to_litert` exports the result.
+"""
+
+import numpy as np
+
+from elrt_keras.export.calibration import calibrate
+from elrt_keras.export.examples import take_inputs
+from elrt_keras.export.legacy import import_tf_keras, to_tf_keras
+
+PRESERVE = (None, "sparsity", "clusters", "both")
+_WRAPPED = ("Conv1D", "Conv2D", "Conv3D", "Dense")  # by pruning and clustering
+_CALIBRATION_EXAMPLES = 128
+
+
+def quantization_aware(model, preserve=None, representative_data=None):
+    """A tf_keras model that computes with int8 rounding of weights and activations, for fine-tuning.
+
+    The input's rescaling becomes a fixed 1×1 depthwise convolution, so that it is quantised too. Layers that tfmot
+    cannot quantise stay float. `to_litert(…, quantization="int8")` exports it and then needs no representative data.
+
+    Args:
+        model: a built Keras 3 or tf_keras model.
+        preserve: `"sparsity"`, `"clusters"` or `"both"`: what training keeps of a stripped model that was pruned or
+            clustered before.
+        representative_data: example inputs as for `to_litert`, of which 128 are used: activations start with the ranges
+            that these give. Without them all ranges start at −6 to 6 and adapt over thousands of steps.
+
+    Raises:
+        ValueError: as `to_tf_keras`; for an unknown `preserve`.
+        ImportError: without the `optimize` extra.
+
+    Example:
+
+    >>> model = elrt_keras.models.build("resnet20", input_shape=(8, 8, 1))
+    >>> # aware = elrt_keras.export.quantization_aware(model)
+    >>> # aware.compile("sgd", "categorical_crossentropy"); aware.fit(…)
+    """
+    if preserve not in PRESERVE:
+        raise ValueError(f"Expected one of {PRESERVE}. Received: preserve={preserve!r}")
+    tfmot, tf_keras, model = _prepared(model)
+    quantization, combined = tfmot.quantization.keras, tfmot.experimental.combine
+    schemes = {
+        None: lambda: quantization.default_8bit.Default8BitQuantizeScheme(),
+        "sparsity": lambda: combined.Default8BitPrunePreserveQuantizeScheme(),
+        "clusters": lambda: combined.Default8BitClusterPreserveQuantizeScheme(),
+        "both": lambda: combined.Default8BitClusterPreserveQuantizeScheme(preserve_sparsity=True),
+    }
+    scheme = schemes[preserve]()
+    registry = scheme.get_quantize_registry()
+
+    def annotated(layer):
+        layer = _as_convolution(layer, tf_keras)
+        supported = registry.supports(layer) or _follows_convolution(layer, tf_keras)
+        return quantization.quantize_annotate_layer(layer) if supported else layer
+
+    clone = tf_keras.models.clone_model(model, clone_function=annotated)
+    aware = quantization.quantize_apply(clone, scheme)
+    if representative_data is not None:
+        calibrate(aware, model, take_inputs(representative_data, model.input_shape[1:], _CALIBRATION_EXAMPLES))
+    return aware
+
+
+def prune(model, sparsity=0.5, begin_step=0, end_step=1000, frequency=100):
+    """A tf_keras model whose smallest weights are set to zero step by step while it trains.
+
+    Training needs the callback `tensorflow_model_optimization.sparsity.keras.UpdatePruningStep()`.
+
+    Args:
+        model: a built Keras 3 or tf_keras model.
+        sparsity: float in (0, 1): the part of each layer's weights that is zero in the end.
+        begin_step, end_step, frequency: ints, the training steps between which and at which weights are dropped; the
+            part of zeros grows by a cubic polynomial (Zhu and Gupta, arXiv 1710.01878).
+
+    Raises:
+        ValueError: as `to_tf_keras`; for a sparsity out of range.
+        ImportError: without the `optimize` extra.
+
+    Example:
+
+    >>> model = elrt_keras.models.build("resnet20", input_shape=(8, 8, 1))
+    >>> # pruned = elrt_keras.export.prune(model, sparsity=0.5, end_step=2000)
+    """
+    if not 0 < sparsity < 1:
+        raise ValueError(f"Expected a float in (0, 1). Received: sparsity={sparsity!r}")
+    tfmot, tf_keras, model = _prepared(model)
+    schedule = tfmot.sparsity.keras.PolynomialDecay(
+        initial_sparsity=0.0, final_sparsity=sparsity, begin_step=begin_step, end_step=end_step, frequency=frequency
+    )
+    return _wrapped(model, tf_keras, lambda layer: tfmot.sparsity.keras.prune_low_magnitude(layer, schedule))
+
+
+def cluster(model, clusters=16, preserve_sparsity=False):
+    """A tf_keras model whose layers have `clusters` different weights each, which training moves together.
+
+    Args:
+        model: a built Keras 3 or tf_keras model; a stripped one to combine with pruning.
+        clusters: int ≥ 2.
+        preserve_sparsity: whether zeros stay zeros.
+
+    Raises:
+        ValueError: as `to_tf_keras`; for fewer than two clusters.
+        ImportError: without the `optimize` extra.
+
+    Example:
+
+    >>> model = elrt_keras.models.build("resnet20", input_shape=(8, 8, 1))
+    >>> # clustered = elrt_keras.export.cluster(model, clusters=16)
+    """
+    if clusters < 2:
+        raise ValueError(f"Expected an int of at least 2. Received: clusters={clusters!r}")
+    tfmot, tf_keras, model = _prepared(model)
+    # The one with `preserve_sparsity` has no public name; tfmot's own guide imports it from here.
+    from tensorflow_model_optimization.python.core.clustering.keras.experimental.cluster import cluster_weights
+
+    start = tfmot.clustering.keras.CentroidInitialization.KMEANS_PLUS_PLUS
+
+    def clustered(layer):
+        return cluster_weights(layer, clusters, start, preserve_sparsity=preserve_sparsity)
+
+    return _wrapped(model, tf_keras, clustered)
+
+
+def strip(model):
+    """The model without what pruning and clustering added for training: plain tf_keras layers, the weights as trained.
+
+    Quantisation-aware layers stay, since they are what the export quantises.
+
+    Args:
+        model: a tf_keras model of `prune` or `cluster`.
+
+    Raises:
+        ValueError: for a model that is not of tf_keras.
+        ImportError: without the `optimize` extra.
+
+    Example:
+
+    >>> # pruned = elrt_keras.export.strip(elrt_keras.export.prune(model))
+    """
+    tfmot, tf_keras = _import_tfmot(), import_tf_keras()
+    if not isinstance(model, tf_keras.Model):
+        raise ValueError(f"Expected a tf_keras model. Received: model={model!r}")
+    stripped = tfmot.clustering.keras.strip_clustering(tfmot.sparsity.keras.strip_pruning(model))
+    # tfmot calls the same layers anew; a copy has each layer called once, so that it has one output.
+    copy = tf_keras.models.clone_model(stripped)
+    copy.set_weights(stripped.get_weights())
+    return copy
+
+
+def _prepared(model):
+    tfmot, tf_keras = _import_tfmot(), import_tf_keras()
+    return tfmot, tf_keras, model if isinstance(model, tf_keras.Model) else to_tf_keras(model)
+
+
+def _import_tfmot():
+    try:
+        import tensorflow_model_optimization
+    except ImportError as error:
+        raise ImportError("This needs `pip install elrt_keras[optimize]`.") from error
+    return tensorflow_model_optimization
+
+
+def _wrapped(model, tf_keras, wrap):
+    """A copy of a model whose convolutions and dense layers are wrapped."""
+    kinds = [getattr(tf_keras.layers, name) for name in _WRAPPED]
+
+    def wrapped(layer):
+        return wrap(layer) if type(layer) in kinds else layer
+
+    return tf_keras.models.clone_model(model, clone_function=wrapped)
+
+
+def _as_convolution(layer, tf_keras):
+    """The input's rescaling as a 1×1 depthwise convolution, any other layer as it is."""
+    if not isinstance(layer, tf_keras.layers.Rescaling):
+        return layer
+    channels = layer.input_shape[-1]
+    scale, offset = (np.broadcast_to(np.asarray(value, "float32"), channels) for value in (layer.scale, layer.offset))
+    return tf_keras.layers.DepthwiseConv2D(
+        1,
+        depthwise_initializer=tf_keras.initializers.Constant(scale.reshape(1, 1, channels, 1)),
+        bias_initializer=tf_keras.initializers.Constant(offset.copy()),
+        trainable=False,
+        name=layer.name,
+    )
+
+
+def _follows_convolution(layer, tf_keras):
+    """Whether a layer is batch-norm right behind a convolution, into which it is folded."""
+    if not isinstance(layer, tf_keras.layers.BatchNormalization):
+        return False
+    source = layer.inbound_nodes[-1].inbound_layers
+    return isinstance(source, (tf_keras.layers.Conv2D, tf_keras.layers.DepthwiseConv2D))

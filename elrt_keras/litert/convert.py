@@ -1,0 +1,140 @@
+"""Keras models and chains of convolutions as LiteRT bytes."""
+
+import contextlib
+import logging
+import math
+import tempfile
+import warnings
+
+import keras
+import numpy as np
+
+QUANTIZATIONS = (None, "float16", "dynamic_int8", "int8")
+INPUT, OUTPUT = "image", "scores"
+
+
+def model_to_litert(model, quantization=None, calibration=None, io_dtype="float32"):
+    """A Keras model as LiteRT bytes for one example at a time; batch-norm goes into the convolutions.
+
+    Args:
+        model: a built Keras model with one input of known shape and one output, on the TensorFlow backend; or such a
+            tf_keras model.
+        quantization: one of `QUANTIZATIONS`.
+        calibration: example inputs `(N, …)` as float32, which `"int8"` needs unless the model knows its ranges.
+        io_dtype: type of input and output: `"float32"`; with `"int8"` quantisation also `"int8"` or `"uint8"`.
+
+    Raises:
+        ValueError: for a model that cannot be converted; the message ends with the converter's reason.
+    """
+    import tensorflow as tf
+
+    # By way of a SavedModel: the converter's other entry, concrete functions, loses the weights of Keras models.
+    with tempfile.TemporaryDirectory() as folder, _quiet_converter():
+        save_archive(model, folder, batch_size=1)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=["serving_default"])
+        _set_quantization(converter, quantization, calibration, io_dtype)
+        try:
+            return converter.convert()
+        except Exception as error:  # the converter raises what its parts raise
+            raise ValueError(
+                f"Expected a model that LiteRT can take. Received: {model.name!r}: {_reason(error)}"
+            ) from error
+
+
+def save_archive(model, folder, batch_size):
+    """Writes a SavedModel with one signature, from `image` to `scores`, of a Keras 3 or a tf_keras model."""
+    if not isinstance(model, keras.Model):
+        _save_legacy(model, folder, batch_size)
+        return
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    archive.add_endpoint(
+        "serving_default",
+        lambda image: {OUTPUT: model(image, training=False)},
+        input_signature=[keras.InputSpec(shape=(batch_size, *model.inputs[0].shape[1:]), dtype="float32", name=INPUT)],
+    )
+    archive.write_out(folder, verbose=False)
+
+
+def _save_legacy(model, folder, batch_size):
+    import tensorflow as tf
+
+    @tf.function(input_signature=[tf.TensorSpec((batch_size, *model.inputs[0].shape[1:]), tf.float32, name=INPUT)])
+    def serve(image):
+        return {OUTPUT: model(image, training=False)}
+
+    tf.saved_model.save(model, folder, signatures={"serving_default": serve})
+
+
+def _set_quantization(converter, quantization, calibration, io_dtype):
+    import tensorflow as tf
+
+    if quantization is None:
+        return
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if quantization == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if quantization == "int8":
+        converter.inference_input_type = converter.inference_output_type = tf.as_dtype(io_dtype)
+        if calibration is None:
+            return  # the model's own fake quantisation says what the ranges are
+        converter.representative_dataset = lambda: ({INPUT: example[None]} for example in calibration)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+
+
+def _reason(error):
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "op" in line.lower() and "error" in line.lower()] or lines
+    return telling[0][:300] if telling else repr(error)
+
+
+@contextlib.contextmanager
+def _quiet_converter():
+    """Keeps the converter's notes off the terminal; what it says in an error stays."""
+    logger = logging.getLogger("tensorflow")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # Calibration runs TensorFlow's own interpreter, which says that it is deprecated.
+            warnings.filterwarnings("ignore", category=UserWarning, module="tensorflow.lite")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def chain_to_litert(stages, input_size, padding, seed=0):
+    """A chain of convolutions with random weights as LiteRT bytes, for timing.
+
+    Args:
+        stages: list of `formats.base.Stage`, of a convolution or of a matrix (no spatial axes).
+        input_size: spatial size of the input, such as `(height, width)`; `()` for a matrix.
+        padding: as of a Keras convolution.
+        seed: int, of the weights.
+    """
+    import tensorflow as tf
+
+    random = np.random.default_rng(seed)
+
+    def chain(image):
+        for stage in stages:
+            image = _apply(stage, image, padding, random)
+        return image
+
+    signature = [tf.TensorSpec((1, *input_size, stages[0].in_channels), tf.float32)]
+    function = tf.function(chain, input_signature=signature, autograph=False)
+    with _quiet_converter():
+        return tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()]).convert()
+
+
+def _apply(stage, image, padding, random):
+    inputs, outputs = stage.in_channels, stage.out_channels
+    channels = (inputs, outputs // inputs) if stage.depthwise else (inputs, outputs)
+    shape = (*stage.kernel_size, *channels)
+    kernel = random.standard_normal(shape, "float32") / np.float32(math.sqrt(math.prod(shape[:-1])))
+    if not stage.kernel_size:
+        return keras.ops.matmul(image, kernel)
+    convolve = keras.ops.depthwise_conv if stage.depthwise else keras.ops.conv
+    # A causal convolution is one with zeros in front, at the cost of "same".
+    padding = "same" if padding == "causal" else padding
+    return convolve(image, kernel, stage.strides, padding, "channels_last", stage.dilation_rate)

@@ -1,0 +1,88 @@
+"""Running LiteRT models."""
+
+import collections
+
+import numpy as np
+
+
+class Runner:
+    """A LiteRT model ready to run: float arrays in and out, whatever the types in the file.
+
+    Args:
+        model: the bytes of a model, or the path of a file.
+        threads: int, CPU threads of the interpreter.
+
+    Raises:
+        ValueError: for a file that cannot be read or holds no model with one input and one output.
+        ImportError: without the `litert` extra.
+    """
+
+    def __init__(self, model, threads=1):
+        interpreter = _interpreter(model, threads)
+        inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise ValueError(
+                f"Expected a LiteRT model with one input and one output. Received: {len(inputs)} and {len(outputs)}"
+            )
+        self._interpreter, self._input, self._output = interpreter, inputs[0], outputs[0]
+
+    @property
+    def input_shape(self):
+        """Shape of one example: `(height, width, channels)` for images."""
+        return tuple(int(size) for size in self._input["shape"][1:])
+
+    @property
+    def input_dtype(self):
+        """Name of the input's type in the file: `float32`, `int8` or `uint8`."""
+        return np.dtype(self._input["dtype"]).name
+
+    def __call__(self, examples):
+        """Outputs `(N, …)` as float32 of examples `(N, …)`, computed one by one."""
+        return np.concatenate([self._one(example[None]) for example in np.asarray(examples, "float32")])
+
+    def set_random_input(self, seed=0):
+        """Puts a random example in place, for `invoke`."""
+        example = np.random.default_rng(seed).uniform(0, 255, self._input["shape"])
+        self._set(example.astype("float32"))
+
+    def invoke(self):
+        """Computes the outputs of the example in place."""
+        self._interpreter.invoke()
+
+    def _one(self, example):
+        self._set(example)
+        self.invoke()
+        output = self._interpreter.get_tensor(self._output["index"])
+        scale, zero = self._output["quantization"]
+        return (output.astype("float32") - zero) * scale if scale else output.astype("float32")
+
+    def _set(self, example):
+        dtype, (scale, zero) = self._input["dtype"], self._input["quantization"]
+        if scale:
+            limits = np.iinfo(dtype)
+            example = np.clip(np.rint(example / scale + zero), limits.min, limits.max)
+        self._interpreter.set_tensor(self._input["index"], example.astype(dtype))
+
+
+def _interpreter(model, threads):
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError as error:
+        raise ImportError("Running a LiteRT model needs `pip install elrt_keras[litert]`.") from error
+    source = {"model_content": model} if isinstance(model, bytes) else {"model_path": str(model)}
+    try:
+        interpreter = Interpreter(num_threads=threads, **source)
+        interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        what = f"{len(model)} bytes" if isinstance(model, bytes) else str(model)
+        raise ValueError(f"Expected a LiteRT model. Received: {what}: {error}") from error
+    return interpreter
+
+
+def operators(content):
+    """How often each operator occurs in a model's bytes: `Counter({"CONV_2D": 20, …})`."""
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))
+    codes = [operator.opcodeIndex for graph in model.subgraphs for operator in graph.operators]
+    return collections.Counter(flatbuffer_utils.opcode_to_name(model, code) for code in codes)

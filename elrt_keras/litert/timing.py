@@ -1,0 +1,46 @@
+"""Timing LiteRT models side by side, and what decides how long they take."""
+
+import os
+import pathlib
+import platform
+import time
+
+import numpy as np
+
+
+def time_interleaved(runners, runs, warmup=3):
+    """Seconds of single inferences, one model after the other in every round, so that noise hits all alike.
+
+    Args:
+        runners: list of `Runner`.
+        runs: int, rounds that count.
+        warmup: int, rounds before that do not.
+
+    Returns:
+        An array `(runners, runs)`.
+    """
+    for runner in runners:
+        runner.set_random_input()
+    seconds = np.empty((len(runners), warmup + runs))
+    for number in range(warmup + runs):
+        for position, runner in enumerate(runners):
+            start = time.perf_counter()
+            runner.invoke()
+            seconds[position, number] = time.perf_counter() - start
+    return seconds[:, warmup:]
+
+
+def machine_key(threads):
+    """What times hold for: runtime and its version, processor, threads."""
+    import ai_edge_litert
+
+    return f"ai-edge-litert {ai_edge_litert.__version__}, {processor()}, {os.cpu_count()} cores, {threads} threads"
+
+
+def processor():
+    """The processor's name, as far as the system tells it."""
+    if os.path.exists("/proc/cpuinfo"):
+        for line in pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

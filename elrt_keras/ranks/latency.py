@@ -1,0 +1,218 @@
+"""How long the convolutions of a model take on LiteRT, dense and at a grid of ranks: measured once, kept on disk.
+
+The time of a model under a plan is predicted as what it takes dense, less the times of its dense layers, plus those of
+the chains that replace them. Each time is the lower quartile of single inferences of that layer alone, all ranks of a
+layer taking turns, so that other load on the machine hits them alike.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import os
+import sys
+import tempfile
+
+import keras
+import numpy as np
+
+from elrt_keras import litert
+from elrt_keras.formats.base import chain_costs, dense_stage
+from elrt_keras.ranks.grid import Budget, on_grid
+from elrt_keras.ranks.survey import Candidate
+
+# Ranks that are measured: these fractions of the largest, by the number of ranks of a format.
+_FRACTIONS = {
+    1: tuple(i / 16 for i in range(1, 16)),
+    2: tuple(i / 8 for i in range(1, 9)),
+    3: (0.125, 0.25, 0.375, 0.5, 0.75),
+}
+# Fewer of them for the largest layers (VGG's first dense layer has 103 million weights): converting those takes long.
+_LARGE, _FEW_FRACTIONS = 2**24, (0.0625, 0.125, 0.25, 0.5)
+_SECONDS = 1.0  # of measuring per layer, within these numbers of rounds
+_ROUNDS = (5, 40)
+_QUANTILE = 0.25
+_MEMORY = 2**30  # bytes of the models that take turns
+
+
+@dataclasses.dataclass(frozen=True)
+class TimedCandidate(Candidate):
+    """A candidate whose costs include `"latency"`, in seconds, at the ranks that were measured.
+
+    `times` maps ranks, and `None` for the dense layer, to seconds per example.
+    """
+
+    times: dict = dataclasses.field(default_factory=dict, compare=False, repr=False)
+
+    def dense_costs(self):
+        return {**super().dense_costs(), "latency": self.times[None]}
+
+    def costs(self, ranks):
+        return {**super().costs(ranks), "latency": self.times[ranks]}
+
+    def scaled(self, factor):
+        """The same with all times multiplied."""
+        return dataclasses.replace(self, times={ranks: factor * time for ranks, time in self.times.items()})
+
+
+class TimeTable:
+    """Measured seconds by what was measured, in a JSON file per runtime, processor and number of threads.
+
+    Args:
+        threads: int, CPU threads of the interpreter.
+        folder: where the file lies; `None` for `$ELRT_CACHE_DIR`, or else `~/.cache/elrt_keras`.
+    """
+
+    def __init__(self, threads, folder=None):
+        folder = folder or os.environ.get("ELRT_CACHE_DIR") or os.path.join(_user_cache(), "elrt_keras")
+        self.threads, self._machine = threads, litert.machine_key(threads)
+        name = hashlib.sha256(self._machine.encode()).hexdigest()[:16]
+        self.path = os.path.join(folder, f"latency_{name}.json")
+        self._seconds = self._read()
+
+    def get(self, key):
+        """The seconds of a key, or `None`."""
+        return self._seconds.get(key)
+
+    def add(self, measured):
+        """Takes in a dict of seconds and writes the file; another process's entries stay."""
+        self._seconds = {**self._read(), **self._seconds, **measured}
+        folder = os.path.dirname(self.path)
+        os.makedirs(folder, exist_ok=True)
+        document = {"machine": self._machine, "seconds": self._seconds}
+        with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tmp", delete=False, encoding="utf-8") as file:
+            json.dump(document, file, indent=1, sort_keys=True)
+        os.replace(file.name, self.path)
+
+    def _read(self):
+        try:
+            with open(self.path, encoding="utf-8") as file:
+                return {key: float(value) for key, value in json.load(file)["seconds"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}  # none yet, or damaged: it is measured anew
+
+
+def _user_cache():
+    return os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+
+
+def time_candidates(candidates, multiple_of, table, track=iter):
+    """The candidates as `TimedCandidate`s: every rank of a coarse grid that saves MACs, measured or read from `table`.
+
+    Args:
+        candidates: list of `Candidate`.
+        multiple_of: step of the rank grid.
+        table: a `TimeTable`.
+        track: wraps the list of candidates, to show progress.
+    """
+    timed = []
+    for candidate in track(candidates):
+        ranks = measured_ranks(candidate, multiple_of)
+        times = dict.fromkeys([None, *ranks], 0.0)
+        for size, count in candidate.sizes:
+            seconds = _times(candidate, [None, *ranks], size, table)
+            times = {rank: total + count * seconds[rank] for rank, total in times.items()}
+        fields = {field.name: getattr(candidate, field.name) for field in dataclasses.fields(candidate)}
+        # Only what is faster than the dense layer is ever on offer.
+        choices = tuple(rank for rank in ranks if times[rank] < times[None])
+        timed.append(TimedCandidate(**{**fields, "choices": choices}, times=times))
+    return timed
+
+
+def measured_ranks(candidate, multiple_of):
+    """The ranks of a coarse grid at which the chain has fewer MACs than the dense layer."""
+    dense = candidate.dense_costs()
+    fractions = _FEW_FRACTIONS if dense["params"] > _LARGE else _FRACTIONS[len(candidate.limits)]
+    axes = [sorted({on_grid(f * limit, limit, multiple_of) for f in fractions}) for limit in candidate.limits]
+    return [ranks for ranks in itertools.product(*axes) if candidate.costs(ranks)["macs"] < dense["macs"]]
+
+
+def _times(candidate, choices, size, table):
+    chains = {ranks: _stages(candidate, ranks) for ranks in choices}
+    keys = {ranks: _key(chain, size, candidate.padding) for ranks, chain in chains.items()}
+    missing = [ranks for ranks in choices if table.get(keys[ranks]) is None]
+    if missing:
+        dense = litert.chain_to_litert(chains[None], size, candidate.padding)
+        for part in _parts([ranks for ranks in missing if ranks is not None], candidate, size):
+            contents = [litert.chain_to_litert(chains[ranks], size, candidate.padding) for ranks in part]
+            # The dense layer takes part each time: it is what the others are compared with.
+            seconds = measure([dense, *contents], table.threads)
+            scale = (table.get(keys[None]) or seconds[0]) / seconds[0]
+            measured = zip([None, *part], seconds)
+            table.add({keys[ranks]: float(scale * value) for ranks, value in measured})
+    return {ranks: table.get(keys[ranks]) for ranks in choices}
+
+
+def _parts(choices, candidate, size):
+    """The choices in parts whose weights and activations fit into memory together; one empty part for none."""
+    parts, room = [[]], _MEMORY
+    for ranks in choices:
+        costs = chain_costs(_stages(candidate, ranks), size, candidate.padding)
+        needed = 8 * (costs.params + costs.activations)  # float32, in the file and as the runtime packs it
+        if needed > room and parts[-1]:
+            parts, room = [*parts, []], _MEMORY
+        parts[-1].append(ranks)
+        room -= needed
+    return parts
+
+
+def _stages(candidate, ranks):
+    if ranks is None:
+        return [dense_stage(candidate.kernel_shape, candidate.strides, candidate.dilation_rate)]
+    return candidate.format.stages(candidate.kernel_shape, ranks, candidate.strides, candidate.dilation_rate)
+
+
+def _key(stages, size, padding):
+    """What decides the time of a chain, as text."""
+    return json.dumps([list(size), padding, [list(dataclasses.astuple(stage)) for stage in stages]])
+
+
+def measure(contents, threads):
+    """Seconds of one inference of each of several LiteRT models (bytes): the lower quartile of interleaved runs."""
+    runners = [litert.Runner(content, threads) for content in contents]
+    one_round = float(litert.time_interleaved(runners, runs=1, warmup=1).sum())
+    rounds = int(np.clip(math.ceil(_SECONDS / one_round), *_ROUNDS))
+    return np.quantile(litert.time_interleaved(runners, rounds, warmup=1), _QUANTILE, axis=1)
+
+
+def timed(model, budget, part, multiple_of, threads):
+    """The candidates of a budget with their times, and the budget with a limit of the model's time.
+
+    Args:
+        model: the dense Keras model.
+        budget: a `Budget` of counted resources.
+        part: float, the part of the dense model's time that may be spent.
+        multiple_of: step of the rank grid.
+        threads: int, CPU threads of the interpreter.
+
+    Returns:
+        `(candidates, budget)`.
+
+    Raises:
+        ValueError: for another backend than TensorFlow, a model that LiteRT cannot take, or threads below 1.
+    """
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError(
+            f"Latency is measured on LiteRT, which needs the TensorFlow backend. "
+            f"Received: backend {keras.backend.backend()!r}"
+        )
+    if threads < 1:
+        raise ValueError(f"Expected threads of at least 1. Received: threads={threads}")
+    total = float(measure([litert.model_to_litert(model)], threads)[0])
+    candidates = time_candidates(budget.candidates, multiple_of, TimeTable(threads), _progress)
+    dense = sum(candidate.times[None] for candidate in candidates)
+    if dense > total:
+        # Alone, layers take a little longer than in the model; then all of them are shortened alike.
+        candidates = [candidate.scaled(total / dense) for candidate in candidates]
+    totals, limits = {**budget.totals, "latency": total}, {**budget.limits, "latency": part * total}
+    return candidates, Budget(candidates, totals, limits)
+
+
+def _progress(candidates):
+    """Shows a bar on a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return track(candidates, "timing layers", console=console, transient=True, disable=not sys.stderr.isatty())

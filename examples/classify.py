@@ -1,0 +1,85 @@
+"""Classifies image files with an exported model: only LiteRT's interpreter, NumPy and Pillow, as on a device.
+
+  elrt-export runs/r20 --quantization=int8
+  python examples/classify.py --model=runs/r20/export/low_rank_int8.tflite cat.jpg dog.png --top_k=3
+
+Class names come from the file's metadata; without any, classes are numbered.
+"""
+
+import sys
+import zipfile
+
+import numpy as np
+from absl import app, flags
+from ai_edge_litert.interpreter import Interpreter
+from PIL import Image, UnidentifiedImageError
+
+_MODEL = flags.DEFINE_string("model", None, "The .tflite file.", required=True)
+_TOP_K = flags.DEFINE_integer("top_k", 3, "How many classes to print per image.", lower_bound=1)
+_CENTER = 0.875  # of the shorter side: what evaluation looks at in large photographs
+
+
+def load_image(path, height, width, channels):
+    """The central part of an image file as `(1, height, width, channels)`, 0–255."""
+    with Image.open(path) as image:
+        image = image.convert("L" if channels == 1 else "RGB")
+        if image.size != (width, height):
+            side = int(min(image.size) * _CENTER)
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            box = (left, top, left + side, top + side)
+            image = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
+        return np.asarray(image, dtype="float32").reshape(1, height, width, channels)
+
+
+def quantized(values, detail):
+    """Values in the type of a tensor, by its scale and zero point where it is an integer."""
+    scale, zero = detail["quantization"]
+    if not scale:
+        return values.astype(detail["dtype"])
+    limits = np.iinfo(detail["dtype"])
+    return np.clip(np.rint(values / scale + zero), limits.min, limits.max).astype(detail["dtype"])
+
+
+def dequantized(values, detail):
+    """The inverse of `quantized`."""
+    scale, zero = detail["quantization"]
+    return (values.astype("float32") - zero) * scale if scale else values
+
+
+def class_names(path, count):
+    """The names in the file, or numbers."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return archive.read("labels.txt").decode("utf-8").splitlines()
+    return [str(number) for number in range(count)]
+
+
+def main(argv):
+    """Prints the most likely classes of every image named on the command line."""
+    if len(argv) < 2:
+        sys.exit("Expected image files: classify.py --model=FILE.tflite IMAGE…")
+    try:
+        interpreter = Interpreter(_MODEL.value)
+        interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        sys.exit(f"Expected a LiteRT model. Received: {_MODEL.value}: {error}")
+    (image_detail,), (score_detail,) = interpreter.get_input_details(), interpreter.get_output_details()
+    names = class_names(_MODEL.value, score_detail["shape"][-1])
+    failed = False
+    for path in argv[1:]:
+        try:
+            image = load_image(path, *image_detail["shape"][1:])
+        except (OSError, UnidentifiedImageError) as error:
+            print(f"{path}: no image that can be read: {error}", file=sys.stderr)
+            failed = True
+            continue
+        interpreter.set_tensor(image_detail["index"], quantized(image, image_detail))
+        interpreter.invoke()
+        scores = dequantized(interpreter.get_tensor(score_detail["index"])[0], score_detail)
+        best = np.argsort(scores)[::-1][: _TOP_K.value]
+        print(f"{path}: " + ", ".join(f"{names[number]} {scores[number]:.1%}" for number in best))
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    app.run(main)

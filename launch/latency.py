@@ -1,0 +1,119 @@
+"""Tables and plots of how fast LiteRT files run, and the commands that measure them on an Android device."""
+
+import dataclasses
+import json
+import os
+
+from elrt_keras.tables import render_table
+
+_DEVICE_FOLDER = "/data/local/tmp"
+
+
+def find_files(sources):
+    """The `.tflite` files that are named, or that lie in the `export` folder of run directories.
+
+    Raises:
+        ValueError: for nothing found.
+    """
+    found = []
+    for source in sources:
+        if not os.path.isdir(source):
+            found.append(source)
+            continue
+        folder = os.path.join(source, "export")
+        names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+        exported = [os.path.join(folder, name) for name in names if name.endswith(".tflite")]
+        if not exported:
+            raise ValueError(f"Expected LiteRT files from elrt-export in {folder!r}. Received: {names}")
+        found += exported
+    if not found:
+        raise ValueError("Expected .tflite files or run directories: elrt-benchmark litert FILE_OR_RUN… Received: none")
+    return found
+
+
+def measure(paths, threads, runs):
+    """Rows of results: what `benchmark_litert` measures, with the accuracy that `elrt-export` wrote down."""
+    from elrt_keras.export import benchmark_litert
+
+    return [
+        {**dataclasses.asdict(result), **_exported(result.path)} for result in benchmark_litert(paths, threads, runs)
+    ]
+
+
+def _exported(path):
+    """`{"accuracy", "macs"}` from the JSON file beside an exported file, as far as there is one."""
+    sidecar = os.path.splitext(path)[0] + ".json"
+    if not os.path.exists(sidecar):
+        return {"accuracy": None, "macs": None}
+    with open(sidecar, encoding="utf-8") as file:
+        report = json.load(file)
+    return {"accuracy": report.get("accuracy"), "macs": report.get("macs")}
+
+
+def short_names(paths):
+    """The shortest ends of the paths that tell them apart, without the suffix."""
+    parts = [os.path.splitext(os.path.abspath(path))[0].split(os.sep) for path in paths]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = [os.path.join(*[p for p in part[-depth:] if p != "export"]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return list(paths)
+
+
+def table(rows):
+    """The results as text; speed-up is against the first file."""
+    cells = [
+        (
+            name,
+            f"{row['median_ms']:.2f}",
+            f"{row['low_ms']:.2f}–{row['high_ms']:.2f}",
+            f"{rows[0]['median_ms'] / row['median_ms']:.2f}×",
+            "" if row["macs"] is None else f"{row['macs'] / 1e6:.1f} M",
+            f"{row['size_bytes']:,}",
+            "" if row["peak_memory_bytes"] is None else f"{row['peak_memory_bytes'] / 2**20:.1f} MiB",
+            "" if row["accuracy"] is None else f"{row['accuracy']:.2%}",
+        )
+        for name, row in zip(short_names([row["path"] for row in rows]), rows)
+    ]
+    header = ["file", "median ms", "10–90 %", "speed-up", "MACs", "bytes", "peak memory", "accuracy"]
+    return f"{rows[0]['runs']} runs, threads: {rows[0]['threads']}\n{render_table(header, cells)}"
+
+
+def plot(rows, path):
+    """Accuracy over latency, one point a file.
+
+    Raises:
+        ValueError: when no accuracy is known.
+    """
+    from matplotlib.figure import Figure
+
+    known = [(n, row) for n, row in zip(short_names([r["path"] for r in rows]), rows) if row["accuracy"] is not None]
+    if not known:
+        raise ValueError("Expected files with an accuracy, as elrt-export writes it beside them. Received: none")
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axis = figure.subplots()
+    for name, row in known:
+        axis.plot(row["median_ms"], 100 * row["accuracy"], "o")
+        axis.annotate(
+            name, (row["median_ms"], 100 * row["accuracy"]), xytext=(5, 4), textcoords="offset points", size=8
+        )
+    axis.set(xlabel=f"median latency (ms), threads: {rows[0]['threads']}", ylabel="test accuracy (%)")
+    axis.margins(x=0.25, y=0.15)
+    axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=130)
+
+
+def android_commands(paths, threads, runs):
+    """Shell commands that measure the files on a device with LiteRT's own benchmark program."""
+    program = f"{_DEVICE_FOLDER}/benchmark_model"
+    lines = [
+        "On an Android device, with LiteRT's benchmark_model for it in this folder and adb on the path:",
+        f"  adb push benchmark_model {_DEVICE_FOLDER}/ && adb shell chmod +x {program}",
+    ]
+    for path in paths:
+        target = f"{_DEVICE_FOLDER}/{short_names(paths)[list(paths).index(path)].replace(os.sep, '_')}.tflite"
+        lines.append(
+            f"  adb push {path} {target} && adb shell {program} --graph={target} --num_threads={threads} "
+            f"--num_runs={runs} --warmup_runs=5 --report_peak_memory_footprint=true"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,124 @@
+"""`elrt-export` and `elrt-benchmark litert` as a user runs them: a real run, real files, bad input."""
+
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="export needs TensorFlow")
+KINDS = ("float32", "float16", "dynamic_int8", "int8")
+
+
+def start(name, *arguments, cwd):
+    command = [sys.executable, "-m", f"elrt_keras.launch.{name}", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=500)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A finished run with every kind of LiteRT file, and its dense architecture in float32."""
+    folder = tmp_path_factory.mktemp("export")
+    done = start("train", "--run_dir=run", "--smoke", cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    done = start("export", "run", f"--quantization={','.join(KINDS)}", "--evaluation_examples=100", cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    merged = start("export", "run", "--merge", "--evaluation_examples=100", cwd=folder)
+    assert merged.returncode == 0, merged.stderr[-3000:]
+    return folder, done.stdout
+
+
+def test_every_file_has_its_report_and_its_row(exported):
+    folder, printed = exported
+    names = [f"low_rank_{kind}" for kind in KINDS] + ["merged_float32"]
+    found = sorted(path.name for path in (folder / "run" / "export").iterdir())
+    assert found == sorted(f"{name}.{suffix}" for name in names for suffix in ("json", "tflite"))
+    reports = {name: json.loads((folder / "run" / "export" / f"{name}.json").read_text()) for name in names}
+    for name, report in reports.items():
+        assert report["size_bytes"] == (folder / "run" / "export" / f"{name}.tflite").stat().st_size
+        assert report["examples"] == 100 and report["accuracy"] is not None
+    assert reports["merged_float32"]["macs"] > 2 * reports["low_rank_float32"]["macs"]
+    assert all(f"low_rank_{kind}.tflite" in printed for kind in KINDS) and "agreement" in printed
+
+
+def test_labels_are_in_the_file(exported):
+    from elrt_keras.litert.metadata import read_labels
+
+    content = (exported[0] / "run" / "export" / "low_rank_int8.tflite").read_bytes()
+    assert read_labels(content) == [str(digit) for digit in range(10)]
+
+
+def test_latency_table_plot_and_android_commands(exported):
+    folder, _ = exported
+    done = start("benchmark", "litert", "run", "--runs=7", "--plot=l.png", "--output=l.json", cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads((folder / "l.json").read_text())
+    assert len(rows) == 5 and all(row["runs"] == 7 and row["threads"] == 1 for row in rows)
+    for row in rows:
+        assert 0 < row["low_ms"] <= row["median_ms"] <= row["high_ms"]
+        assert row["peak_memory_bytes"] > row["size_bytes"] / 2
+        assert row["accuracy"] is not None
+    assert (folder / "l.png").read_bytes().startswith(b"\x89PNG")
+    assert "speed-up" in done.stdout and "adb shell" in done.stdout and "--num_runs=7" in done.stdout
+    assert "low_rank_int8" in done.stdout and "merged_float32" in done.stdout
+
+
+def test_a_keras_file_in_other_formats(exported):
+    folder, _ = exported
+    model = folder / "run" / "model.keras"
+    for arguments in (
+        ["--format=onnx", "--output=m.onnx"],
+        ["--format=saved_model", "--output=saved", "--dataset=digits"],
+        ["--quantization=int8", "--dataset=digits", "--output=m.tflite", "--io_dtype=uint8"],
+    ):
+        done = start("export", model, *arguments, cwd=folder)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert (folder / "m.onnx").exists() and (folder / "saved" / "saved_model.pb").exists()
+    from ai_edge_litert.interpreter import Interpreter
+
+    assert Interpreter(str(folder / "m.tflite")).get_input_details()[0]["dtype"] == np.uint8
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "Expected one run directory or .keras file"),
+        (["nothing.keras"], "Expected a Keras model in a .keras file. Received: 'nothing.keras'"),
+        (["text.keras"], "Expected a Keras model in a .keras file"),
+        (["run", "--quantization=int4"], "Received: quantization=['int4']"),
+        (["run", "--quantization=int8,float16", "--output=m.tflite"], "one with --output"),
+        (["run", "--dataset=cifar10"], "A run has its own data set"),
+        (["run/model.keras", "--quantization=int8", "--output=x.tflite"], "expected representative_data"),
+        (["run/model.keras", "--output=none/x.tflite"], "folder that can be written"),
+        (["run", "--max_accuracy_drop=-1", "--output=x.tflite"], "max_accuracy_drop"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_one_line_and_no_file(exported, arguments, message):
+    folder, _ = exported
+    (folder / "text.keras").write_text("no model")
+    done = start("export", *arguments, cwd=folder)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "elrt-export: error: " in done.stderr and message in done.stderr, done.stderr[-1500:]
+    assert not (folder / "x.tflite").exists() and not list(folder.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["litert"], "Expected .tflite files or run directories"),
+        (["litert", "none.tflite"], "Expected a LiteRT model. Received: none.tflite"),
+        (["litert", "text.tflite"], "Expected a LiteRT model. Received: text.tflite"),
+        (["litert", "empty"], "Expected LiteRT files from elrt-export in 'empty/export'"),
+        (["litert", "run", "--output=none/l.json"], "Expected a file in a directory that exists"),
+    ],
+    ids=str,
+)
+def test_bad_input_to_the_benchmark(exported, arguments, message):
+    folder, _ = exported
+    (folder / "empty").mkdir(exist_ok=True)
+    (folder / "text.tflite").write_text("no model")
+    done = start("benchmark", *arguments, cwd=folder)
+    assert done.returncode == 2 and f"elrt-benchmark: error: {message}" in done.stderr, done.stderr[-1500:]

@@ -1,0 +1,61 @@
+"""SavedModel and ONNX export: the files run in other runtimes and agree with Keras; failures leave nothing."""
+
+import os
+
+import keras
+import numpy as np
+import pytest
+
+import elrt_keras as elrt
+
+pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="export needs TensorFlow")
+IMAGES = np.random.default_rng(3).uniform(0, 255, (5, 12, 12, 3)).astype("float32")
+
+
+@pytest.fixture(scope="module")
+def model():
+    dense = elrt.models.build("resnet20", input_shape=(12, 12, 3))
+    return elrt.factorize(dense, elrt.plan_ranks(dense, max_macs=0.4))
+
+
+def test_onnx_runs_in_onnx_runtime_at_any_batch_size(model, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    labels = model.predict(IMAGES, verbose=0).argmax(1)
+    report = elrt.export.to_onnx(model, tmp_path / "model.onnx", evaluation_data=(IMAGES, labels))
+    session = runtime.InferenceSession(report.path, providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {session.get_inputs()[0].name: IMAGES})
+    np.testing.assert_allclose(got, model.predict(IMAGES, verbose=0), atol=1e-5)
+    assert report.accuracy == report.keras_accuracy == 1.0 and report.examples == 5
+    assert report.size_bytes == os.path.getsize(report.path) and report.macs == elrt.count_costs(model).macs
+
+
+def test_saved_model_runs_in_tensorflow_at_any_batch_size(model, tmp_path):
+    import tensorflow as tf
+
+    path = tmp_path / "saved"
+    path.mkdir()  # an empty folder is taken
+    report = elrt.export.to_saved_model(model, path)
+    signature = tf.saved_model.load(str(path)).signatures["serving_default"]
+    got = signature(image=tf.constant(IMAGES))["scores"]
+    np.testing.assert_allclose(got, model.predict(IMAGES, verbose=0), atol=1e-5)
+    assert report.examples == 16 and report.accuracy is None
+    assert report.size_bytes == sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+@pytest.mark.parametrize("function", [elrt.export.to_onnx, elrt.export.to_saved_model])
+def test_failures_leave_nothing(model, tmp_path, function):
+    with pytest.raises(ValueError, match="folder that can be written. Received: path=.*none"):
+        function(model, tmp_path / "none" / "model")
+    with pytest.raises(ValueError, match="Expected a built Keras model"):
+        function("model", tmp_path / "model")
+    with pytest.raises(ValueError, match=r"Expected examples of shape \(N, 12, 12, 3\)"):
+        function(model, tmp_path / "model", evaluation_data=IMAGES[:, 1:])
+    wrong = (IMAGES, model.predict(IMAGES, verbose=0).argmax(1))
+    with pytest.raises(ValueError, match="max_accuracy_drop"):
+        function(model, tmp_path / "model", evaluation_data=wrong, max_accuracy_drop=-0.1)
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "precious").write_text("data")
+    with pytest.raises(ValueError, match="without a folder that holds files"):
+        function(model, full)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["full"] and (full / "precious").read_text() == "data"

@@ -1,0 +1,151 @@
+"""Measured times and the ranks planned from them."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import elrt_keras as elrt
+from elrt_keras import litert
+from elrt_keras.ranks import latency
+from elrt_keras.ranks.survey import survey
+
+pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="LiteRT needs TensorFlow")
+pytest.importorskip("ai_edge_litert")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ELRT_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def small_model():
+    keras.utils.set_random_seed(0)
+    layers = [keras.Input((20, 20, 3)), keras.layers.Conv2D(32, 3, padding="same", name="stem")]
+    for name, filters in (("a", 64), ("b", 64), ("c", 80)):
+        layers.append(keras.layers.Conv2D(filters, 3, padding="same", activation="relu", name=name))
+    layers += [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(5, name="head")]
+    return keras.Sequential(layers)
+
+
+def candidates_of(model):
+    return survey(model, "tucker2", None)[0]
+
+
+def written(cache, times):
+    """A table on disk with times of our own choice: `times` is a function of a candidate and its ranks."""
+    for candidate in candidates_of(small_model()):
+        table = latency.TimeTable(1)
+        for ranks in [None, *latency.measured_ranks(candidate, 8)]:
+            key = latency._key(latency._stages(candidate, ranks), (20, 20), "same")
+            table.add({key: times(candidate, ranks)})
+
+
+def test_chains_compute_what_the_format_says():
+    """The timed model is the chain: its operators and the shape of its output are those of the layer."""
+    model = small_model()
+    for candidate in candidates_of(model):
+        for ranks in (None, (16, 24)):
+            content = litert.chain_to_litert(latency._stages(candidate, ranks), (20, 20), candidate.padding)
+            assert litert.operators(content) == {"CONV_2D": 1 if ranks is None else 3}
+            out = litert.Runner(content)(np.ones((1, 20, 20, candidate.kernel_shape[-2]), "float32"))
+            assert out.shape == (1, 20, 20, candidate.kernel_shape[-1])
+
+
+@pytest.mark.parametrize(
+    "name, shape, ranks, operators",
+    [
+        ("svd", (3, 3, 8, 16), (4,), {"CONV_2D": 2}),
+        ("spatial_svd", (3, 3, 8, 16), (4,), {"CONV_2D": 2}),
+        ("cp", (3, 3, 8, 16), (4,), {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 1}),
+        ("tensor_train", (3, 3, 8, 16), (4, 4, 4), {"CONV_2D": 4}),
+        ("svd", (8, 16), (4,), {"FULLY_CONNECTED": 2}),
+    ],
+)
+def test_chains_of_every_format(name, shape, ranks, operators):
+    dims = len(shape) - 2
+    stages = elrt.formats.get(name).stages(shape, ranks, (1,) * dims, (1,) * dims)
+    content = litert.chain_to_litert(stages, (10, 10)[:dims], "same")
+    assert litert.operators(content) == operators
+
+
+def test_times_are_measured_once_and_kept(cache):
+    model = small_model()
+    first = elrt.plan_ranks(model, max_latency=0.7)
+    (path,) = cache.iterdir()
+    content = path.read_bytes()
+    assert set(json.loads(content)) == {"machine", "seconds"}
+    second = elrt.plan_ranks(model, max_latency=0.7)
+    assert path.read_bytes() == content  # nothing was measured again
+    for name in ("a", "b"):
+        assert first.costs[name]["latency"] == pytest.approx(second.costs[name]["latency"], rel=0.5)
+    # One file per number of threads; damage costs a measurement and no more.
+    assert latency.TimeTable(2).path != str(path)
+    path.write_text("{ damaged")
+    assert latency.TimeTable(1).get("anything") is None
+
+
+def test_the_prediction_is_a_plan_s_own_sum(cache):
+    written(cache, lambda candidate, ranks: 1e-6 * candidate.costs(ranks)["macs"] / 1e4)
+    plan = elrt.plan_ranks(small_model(), max_latency=0.6)
+    saved = sum(c["latency"] - c["planned_latency"] for c in plan.costs.values())
+    assert plan.latency["planned"] == pytest.approx(plan.latency["dense"] - saved)
+    assert plan.latency["planned"] <= 0.6 * plan.latency["dense"]
+    text = str(plan)
+    assert "planned ms" in text and f"{1e3 * plan.costs['b']['latency']:.3f}" in text
+
+
+def test_ranks_that_are_slower_than_dense_are_never_taken(cache):
+    """Layer c is slow at every rank, layers a and b at every rank but one."""
+
+    def times(candidate, ranks):
+        if ranks is None:
+            return 1e-2
+        good = candidate.name != "c" and ranks == (16, 24)
+        return 1e-3 if good else 1.01e-2
+
+    written(cache, times)
+    for break_even in (True, False):
+        plan = elrt.plan_ranks(small_model(), max_latency=0.5, break_even=break_even)
+        assert [plan[name].ranks for name in ("a", "b", "c")] == [(16, 24), (16, 24), None]
+    assert "faster dense" in plan.reasons["c"]
+    with pytest.raises(ValueError, match=r"Expected max_latency ≥ 0\.[34]\d+. Received: max_latency=0.2"):
+        elrt.plan_ranks(small_model(), max_latency=0.2)
+
+
+def test_two_budgets_at_once(cache):
+    written(cache, lambda candidate, ranks: 1e-2 if ranks is None else 5e-3)
+    model = small_model()
+    plan = elrt.plan_ranks(model, max_latency=0.9, max_macs=0.3)
+    low = elrt.factorize(model, plan)
+    assert elrt.count_costs(low).macs <= 0.3 * elrt.count_costs(model).macs
+
+
+def test_an_edited_plan_forgets_its_prediction(cache, tmp_path):
+    written(cache, lambda candidate, ranks: 1e-2 if ranks is None else 5e-3)
+    plan = elrt.plan_ranks(small_model(), max_latency=0.9)
+    plan.save(tmp_path / "plan.json")
+    loaded = elrt.RankPlan.load(tmp_path / "plan.json")
+    assert dict(loaded) == dict(plan) and loaded.latency == plan.latency
+    loaded["a"] = None
+    assert loaded.latency is None
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [({"threads": 0}, "Received: threads=0"), ({"max_macs": 0.5, "max_params": 0.5}, "at most two budgets")],
+)
+def test_bad_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        elrt.plan_ranks(small_model(), max_latency=0.5, **options)
+
+
+@pytest.mark.slow
+def test_the_predicted_speed_up_is_the_measured_one():
+    model = elrt.models.build("resnet18", input_shape=(128, 128, 3))
+    plan = elrt.plan_ranks(model, max_latency=0.6)
+    low = elrt.factorize(model, plan)
+    dense, fast = latency.measure([litert.model_to_litert(m) for m in (model, low)], 1)
+    assert dense / fast == pytest.approx(plan.latency["dense"] / plan.latency["planned"], rel=0.15)

@@ -1,0 +1,196 @@
+"""Models in tf_keras: equal to Keras 3's; quantisation-aware, pruned, clustered, combined, stripped and exported."""
+
+import keras
+import numpy as np
+import pytest
+
+import elrt_keras as elrt
+
+pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf_keras needs TensorFlow")
+tf_keras = pytest.importorskip("tf_keras")
+tfmot = pytest.importorskip("tensorflow_model_optimization")
+export = elrt.export
+
+
+def images(*shape, seed=4):
+    return np.random.default_rng(seed).uniform(0, 255, shape).astype("float32")
+
+
+def low_rank(name, shape, **options):
+    dense = elrt.models.build(name, input_shape=shape, classes=6, **options)
+    return elrt.factorize(dense, elrt.plan_ranks(dense, max_macs=0.7), factor_initializer="decomposed")
+
+
+def every_kind_of_layer():
+    """Branches, shared layers, a nested model, operators, dilation, strides, groups, depthwise, activations."""
+    layers = keras.layers
+    nested = keras.Sequential([keras.Input((10, 10, 8)), layers.Conv2D(8, 3, padding="same"), layers.LeakyReLU()])
+    shared = layers.Conv2D(8, 3, padding="same", activation="relu", dilation_rate=2, name="shared")
+    inputs = keras.Input((10, 10, 3))
+    x = shared(layers.Conv2D(8, 1, name="first")(inputs))
+    x = layers.Concatenate()([shared(x), nested(x)])
+    y = layers.DepthwiseConv2D(3, padding="same", depth_multiplier=1)(x)
+    x = x + layers.Conv2D(16, 3, groups=2, padding="same")(y)
+    x = layers.SeparableConv2D(8, 3, strides=2)(layers.ZeroPadding2D(((1, 0), (0, 1)))(x))
+    x = layers.PReLU()(layers.BatchNormalization(epsilon=1e-2, center=False)(x))
+    x = layers.Dropout(0.5)(layers.GlobalAveragePooling2D(keepdims=True)(x))
+    return keras.Model(inputs, layers.Dense(6, activation="softmax")(layers.Flatten()(x)))
+
+
+MODELS = {
+    "resnet20": lambda: low_rank("resnet20", (16, 16, 3)),
+    "dense resnet50": lambda: elrt.models.build("resnet50", input_shape=(32, 32, 3), classes=6),
+    "mobilenet_v2": lambda: low_rank("mobilenet_v2", (32, 32, 3)),
+    "vgg16_cifar": lambda: low_rank("vgg16_cifar", (32, 32, 3), normalization=([120.0, 110, 100], [50.0, 60, 70])),
+    "every kind of layer": every_kind_of_layer,
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_outputs_weights_and_names_are_those_of_keras(name):
+    keras.utils.set_random_seed(1)
+    model = MODELS[name]()
+    # Statistics and offsets that are not those of fresh layers, so that an exchange would show.
+    random = np.random.default_rng(5)
+    model.set_weights([w + random.uniform(0, 0.2, w.shape) * (1 if w.ndim == 1 else 0) for w in model.get_weights()])
+    legacy = export.to_tf_keras(model)
+    assert isinstance(legacy, tf_keras.Model) and legacy.name == model.name
+    x = images(3, *model.input_shape[1:])
+    expected = model.predict(x, verbose=0)
+    np.testing.assert_allclose(legacy.predict(x, verbose=0), expected, atol=1e-5 * max(1, np.abs(expected).max()))
+    assert legacy.count_params() == model.count_params()
+    names = {layer.name for layer in legacy.layers}
+    stock = {layer.name for layer in model.layers if type(layer) in (keras.layers.Conv2D, keras.layers.Dense)}
+    assert stock <= names
+
+
+def test_what_tf_keras_lacks_is_named():
+    inputs = keras.Input((8, 8, 3))
+    model = keras.Model(inputs, keras.layers.Flatten()(keras.ops.exp(inputs)))
+    with pytest.raises(ValueError, match="Received: keras.ops, Exp"):
+        export.to_tf_keras(model)
+    model = keras.Sequential([inputs, keras.layers.RMSNormalization(name="norm")])
+    with pytest.raises(ValueError, match="Received: 'norm', a RMSNormalization"):
+        export.to_tf_keras(model)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A low-rank network that tells which third of an image is bright, with its data."""
+    keras.utils.set_random_seed(0)
+    random = np.random.default_rng(2)
+    labels = random.integers(0, 3, 400)
+    x = images(400, 16, 16, 3, seed=2) / 2
+    for image, label in zip(x, labels):
+        image[:, 5 * label : 5 * label + 5] += 110
+    dense = elrt.models.build("resnet20", input_shape=(16, 16, 3), classes=3)
+    model = elrt.factorize(dense, elrt.plan_ranks(dense, max_macs=0.5))
+    model.compile(keras.optimizers.Adam(2e-3), "sparse_categorical_crossentropy", jit_compile=False)
+    model.fit(x[:320], labels[:320], epochs=5, batch_size=32, verbose=0)
+    assert accuracy(model, x[320:], labels[320:]) > 0.9
+    return model, x, labels
+
+
+def accuracy(model, x, labels):
+    return np.mean(model.predict(x, verbose=0).argmax(1) == labels)
+
+
+def fine_tune(model, x, labels, epochs=1, callbacks=()):
+    model.compile(tf_keras.optimizers.legacy.Adam(1e-4), "sparse_categorical_crossentropy")
+    model.fit(x, labels, epochs=epochs, batch_size=32, verbose=0, callbacks=list(callbacks))
+    return model
+
+
+def kernels(model):
+    layers = (tf_keras.layers.Conv2D, tf_keras.layers.Dense)
+    return {layer.name: layer.kernel.numpy() for layer in model.layers if type(layer) in layers}
+
+
+def test_quantisation_aware_training_and_export(trained, tmp_path):
+    model, x, labels = trained
+    aware = export.quantization_aware(model, representative_data=x)
+    # With ranges from data the untrained model is an int8 model already.
+    assert accuracy(aware, x[320:], labels[320:]) > 0.9
+    before = [w.copy() for w in aware.get_weights()]
+    fine_tune(aware, x[:320], labels[:320])
+    assert any(not np.array_equal(a, b) for a, b in zip(before, aware.get_weights()))
+    test = (x[320:], labels[320:])
+    report = export.to_litert(aware, tmp_path / "model.tflite", "int8", evaluation_data=test, io_dtype="int8")
+    assert report.accuracy > 0.9 and report.agreement > 0.95
+    assert not {"MUL", "DEQUANTIZE", "CUSTOM"} & set(report.operators)
+    plain = export.to_litert(model, tmp_path / "plain.tflite")
+    assert report.size_bytes < 0.5 * plain.size_bytes
+
+
+def test_ranges_from_data_are_those_of_the_float_model(trained):
+    model, x, _ = trained
+    legacy = export.to_tf_keras(model)
+    aware = export.quantization_aware(legacy, representative_data=x[:128])
+    weights = {weight.name: float(weight.numpy()) for weight in aware.weights if weight.shape.rank == 0}
+    relu = legacy.get_layer("stage2_block1_relu").output
+    expected = tf_keras.Model(legacy.inputs, relu).predict(x[:128], verbose=0)
+    assert weights["quant_stage2_block1_relu/output_max:0"] == pytest.approx(expected.max(), rel=0.01)
+    logits = np.log(legacy.predict(x[:128], verbose=0))
+    spread = (logits.max(1) - logits.min(1)).max()  # softmax keeps differences of logits
+    low, high = (weights[f"quant_classifier/pre_activation_{end}:0"] for end in ("min", "max"))
+    assert spread <= (high - low) * 1.01 and low <= 0 <= high
+    # Statistics of batch-norm are as they were.
+    np.testing.assert_array_equal(
+        aware.get_layer("quant_stem_bn").layer.moving_mean.numpy(), legacy.get_layer("stem_bn").moving_mean.numpy()
+    )
+
+
+def test_pruning_clustering_and_quantisation_combine(trained, tmp_path):
+    model, x, labels = trained
+    pruned = export.prune(model, sparsity=0.5, end_step=10, frequency=2)
+    fine_tune(pruned, x[:320], labels[:320], 2, [tfmot.sparsity.keras.UpdatePruningStep()])
+    stripped = export.strip(pruned)
+    assert all(type(layer).__module__.startswith("tf_keras") for layer in stripped.layers)
+    assert all(np.mean(kernel == 0) == pytest.approx(0.5, abs=0.03) for kernel in kernels(stripped).values())
+    clustered = export.strip(
+        fine_tune(export.cluster(stripped, clusters=16, preserve_sparsity=True), x[:320], labels[:320])
+    )
+    for kernel in kernels(clustered).values():
+        assert len(np.unique(kernel)) <= 16 and np.mean(kernel == 0) >= 0.45
+    aware = fine_tune(export.quantization_aware(clustered, "both", x), x[:320], labels[:320])
+    test = (x[320:], labels[320:])
+    report = export.to_litert(aware, tmp_path / "model.tflite", "int8", evaluation_data=test)
+    assert report.accuracy > 0.85
+    zeros, distinct = int8_kernels(report.path)
+    assert min(zeros) > 0.4 and max(distinct) <= 17
+
+
+def int8_kernels(path):
+    """Of each convolution in a file: the part of zeros in its weights, and the most different values in a channel."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(path)
+    interpreter.allocate_tensors()
+    zeros, distinct = [], []
+    for detail in interpreter.get_tensor_details():
+        if detail["dtype"] == np.int8 and len(detail["quantization_parameters"]["scales"]) > 3:
+            weights = interpreter.get_tensor(detail["index"])
+            zeros.append(np.mean(weights == 0))
+            distinct.append(max(len(np.unique(channel)) for channel in weights))
+    return zeros, distinct
+
+
+def test_clusters_alone(trained):
+    model, x, labels = trained
+    clustered = export.strip(fine_tune(export.cluster(model, clusters=8), x[:320], labels[:320]))
+    assert all(len(np.unique(kernel)) <= 8 for kernel in kernels(clustered).values())
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda m: export.quantization_aware(m, preserve="colour"), "Received: preserve='colour'"),
+        (lambda m: export.prune(m, sparsity=1.0), "Received: sparsity=1.0"),
+        (lambda m: export.cluster(m, clusters=1), "Received: clusters=1"),
+        (lambda m: export.strip(m), "Expected a tf_keras model"),
+        (lambda m: export.to_tf_keras("model"), "Expected a built Keras model"),
+    ],
+)
+def test_bad_arguments(trained, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(trained[0])
