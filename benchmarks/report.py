@@ -115,8 +115,39 @@ def throughput_section():
     )
 
 
-def _spread(rates):
-    return f"{statistics.median(rates):,.0f} ({min(rates):,.0f}–{max(rates):,.0f})"
+def _spread(values, digits=0):
+    middle, low, high = (f"{value:,.{digits}f}" for value in (statistics.median(values), min(values), max(values)))
+    return f"{middle} ({low}–{high})"
+
+
+def latency_section():
+    """Predicted against measured speed-ups on LiteRT; empty if nothing was measured yet."""
+    paths = sorted((_HERE / "results" / "latency").glob("*.json"))
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    if not rows:
+        return ""
+    lines = [
+        "| model | max_latency | threads | dense, ms | low-rank, ms | speed-up, predicted | measured | MACs reduction "
+        "| measured / MACs | planning, s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(rows, key=lambda row: (row["model"], row["threads"], -row["max_latency"])):
+        measured = statistics.median(row["measured_speedup"])
+        lines.append(
+            f"| {row['model']} | {row['max_latency']} | {row['threads']} | {_spread(row['dense_ms'], 2)} "
+            f"| {_spread(row['low_rank_ms'], 2)} | {row['predicted_speedup']:.2f}× "
+            f"| {_spread(row['measured_speedup'], 2)}× | {row['macs_reduction']:.2f}× "
+            f"| {measured / row['macs_reduction']:.2f} | {row['planning_seconds']:.0f} |"
+        )
+    machine = ", ".join(f"{key} {value}" for key, value in rows[0]["machine"].items())
+    return (
+        "## Ranks for a latency: predicted and measured on LiteRT\n\n`plan_ranks(max_latency=…)` on models with random "
+        "weights at their own input size, float32, Tucker-2 (SVD for 1×1 convolutions and dense layers). Dense and "
+        "low-rank model take turns; median (lowest to highest) of the rounds. Planning at the second budget of a model "
+        "reads the times of the first. Measured by `python -m benchmarks.latency`.\n\n"
+        + "\n".join(lines)
+        + f"\n\nMachine: {machine}.\n"
+    )
 
 
 def zoo_page():
@@ -183,6 +214,7 @@ def main():
             "digits_strength",
         ),
         throughput_section(),
+        latency_section(),
     ]
     (_DOCS / "results.md").write_text("\n".join(part for part in parts if part), encoding="utf-8")
     print(_DOCS / "results.md")

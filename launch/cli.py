@@ -67,3 +67,17 @@ def summary_table(summaries):
         for s in summaries
     ]
     return render_table(["model", "data", "test accuracy", "params", "MACs", "of dense", "s/epoch"], rows)
+
+
+def plan_totals(dense, plan):
+    """One line: the costs of a whole model (`ModelCosts`), dense and under a plan."""
+    saved = {r: sum(c[r] - c[f"planned_{r}"] for c in plan.costs.values()) for r in ("macs", "params")}
+    macs, params = dense.macs - saved["macs"], dense.params - saved["params"]
+    text = (
+        f"whole model: {dense.macs:,} → {macs:,} MACs ({macs / dense.macs:.1%}), "
+        f"{dense.params:,} → {params:,} params ({params / dense.params:.1%})"
+    )
+    if plan.latency is None:
+        return text
+    before, after = 1e3 * plan.latency["dense"], 1e3 * plan.latency["planned"]
+    return f"{text}, {before:.2f} → {after:.2f} ms predicted ({after / before:.1%})"

@@ -89,6 +89,14 @@ def define():
     """Defines the flags of a training run."""
     flags.DEFINE_string("run_dir", None, "Directory of the run. A second start there resumes.")
     flags.DEFINE_boolean("list", False, "Print models, data sets and recipes, and stop.")
+    flags.DEFINE_boolean(
+        "quantization_aware",
+        False,
+        "After the run (a finished one is taken as it is): fine-tune its model with int8 rounding by "
+        "tensorflow-model-optimization and export it to RUN_DIR/quantization_aware.",
+    )
+    flags.DEFINE_integer("quantization_aware_epochs", 5, "Epochs of that fine-tuning.", lower_bound=1)
+    flags.DEFINE_float("quantization_aware_learning_rate", 1e-3, "Its learning rate.", lower_bound=0.0)
     # `expanded` has put the recipe's flags in its place before flags are parsed; here it is for --help.
     flags.DEFINE_string("recipe", None, "Flags of a published setting, see --list; those given with it go before.")
     define_fields(_SPECS)

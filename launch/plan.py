@@ -65,7 +65,7 @@ def run(argv):
         **{name: getattr(values, name) for name in _PASSED},
     )
     print(plan)
-    print(_totals(elrt.count_costs(model, shape), plan))
+    print(cli.plan_totals(elrt.count_costs(model, shape), plan))
     if values.output is not None:
         plan.save(values.output)
         print(f"Wrote {values.output}")
@@ -105,19 +105,6 @@ def _format(text):
     if any(len(pair) != 2 for pair in pairs):
         raise ValueError(f"Expected a format, or pattern:format, separated by commas. Received: format={text!r}")
     return dict(pairs)
-
-
-def _totals(dense, plan):
-    saved = {r: sum(c[r] - c[f"planned_{r}"] for c in plan.costs.values()) for r in ("macs", "params")}
-    macs, params = dense.macs - saved["macs"], dense.params - saved["params"]
-    text = (
-        f"whole model: {dense.macs:,} → {macs:,} MACs ({macs / dense.macs:.1%}), "
-        f"{dense.params:,} → {params:,} params ({params / dense.params:.1%})"
-    )
-    if plan.latency is None:
-        return text
-    before, after = 1e3 * plan.latency["dense"], 1e3 * plan.latency["planned"]
-    return f"{text}, {before:.2f} → {after:.2f} ms predicted ({after / before:.1%})"
 
 
 def main():

@@ -5,6 +5,7 @@
   elrt-train --run_dir=runs/dense --dataset=cifar10 --format=dense     # the dense twin
   elrt-train --run_dir=runs/photos --dataset=folder:photos --model=mobilenet_v2 --max_macs=0.7
   elrt-train --run_dir=runs/r56 --recipe=cifar10_resnet56_62.0         # a published setting
+  elrt-train --run_dir=runs/r20 --quantization_aware                   # fine-tunes that run for int8 LiteRT
   elrt-train --list                                                    # models, data sets, recipes
 
 Flags can be read from a file: --flagfile=FILE. A second start with the same --run_dir resumes where the first stopped.
@@ -21,15 +22,38 @@ from elrt_keras.launch import cli
 def run(argv):
     """Trains as the flags say and prints the summary."""
     cli.refuse_arguments(argv)
-    from elrt_keras.launch import catalog, flags, training
+    from elrt_keras.launch import catalog
 
     if absl_flags.FLAGS.list:
         print(catalog.listing())
         return
     if absl_flags.FLAGS.run_dir is None:
         raise ValueError("Expected a directory for the run, such as --run_dir=runs/first. Received: no --run_dir")
-    summary = training.run(flags.to_config(absl_flags.FLAGS), absl_flags.FLAGS.run_dir)
+    values = absl_flags.FLAGS
+    summary = _trained(values)
     print(cli.summary_table([summary]))
+    if values.quantization_aware:
+        print(_quantized(values))
+
+
+def _trained(values):
+    """The summary of the run that the flags describe, or of a finished one that is to be fine-tuned as it is."""
+    from elrt_keras.launch import flags, rundir, training
+
+    if values.quantization_aware and rundir.read_summary(values.run_dir) is not None:
+        return rundir.read_summary(values.run_dir)
+    return training.run(flags.to_config(values), values.run_dir)
+
+
+def _quantized(values):
+    from elrt_keras.launch import quantized
+
+    options = values.quantization_aware_epochs, values.quantization_aware_learning_rate
+    summary = quantized.run(values.run_dir, *options)
+    return (
+        f"{summary['path']}: int8 accuracy {summary['accuracy']:.2%}, float {summary['float_accuracy']:.2%}, "
+        f"{summary['size_bytes']:,} bytes"
+    )
 
 
 def expanded(arguments):

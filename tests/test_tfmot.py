@@ -18,7 +18,7 @@ def images(*shape, seed=4):
 
 def low_rank(name, shape, **options):
     dense = elrt.models.build(name, input_shape=shape, classes=6, **options)
-    return elrt.factorize(dense, elrt.plan_ranks(dense, max_macs=0.7), factor_initializer="decomposed")
+    return elrt.factorize(dense, elrt.plan_ranks(dense, max_macs=0.7))
 
 
 def every_kind_of_layer():
@@ -111,9 +111,14 @@ def test_quantisation_aware_training_and_export(trained, tmp_path):
     aware = export.quantization_aware(model, representative_data=x)
     # With ranges from data the untrained model is an int8 model already.
     assert accuracy(aware, x[320:], labels[320:]) > 0.9
-    before = [w.copy() for w in aware.get_weights()]
+    before = {weight.name: weight.numpy() for weight in aware.weights}
     fine_tune(aware, x[:320], labels[:320])
-    assert any(not np.array_equal(a, b) for a, b in zip(before, aware.get_weights()))
+    after = {weight.name: weight.numpy() for weight in aware.weights}
+    moved = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert {"stem_conv/kernel:0", "stage2_block1_1_conv_core/kernel:0", "classifier/bias:0"} <= moved
+    # The rescaling of the input is fixed.
+    assert not {"normalization/depthwise_kernel:0", "normalization/bias:0"} & moved
+    assert len(aware.trainable_variables) == len(export.to_tf_keras(model).trainable_variables)
     test = (x[320:], labels[320:])
     report = export.to_litert(aware, tmp_path / "model.tflite", "int8", evaluation_data=test, io_dtype="int8")
     assert report.accuracy > 0.9 and report.agreement > 0.95

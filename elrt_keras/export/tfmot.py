@@ -58,6 +58,9 @@ def quantization_aware(model, preserve=None, representative_data=None):
 
     clone = tf_keras.models.clone_model(model, clone_function=annotated)
     aware = quantization.quantize_apply(clone, scheme)
+    for layer in aware.layers:
+        if isinstance(layer, quantization.QuantizeWrapper) and not layer.trainable:
+            _freeze(layer)
     if representative_data is not None:
         calibrate(aware, model, take_inputs(representative_data, model.input_shape[1:], _CALIBRATION_EXAMPLES))
     return aware
@@ -185,6 +188,16 @@ def _as_convolution(layer, tf_keras):
         trainable=False,
         name=layer.name,
     )
+
+
+def _freeze(wrapper):
+    """Keeps the weights of a wrapped layer that is not trainable as they are.
+
+    tfmot 0.8.1 lists every weight that it quantises as trainable, and has no public way to say otherwise. A step in the
+    scale of pixels would wreck the model.
+    """
+    wrapper._non_trainable_weights.extend(wrapper._trainable_weights)
+    wrapper._trainable_weights.clear()
 
 
 def _follows_convolution(layer, tf_keras):

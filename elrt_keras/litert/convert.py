@@ -91,9 +91,12 @@ def _reason(error):
 @contextlib.contextmanager
 def _quiet_converter():
     """Keeps the converter's notes off the terminal; what it says in an error stays."""
+    from absl import logging as absl_logging
+
     logger = logging.getLogger("tensorflow")
-    level = logger.level
+    level, verbosity = logger.level, absl_logging.get_verbosity()
     logger.setLevel(logging.ERROR)
+    absl_logging.set_verbosity(absl_logging.ERROR)
     try:
         with warnings.catch_warnings():
             # Calibration runs TensorFlow's own interpreter, which says that it is deprecated.
@@ -101,6 +104,7 @@ def _quiet_converter():
             yield
     finally:
         logger.setLevel(level)
+        absl_logging.set_verbosity(verbosity)
 
 
 def chain_to_litert(stages, input_size, padding, seed=0):
@@ -124,7 +128,8 @@ def chain_to_litert(stages, input_size, padding, seed=0):
     signature = [tf.TensorSpec((1, *input_size, stages[0].in_channels), tf.float32)]
     function = tf.function(chain, input_signature=signature, autograph=False)
     with _quiet_converter():
-        return tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()]).convert()
+        functions = [function.get_concrete_function()]
+        return tf.lite.TFLiteConverter.from_concrete_functions(functions, trackable_obj=tf.Module()).convert()
 
 
 def _apply(stage, image, padding, random):

@@ -1,6 +1,7 @@
 """`elrt-export` and `elrt-benchmark litert` as a user runs them: a real run, real files, bad input."""
 
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -21,7 +22,8 @@ def start(name, *arguments, cwd):
 def exported(tmp_path_factory):
     """A finished run with every kind of LiteRT file, and its dense architecture in float32."""
     folder = tmp_path_factory.mktemp("export")
-    done = start("train", "--run_dir=run", "--smoke", cwd=folder)
+    recipe = ("--epochs=5", "--batch_size=64", "--lr_schedule=one_cycle")
+    done = start("train", "--run_dir=run", *recipe, cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     done = start("export", "run", f"--quantization={','.join(KINDS)}", "--evaluation_examples=100", cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -38,7 +40,7 @@ def test_every_file_has_its_report_and_its_row(exported):
     reports = {name: json.loads((folder / "run" / "export" / f"{name}.json").read_text()) for name in names}
     for name, report in reports.items():
         assert report["size_bytes"] == (folder / "run" / "export" / f"{name}.tflite").stat().st_size
-        assert report["examples"] == 100 and report["accuracy"] is not None
+        assert report["examples"] == 100 and report["accuracy"] > 0.8
     assert reports["merged_float32"]["macs"] > 2 * reports["low_rank_float32"]["macs"]
     assert all(f"low_rank_{kind}.tflite" in printed for kind in KINDS) and "agreement" in printed
 
@@ -122,3 +124,49 @@ def test_bad_input_to_the_benchmark(exported, arguments, message):
     (folder / "text.tflite").write_text("no model")
     done = start("benchmark", *arguments, cwd=folder)
     assert done.returncode == 2 and f"elrt-benchmark: error: {message}" in done.stderr, done.stderr[-1500:]
+
+
+def test_quantisation_aware_fine_tuning_of_a_finished_run(exported):
+    folder, _ = exported
+    arguments = ("--run_dir=run", "--quantization_aware", "--quantization_aware_epochs=2")
+    done = start("train", *arguments, cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    tuned = folder / "run" / "quantization_aware"
+    summary = json.loads((tuned / "summary.json").read_text())
+    run = json.loads((folder / "run" / "summary.json").read_text())
+    assert summary["float_accuracy"] == run["test_accuracy"] and summary["epochs"] == 2
+    assert summary["accuracy"] > run["test_accuracy"] - 0.05
+    assert summary["size_bytes"] == (tuned / "model.tflite").stat().st_size
+    assert f"int8 accuracy {summary['accuracy']:.2%}" in done.stdout
+    assert len((tuned / "history.csv").read_text().splitlines()) == 3
+    before = (tuned / "model.tflite").read_bytes()
+    again = start("train", *arguments, cwd=folder)
+    assert again.returncode == 0 and "Already finished: run/quantization_aware" in again.stdout
+    other = start("train", *arguments[:2], "--quantization_aware_epochs=3", cwd=folder)
+    assert other.returncode == 2 and "holds a fine-tuning with" in other.stderr
+    assert (tuned / "model.tflite").read_bytes() == before
+
+
+def test_the_example_classifies_image_files(exported, tmp_path):
+    """Against Keras on the same pixels; a file that is no image is named and does not stop the others."""
+    from PIL import Image
+
+    folder, _ = exported
+    model = keras.models.load_model(folder / "run" / "model.keras", compile=False)
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (3, 8, 8), dtype="uint8")
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for path, image in zip(paths, pixels):
+        Image.fromarray(image).save(path)
+    (tmp_path / "text.png").write_text("no image")
+    program = pathlib.Path(__file__).resolve().parents[2] / "examples" / "classify.py"
+    arguments = [f"--model={folder}/run/export/low_rank_float32.tflite", "--top_k=2", *paths, tmp_path / "text.png"]
+    done = subprocess.run([sys.executable, program, *map(str, arguments)], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 1 and "text.png: no image that can be read" in done.stderr
+    scores = model.predict(pixels[..., None].astype("float32"), verbose=0)
+    for path, row, line in zip(paths, scores, done.stdout.splitlines(), strict=True):
+        first, second = np.argsort(row)[::-1][:2]
+        assert line == f"{path}: {first} {row[first]:.1%}, {second} {row[second]:.1%}"
+    int8 = [program, f"--model={folder}/run/export/low_rank_int8.tflite", paths[0]]
+    done = subprocess.run([sys.executable, *map(str, int8)], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0 and done.stdout.startswith(f"{paths[0]}: ")

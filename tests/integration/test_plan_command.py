@@ -74,3 +74,15 @@ def test_bad_input_is_one_line(tmp_path, arguments, message):
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert message in done.stderr.strip().splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["broken.keras"]
+
+
+def test_a_budget_of_time(tmp_path, monkeypatch):
+    monkeypatch.setenv("ELRT_CACHE_DIR", str(tmp_path / "cache"))
+    done = plan("--model=resnet20", "--max_latency=0.8", "--multiple_of=16", "--output=plan.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    written = elrt.RankPlan.load(tmp_path / "plan.json")
+    assert written.latency["planned"] <= 0.8 * written.latency["dense"]
+    assert "ms predicted" in done.stdout and "planned ms" in done.stdout
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    low = elrt.factorize(elrt.models.build("resnet20"), written)
+    assert elrt.count_costs(low).macs < elrt.count_costs(elrt.models.build("resnet20")).macs

@@ -1,0 +1,81 @@
+"""Compares the speed-up that `plan_ranks(max_latency=…)` predicts with the one that LiteRT shows.
+
+  python -m benchmarks.latency
+  python -m benchmarks.latency --models=vgg16 --budgets=0.5 --threads=2
+
+For each model, with random weights at its own input size, and each budget: ranks are planned, the dense and the
+low-rank model are converted, and both take turns on LiteRT. One process per model, which starts with an empty table
+of times. Files in `benchmarks/results/latency/`.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+from absl import app, flags
+
+from benchmarks import machine
+
+_MODELS = flags.DEFINE_list("models", ["vgg16", "resnet18", "vgg16_cifar", "resnet20"], "Builders.")
+_BUDGETS = flags.DEFINE_list("budgets", ["0.7", "0.5"], "Values of max_latency.")
+_THREADS = flags.DEFINE_integer("threads", 1, "CPU threads.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "How often the two models are compared.")
+_ONE = flags.DEFINE_string("one", None, "The model of this process; the driver sets it.")
+_RESULTS = pathlib.Path(__file__).parent / "results" / "latency"
+
+
+def measure(name):
+    """Plans and times one model at every budget."""
+    import elrt_keras as elrt
+    from elrt_keras import litert
+    from elrt_keras.ranks import latency
+
+    dense = elrt.models.build(name)
+    dense_content = litert.model_to_litert(dense)
+    for budget in map(float, _BUDGETS.value):
+        start = time.perf_counter()
+        plan = elrt.plan_ranks(dense, max_latency=budget, threads=_THREADS.value)
+        planning = time.perf_counter() - start
+        low = elrt.factorize(dense, plan)
+        contents = [dense_content, litert.model_to_litert(low)]
+        times = np.array([latency.measure(contents, _THREADS.value) for _ in range(_ROUNDS.value)])
+        speedups = times[:, 0] / times[:, 1]
+        row = {
+            "model": name,
+            "max_latency": budget,
+            "threads": _THREADS.value,
+            "dense_ms": [round(1e3 * value, 4) for value in times[:, 0]],
+            "low_rank_ms": [round(1e3 * value, 4) for value in times[:, 1]],
+            "predicted_speedup": plan.latency["dense"] / plan.latency["planned"],
+            "measured_speedup": [round(value, 4) for value in speedups],
+            "macs_reduction": elrt.count_costs(dense).macs / elrt.count_costs(low).macs,
+            "low_rank_layers": len(plan.factorized()),
+            "planning_seconds": round(planning, 1),
+            "command": f"python -m benchmarks.latency --models={name} --budgets={budget} --threads={_THREADS.value}",
+            "machine": machine.describe(),
+        }
+        _RESULTS.mkdir(parents=True, exist_ok=True)
+        path = _RESULTS / f"{name}_{budget}_{_THREADS.value}.json"
+        path.write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
+        print(name, budget, row["predicted_speedup"], row["measured_speedup"], row["macs_reduction"], flush=True)
+
+
+def main(argv):
+    """Measures the models asked for, each in a process of its own."""
+    del argv
+    if _ONE.value is not None:
+        measure(_ONE.value)
+        return
+    for name in _MODELS.value:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "benchmarks.latency", *sys.argv[1:], f"--one={name}"]
+            subprocess.run(command, check=True, env={**os.environ, "ELRT_CACHE_DIR": folder})
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,120 @@
+"""Quantisation-aware training: fine-tunes a finished run with int8 rounding and exports it as an int8 LiteRT file."""
+
+import dataclasses
+import json
+import os
+
+import keras
+
+from elrt_keras import export
+from elrt_keras.export.files import check_target, write_file
+from elrt_keras.export.legacy import import_tf_keras
+from elrt_keras.launch import data as data_module
+from elrt_keras.launch import exporting, rundir, training
+
+FOLDER = "quantization_aware"
+_CHECK_EXAMPLES = 10_000
+
+
+def run(run_dir, epochs, learning_rate):
+    """Fine-tunes the model of a run; goes on where an earlier start stopped.
+
+    Args:
+        run_dir: directory of a finished run. `quantization_aware/` in it will hold `model.tflite`, `history.csv` and
+            `summary.json`.
+        epochs: int, epochs of fine-tuning.
+        learning_rate: float, its first learning rate; a cosine takes it to zero. Momentum, batch size, augmentation and
+            label smoothing are those of the run.
+
+    Returns:
+        The summary, a dict.
+
+    Raises:
+        ValueError: for a run that is not finished, another backend than TensorFlow, or a folder that holds a
+            fine-tuning with other settings.
+        ImportError: without the `optimize` and `litert` extras.
+    """
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError(
+            f"Quantisation-aware training needs the TensorFlow backend. Received: {keras.backend.backend()!r}"
+        )
+    finished = rundir.read_summary(run_dir)
+    if finished is None:
+        raise ValueError(f"Expected a finished run. Received: {run_dir!r}")
+    settings = {"epochs": epochs, "learning_rate": learning_rate}
+    folder = os.path.join(run_dir, FOLDER)
+    known = _prepared(folder, settings)
+    if known is not None:
+        print(f"Already finished: {folder}")
+        return known
+    config = rundir.read_config(run_dir)
+    data = training.load_data(config)
+    examples = exporting.examples_of(data, config)
+    model, path = rundir.load_model(rundir.model_path(run_dir)), os.path.join(folder, "model.tflite")
+    aware = export.quantization_aware(model, representative_data=examples.pop("representative_data"))
+    _fit(aware, config, data, folder, **settings)
+    report = export.to_litert(aware, path, "int8", max_examples=_CHECK_EXAMPLES, **examples)
+    summary = {**settings, "float_accuracy": finished["test_accuracy"], **dataclasses.asdict(report)}
+    exporting.write_report(path, report, FOLDER)
+    _write(os.path.join(folder, "summary.json"), summary)
+    return summary
+
+
+def _prepared(folder, settings):
+    """Makes the folder, and gives the summary of a fine-tuning that is finished; refuses one with other settings."""
+    path = os.path.join(folder, "settings.json")
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"Cannot make the folder. Received: {folder!r}: {error}") from error
+    check_target(path)
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            there = json.load(file)
+        if there != settings:
+            raise ValueError(f"{folder!r} holds a fine-tuning with {there}; remove it first. Received: {settings}")
+    _write(path, settings)
+    return rundir.read_summary(folder)
+
+
+def _fit(aware, config, data, folder, epochs, learning_rate):
+    import tensorflow as tf
+
+    tf_keras = import_tf_keras()
+    steps = data_module.steps_per_epoch(data, config)
+    rate = tf_keras.optimizers.schedules.CosineDecay(learning_rate, epochs * steps)
+    aware.compile(
+        tf_keras.optimizers.SGD(rate, momentum=config.momentum, nesterov=True),
+        tf_keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing),
+        metrics=["accuracy"],
+    )
+    aware.optimizer.build(aware.trainable_variables)
+    done = tf.Variable(0, dtype=tf.int64)
+    checkpoint = tf.train.Checkpoint(model=aware, optimizer=aware.optimizer, done=done)
+    manager = tf.train.CheckpointManager(checkpoint, os.path.join(folder, "checkpoint"), max_to_keep=1)
+    manager.restore_or_initialize()
+    first_epoch = int(done)
+    rundir.truncate_history(folder, first_epoch)
+
+    def save(epoch, logs):
+        done.assign(epoch + 1)
+        manager.save()
+
+    with data_module.plain_errors(data):
+        aware.fit(
+            # Epochs count on from those of the run, so that images come in another order than at its start.
+            data.train_batches(config, config.epochs + first_epoch),
+            steps_per_epoch=steps,
+            initial_epoch=first_epoch,
+            epochs=epochs,
+            validation_data=data.test_batches(config),
+            callbacks=[
+                tf_keras.callbacks.CSVLogger(rundir.history_path(folder), append=True),
+                tf_keras.callbacks.LambdaCallback(on_epoch_end=save),
+            ],
+            verbose="auto" if os.isatty(1) else 2,
+        )
+
+
+def _write(path, content):
+    write_file(path, (json.dumps(content, indent=2) + "\n").encode())
