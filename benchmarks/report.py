@@ -150,6 +150,39 @@ def latency_section():
     )
 
 
+def quantization_section():
+    """Accuracy and latency of every kind of LiteRT file; empty if nothing was measured yet."""
+    path = _HERE / "results" / "quantization" / "cifar10.json"
+    if not path.exists():
+        return ""
+    from elrt_keras.launch import latency
+
+    result = json.loads(path.read_text(encoding="utf-8"))
+    rows = result["rows"]
+    picture = _DOCS / "images" / "quantization.png"
+    latency.plot(rows, picture)
+    lines = [
+        "| file | test accuracy | median ms (10–90 %) | speed-up | bytes | peak memory |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in zip(latency.short_names([row["path"] for row in rows]), rows):
+        lines.append(
+            f"| {name} | {row['accuracy']:.2%} | {row['median_ms']:.3f} ({row['low_ms']:.3f}–{row['high_ms']:.3f}) "
+            f"| {rows[0]['median_ms'] / row['median_ms']:.2f}× | {row['size_bytes']:,} "
+            f"| {row['peak_memory_bytes'] / 2**20:.1f} MiB |"
+        )
+    commands = "\n".join(result["commands"])
+    machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
+    return (
+        "## ResNet-20 on CIFAR-10 as LiteRT files\n\nDense and low-rank (Tucker-2, 40 % of the MACs, double soft "
+        "orthogonality), one recipe and one seed; `merged` is the low-rank model's dense architecture, "
+        f"`quantization_aware` int8 after {result['tuning_epochs']} epochs of fine-tuning, `int8` without any. All "
+        "files take turns on one thread. Measured by `python -m benchmarks.quantization`.\n\n"
+        + "\n".join(lines)
+        + f"\n\n![Accuracy over latency](images/{picture.name})\n\n```\n{commands}\n```\n\nMachine: {machine}.\n"
+    )
+
+
 def zoo_page():
     """The page about keras.applications and keras-hub; empty if nothing was measured yet."""
     paths = sorted((_HERE / "results" / "zoo").glob("*.json"))
@@ -215,6 +248,7 @@ def main():
         ),
         throughput_section(),
         latency_section(),
+        quantization_section(),
     ]
     (_DOCS / "results.md").write_text("\n".join(part for part in parts if part), encoding="utf-8")
     print(_DOCS / "results.md")

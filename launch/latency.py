@@ -6,6 +6,7 @@ import os
 
 from elrt_keras.tables import render_table
 
+_MARKERS = "os^vDP*X<"  # not as many as colours, so that both together differ
 _DEVICE_FOLDER = "/data/local/tmp"
 
 
@@ -90,15 +91,15 @@ def plot(rows, path):
     known = [(n, row) for n, row in zip(short_names([r["path"] for r in rows]), rows) if row["accuracy"] is not None]
     if not known:
         raise ValueError("Expected files with an accuracy, as elrt-export writes it beside them. Received: none")
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
     axis = figure.subplots()
-    for name, row in known:
-        axis.plot(row["median_ms"], 100 * row["accuracy"], "o")
-        axis.annotate(
-            name, (row["median_ms"], 100 * row["accuracy"]), xytext=(5, 4), textcoords="offset points", size=8
-        )
+    for number, (name, row) in enumerate(known):
+        marker = _MARKERS[number % len(_MARKERS)]
+        axis.plot(row["median_ms"], 100 * row["accuracy"], marker, label=name, alpha=0.8)
     axis.set(xlabel=f"median latency (ms), threads: {rows[0]['threads']}", ylabel="test accuracy (%)")
-    axis.margins(x=0.25, y=0.15)
+    axis.margins(x=0.1, y=0.1)
+    # Points of one model lie side by side, where names beside them would cover each other.
+    figure.legend(loc="outside right upper", fontsize=8)
     axis.grid(alpha=0.3)
     figure.savefig(path, dpi=130)
 
