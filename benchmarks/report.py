@@ -70,6 +70,10 @@ def plot(runs, path):
     figure.savefig(path, dpi=110)
 
 
+def _listed(machine):
+    return ", ".join(f"{key} {value}" for key, value in machine.items())
+
+
 def section(title, text, experiment):
     """One section of the page: text, table, picture, commands, machine; empty if nothing was measured yet."""
     runs = load(experiment)
@@ -77,7 +81,7 @@ def section(title, text, experiment):
         return ""
     picture = _DOCS / "images" / f"{experiment}.png"
     plot(runs, picture)
-    machine = ", ".join(f"{key} {value}" for key, value in runs[0]["machine"].items())
+    machine = _listed(runs[0]["machine"])
     commands = "\n".join(f"{run['command']} --run_dir=runs/{run['name']}" for run in runs)
     return (
         f"## {title}\n\n{text}\n\nData: {runs[0]['data']}.\n\n{accuracy_table(runs)}\n\n"
@@ -105,7 +109,7 @@ def throughput_section():
             f"| {row['note']} | {row['augmentation']} | {_spread(row['pipeline'])} | {row['model']} {row['format']}, "
             f"{shape}, batch {row['batch_size']} | {_spread(row['step'])} | {row['ratio']:.1f}× |"
         )
-    machine = ", ".join(f"{key} {value}" for key, value in rows[0]["machine"].items())
+    machine = _listed(rows[0]["machine"])
     return (
         "## Input pipelines against training steps\n\nEach pipeline alone and each training step alone, in turns in "
         "one process, on the same cores: median (lowest to highest). A ratio well above 1 means that training does not "
@@ -139,7 +143,7 @@ def latency_section():
             f"| {_spread(row['measured_speedup'], 2)}× | {row['macs_reduction']:.2f}× "
             f"| {measured / row['macs_reduction']:.2f} | {row['planning_seconds']:.0f} |"
         )
-    machine = ", ".join(f"{key} {value}" for key, value in rows[0]["machine"].items())
+    machine = _listed(rows[0]["machine"])
     return (
         "## Ranks for a latency: predicted and measured on LiteRT\n\n`plan_ranks(max_latency=…)` on models with random "
         "weights at their own input size, float32, Tucker-2 (SVD for 1×1 convolutions and dense layers). Dense and "
@@ -172,7 +176,7 @@ def quantization_section():
             f"| {row['peak_memory_bytes'] / 2**20:.1f} MiB |"
         )
     commands = "\n".join(result["commands"])
-    machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
+    machine = _listed(result["machine"])
     return (
         "## ResNet-20 on CIFAR-10 as LiteRT files\n\nDense and low-rank (Tucker-2, 40 % of the MACs, double soft "
         "orthogonality), one recipe and one seed; `merged` is the low-rank model's dense architecture, "
@@ -202,7 +206,7 @@ def zoo_page():
             + "".join(f"| {row[f'{kind}_difference']:.0e} " for kind in ("reloaded", "expanded", "merged"))
             + "|"
         )
-    machine = ", ".join(f"{key} {value}" for key, value in rows[0]["machine"].items())
+    machine = _listed(rows[0]["machine"])
     unstable = ", ".join(
         f"{row['model']} {row['perturbed_difference']:.0e}" for row in rows if row["merged_difference"] > 1e-5
     )

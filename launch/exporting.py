@@ -113,7 +113,8 @@ def _made(folder):
 def write_report(path, report, title):
     """Writes a report as JSON beside the file it is about, where `elrt-benchmark` finds it."""
     text = json.dumps({"title": title, **dataclasses.asdict(report)}, indent=2) + "\n"
-    write_file(os.path.splitext(path)[0] + ".json", text.encode())
+    # Not in the place of the suffix: `plan.json` may be somebody's.
+    write_file(f"{path}.json", text.encode())
 
 
 def table(reports):

@@ -43,7 +43,7 @@ def measure(paths, threads, runs):
 
 def _exported(path):
     """`{"accuracy", "macs"}` from the JSON file beside an exported file, as far as there is one."""
-    sidecar = os.path.splitext(path)[0] + ".json"
+    sidecar = f"{path}.json"
     if not os.path.exists(sidecar):
         return {"accuracy": None, "macs": None}
     with open(sidecar, encoding="utf-8") as file:

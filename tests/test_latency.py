@@ -133,6 +133,13 @@ def test_an_edited_plan_forgets_its_prediction(cache, tmp_path):
     assert loaded.latency is None
 
 
+def test_a_table_that_cannot_be_kept_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("ELRT_CACHE_DIR", str(tmp_path / "file"))
+    with pytest.raises(ValueError, match="Cannot keep measured times. Received: ELRT_CACHE_DIR="):
+        elrt.plan_ranks(small_model(), max_latency=0.5)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [({"threads": 0}, "Received: threads=0"), ({"max_macs": 0.5, "max_params": 0.5}, "at most two budgets")],

@@ -13,7 +13,7 @@ from PIL import Image
 
 from elrt_keras.launch import data
 from elrt_keras.launch.config import TrainConfig
-from elrt_keras.launch.data import decode
+from elrt_keras.launch.data import decode, sources
 
 CLASSES = ("cat", "dog", "eel")
 PER_CLASS = 20
@@ -245,7 +245,8 @@ def test_a_batch_that_does_not_divide_is_refused(folder):
 
 
 @pytest.mark.parametrize("name", ["imagenette/160px-v2", "imagenet2012"])
-def test_tfds_records(tfds_dir, name):
+def test_tfds_records(tfds_dir, name, monkeypatch):
+    monkeypatch.setattr(sources, "_BLOCK", 16)  # several blocks, the last one not full
     images = data.load(name, str(tfds_dir), image_size=20)
     assert (images.train_count, images.test.count) == (40, 12)
     assert len(images.class_names) == (1000 if name == "imagenet2012" else 10)

@@ -5,9 +5,8 @@ import dataclasses
 import keras
 import numpy as np
 
-# Largest accepted RMS difference of the outputs, relative to their RMS, by quantisation: float32 sums in another
-# order; the others catch models that went wrong (saturated, NaN), not the loss of a good
-# quantisation, which labels judge.
+# Largest accepted RMS difference of the outputs, relative to their RMS, by quantisation. float32 sums in another order;
+# the others catch models that went wrong (saturated, NaN), not the loss of a good quantisation, which labels judge.
 TOLERANCES = {None: 1e-4, "float16": 0.02, "dynamic_int8": 0.3, "int8": 0.5}
 MAX_ACCURACY_DROP = 0.05
 

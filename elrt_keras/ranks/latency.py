@@ -26,8 +26,8 @@ from elrt_keras.ranks.survey import Candidate
 _FRACTIONS = {
     1: tuple(i / 16 for i in range(1, 16)),
     2: tuple(i / 8 for i in range(1, 9)),
-    3: (0.125, 0.25, 0.375, 0.5, 0.75),
 }
+_MORE_RANKS = (0.125, 0.25, 0.375, 0.5, 0.75)
 # Fewer of them for the largest layers (VGG's first dense layer has 103 million weights): converting those takes long.
 _LARGE, _FEW_FRACTIONS = 2**24, (0.0625, 0.125, 0.25, 0.5)
 _SECONDS = 1.0  # of measuring per layer, within these numbers of rounds
@@ -69,6 +69,12 @@ class TimeTable:
         self.threads, self._machine = threads, litert.machine_key(threads)
         name = hashlib.sha256(self._machine.encode()).hexdigest()[:16]
         self.path = os.path.join(folder, f"latency_{name}.json")
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"Cannot keep measured times. Received: ELRT_CACHE_DIR={folder!r}: {error}") from error
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise ValueError(f"Expected a folder that can be written. Received: ELRT_CACHE_DIR={folder!r}")
         self._seconds = self._read()
 
     def get(self, key):
@@ -79,7 +85,6 @@ class TimeTable:
         """Takes in a dict of seconds and writes the file; another process's entries stay."""
         self._seconds = {**self._read(), **self._seconds, **measured}
         folder = os.path.dirname(self.path)
-        os.makedirs(folder, exist_ok=True)
         document = {"machine": self._machine, "seconds": self._seconds}
         with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tmp", delete=False, encoding="utf-8") as file:
             json.dump(document, file, indent=1, sort_keys=True)
@@ -123,7 +128,7 @@ def time_candidates(candidates, multiple_of, table, track=iter):
 def measured_ranks(candidate, multiple_of):
     """The ranks of a coarse grid at which the chain has fewer MACs than the dense layer."""
     dense = candidate.dense_costs()
-    fractions = _FEW_FRACTIONS if dense["params"] > _LARGE else _FRACTIONS[len(candidate.limits)]
+    fractions = _FEW_FRACTIONS if dense["params"] > _LARGE else _FRACTIONS.get(len(candidate.limits), _MORE_RANKS)
     axes = [sorted({on_grid(f * limit, limit, multiple_of) for f in fractions}) for limit in candidate.limits]
     return [ranks for ranks in itertools.product(*axes) if candidate.costs(ranks)["macs"] < dense["macs"]]
 
@@ -199,8 +204,9 @@ def timed(model, budget, part, multiple_of, threads):
         )
     if threads < 1:
         raise ValueError(f"Expected threads of at least 1. Received: threads={threads}")
+    table = TimeTable(threads)
     total = float(measure([litert.model_to_litert(model)], threads)[0])
-    candidates = time_candidates(budget.candidates, multiple_of, TimeTable(threads), _progress)
+    candidates = time_candidates(budget.candidates, multiple_of, table, _progress)
     dense = sum(candidate.times[None] for candidate in candidates)
     if dense > total:
         # Alone, layers take a little longer than in the model; then all of them are shortened alike.

@@ -36,8 +36,8 @@ def test_every_file_has_its_report_and_its_row(exported):
     folder, printed = exported
     names = [f"low_rank_{kind}" for kind in KINDS] + ["merged_float32"]
     found = sorted(path.name for path in (folder / "run" / "export").iterdir())
-    assert found == sorted(f"{name}.{suffix}" for name in names for suffix in ("json", "tflite"))
-    reports = {name: json.loads((folder / "run" / "export" / f"{name}.json").read_text()) for name in names}
+    assert found == sorted(f"{name}.tflite{suffix}" for name in names for suffix in ("", ".json"))
+    reports = {name: json.loads((folder / "run" / "export" / f"{name}.tflite.json").read_text()) for name in names}
     for name, report in reports.items():
         assert report["size_bytes"] == (folder / "run" / "export" / f"{name}.tflite").stat().st_size
         assert report["examples"] == 100 and report["accuracy"] > 0.8
