@@ -202,3 +202,38 @@ def test_cifar10_from_tfds():
     assert cifar.train_images.shape == (50_000, 32, 32, 3) and cifar.test_images.shape == (10_000, 32, 32, 3)
     np.testing.assert_array_equal(np.bincount(cifar.test_labels), 1000)
     assert cifar.class_names[0] == "airplane"
+
+
+SMALL_SETS = {
+    "cifar10": ((32, 32, 3), 10, {"id": "a"}),
+    "cifar100": ((32, 32, 3), 100, {"id": "a", "coarse_label": 3}),
+    "fashion_mnist": ((28, 28, 1), 10, {}),
+    "svhn_cropped": ((32, 32, 3), 10, {"id": "a"}),
+}
+
+
+@pytest.mark.parametrize("name", SMALL_SETS)
+def test_small_sets_as_tfds_prepares_them(tmp_path, name):
+    """A directory in TFDS' own format with few images; PNG keeps every pixel."""
+    import tensorflow_datasets as tfds
+
+    shape, classes, rest = SMALL_SETS[name]
+    images = np.random.default_rng(0).integers(0, 256, (30, *shape), dtype="uint8")
+    labels = np.random.default_rng(1).integers(0, classes, 30)
+    builder = tfds.builder(name, data_dir=str(tmp_path))
+
+    def examples(start, stop):
+        return ((n, {"image": images[n], "label": int(labels[n]), **rest}) for n in range(start, stop))
+
+    splits = {"train": examples(0, 20), "test": examples(20, 30)}
+    builder._split_generators = lambda *args, **kwargs: splits
+    builder.download_and_prepare()
+    loaded = data.load(name, str(tmp_path))
+    assert (loaded.image_shape, loaded.train_count, len(loaded.class_names)) == (shape, 20, classes)
+    assert loaded.class_names == tuple(builder.info.features["label"].names)
+    expected = {image.tobytes(): label for image, label in zip(images[:20], labels)}
+    config = TrainConfig(dataset=name, batch_size=10, augmentation="none")
+    x, y = (np.concatenate(part) for part in zip(*batches(loaded.train_batches(config), 2)))
+    assert [expected[image.astype("uint8").tobytes()] for image in x] == list(y.argmax(axis=1))
+    x, y = (np.concatenate(part) for part in zip(*batches(loaded.test_batches(config), 1)))
+    assert {image.astype("uint8").tobytes() for image in x} == {image.tobytes() for image in images[20:]}
