@@ -45,7 +45,7 @@ def orthogonality_error(matrix):
     >>> elrt_keras.regularizers.orthogonality_error(np.eye(4, 2, dtype="float32"))
     0.0
     """
-    deviation = ops.convert_to_numpy(gram_deviation(ops.convert_to_tensor(matrix)))
+    deviation = ops.convert_to_numpy(gram_deviation(ops.convert_to_tensor(matrix))).astype("float64")
     return float(np.linalg.norm(deviation) / math.sqrt(deviation.shape[0]))
 
 

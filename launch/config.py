@@ -12,6 +12,8 @@ ORTHOGONALITY = ("none", *regularizers.BY_NAME, "stiefel")
 OPTIMIZERS = ("sgd", "adamw")
 LR_SCHEDULES = ("cosine", "step", "one_cycle", "constant")
 WEIGHT_DECAYS = ("decoupled", "frobenius")
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+ON_NAN = ("stop", "rollback")
 # Digits mirrored are no digits.
 _DEFAULT_AUGMENTATION = {"digits": "crop", "svhn_cropped": "crop"}
 _GREY = ("digits", "fashion_mnist")
@@ -61,6 +63,10 @@ class TrainConfig:
     epochs: int = 20
     batch_size: int = 128
     seed: int = 0
+    precision: str = "float32"
+    sync_batch_norm: bool = True
+    on_nan: str = "stop"
+    checkpoint_minutes: float = 15.0
     smoke: bool = False
 
     def __post_init__(self):
@@ -101,6 +107,8 @@ class TrainConfig:
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("lr_schedule", self.lr_schedule, LR_SCHEDULES)
         _one_of("weight_decay_kind", self.weight_decay_kind, WEIGHT_DECAYS)
+        _one_of("precision", self.precision, PRECISIONS)
+        _one_of("on_nan", self.on_nan, ON_NAN)
         for name in self.augmentations:
             _one_of("augmentation", name, ["auto", "none", *AUGMENTATIONS])
         _one_of("rank_method", self.rank_method, ranks.METHODS)
@@ -117,7 +125,7 @@ class TrainConfig:
         _in_range("momentum", self.momentum, 0, 1 - 1e-12)
         _in_range("lr_step_factor", self.lr_step_factor, 1e-12, 1)
         _in_range("label_smoothing", self.label_smoothing, 0, 1)
-        for name in ("weight_decay", "orthogonality_strength"):
+        for name in ("weight_decay", "orthogonality_strength", "checkpoint_minutes"):
             _in_range(name, getattr(self, name), 0, math.inf)
         _in_range("lr_warmup_epochs", self.lr_warmup_epochs, 0, self.epochs)
         if self.warmup_epochs != "auto":
@@ -187,7 +195,7 @@ class TrainConfig:
 
     def differences(self, other):
         """`{field: (self, other)}` of the fields that decide the run; a restart may change the others."""
-        elsewhere = ("data_dir", "download", "bad_images")
+        elsewhere = ("data_dir", "download", "bad_images", "on_nan", "checkpoint_minutes")
         mine, others = dataclasses.asdict(self), dataclasses.asdict(other)
         return {
             name: (mine[name], others[name]) for name in mine if name not in elsewhere and mine[name] != others[name]

@@ -4,6 +4,7 @@ import dataclasses
 
 from absl import flags
 
+from elrt_keras.launch import clusters, strategies
 from elrt_keras.launch import config as config_module
 from elrt_keras.launch import data as data_module
 from elrt_keras.launch.config import TrainConfig
@@ -81,6 +82,17 @@ _SPECS = {
     "epochs": ("integer", "Epochs."),
     "batch_size": ("integer", "Global batch size."),
     "seed": ("integer", "Seed of initial weights, data order and augmentation."),
+    "precision": (
+        config_module.PRECISIONS,
+        "What layers compute in; weights, penalties and orthogonality errors are float32 in any case.",
+    ),
+    "sync_batch_norm": ("boolean", "Batch-norm statistics over the batch of all replicas, as one device would see it."),
+    "on_nan": (
+        config_module.ON_NAN,
+        "A loss that is NaN or infinite ends the run, or takes it back to its last checkpoint with the learning rate "
+        "halved, at most three times.",
+    ),
+    "checkpoint_minutes": ("float", "Minutes between checkpoints within an epoch; 0 for one after each epoch alone."),
     "smoke": ("boolean", "Shrink the run to a check that takes seconds: 2 epochs of 4 small batches."),
 }
 
@@ -97,6 +109,17 @@ def define():
     )
     flags.DEFINE_integer("quantization_aware_epochs", 5, "Epochs of that fine-tuning.", lower_bound=1)
     flags.DEFINE_float("quantization_aware_learning_rate", 1e-3, "Its learning rate.", lower_bound=0.0)
+    flags.DEFINE_enum(
+        "strategy",
+        "auto",
+        strategies.NAMES,
+        "Devices to train on. mirrored: the accelerators of this machine; multi_worker: those of a cluster, started on "
+        "each of its machines with the same flags and a run directory that all of them see; auto: multi_worker where a "
+        "cluster of several is described, mirrored where there are several accelerators, else none.",
+    )
+    flags.DEFINE_enum("cluster", "auto", clusters.NAMES, "What describes the cluster; auto: TF_CONFIG or Slurm.")
+    flags.DEFINE_integer("num_gpus", None, "GPUs of this machine to use; all if not given.", lower_bound=1)
+    flags.DEFINE_integer("num_cpus", None, "Logical CPU devices in the place of GPUs, for trials.", lower_bound=1)
     # `expanded` has put the recipe's flags in its place before flags are parsed; here it is for --help.
     flags.DEFINE_string("recipe", None, "Flags of a published setting, see --list; those given with it go before.")
     define_fields(_SPECS)

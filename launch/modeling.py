@@ -1,11 +1,15 @@
 """The model of a run: the dense one, its rank plan, its low-rank twin, compiled."""
 
+import contextlib
+import dataclasses
+
 import keras
 
 import elrt_keras as elrt
 from elrt_keras import RankPlan
 from elrt_keras.launch import rundir
-from elrt_keras.launch.optimization import add_kernel_regularizer, frobenius_decay, make_optimizer
+from elrt_keras.launch.optimization import add_kernel_regularizer, frobenius_decay, learning_rate, make_optimizer
+from elrt_keras.traversal import iterate_layers
 
 
 def new_model(config, data, steps):
@@ -90,6 +94,41 @@ def compile_model(model, config, steps):
         metrics=["accuracy"],
         jit_compile=jit_compile(),
     )
+
+
+def slow_down(model, config, steps, rollbacks):
+    """Halves the learning rate of a compiled model, over the whole schedule, once per rollback."""
+    slower = dataclasses.replace(config, learning_rate=config.learning_rate * 0.5**rollbacks)
+    model.optimizer.learning_rate = learning_rate(slower, steps)
+
+
+@contextlib.contextmanager
+def precision(config):
+    """Within it layers are made with the dtype policy of the run."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(config.precision)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def synchronize_batch_norm(model, wanted):
+    """Has batch-norm take its statistics over the batches of all replicas, or of each replica alone."""
+    for _, layer in iterate_layers(model):
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = wanted
+
+
+def ready_for_use(model):
+    """A trained model without what only training needed: optimizer, replicas, mixed precision. `model` is used up."""
+    synchronize_batch_norm(model, False)
+    for _, layer in iterate_layers(model):
+        layer.dtype_policy = "float32"
+    # What is compiled is saved too, so the configuration is taken without it.
+    fresh = type(model).from_config(model.get_config())
+    fresh.set_weights(model.get_weights())
+    return fresh
 
 
 def jit_compile():

@@ -61,16 +61,47 @@ def learning_rate(config, steps_per_epoch):
     return WarmUp(rate, warmup)
 
 
+class _GradientNorms:
+    """Adds to an optimizer `gradient_norms`: ‖gradient‖ of each variable at the last step where all were finite."""
+
+    def build(self, variables):
+        super().build(variables)
+        self.gradient_norms = self.add_variable(
+            (len(variables),), "zeros", "float32", aggregation="mean", name="gradient_norms"
+        )
+
+    def apply(self, grads, trainable_variables=None):
+        grads = list(grads)
+        super().apply(grads, trainable_variables)
+        norms = keras.ops.stack([_norm(grad) for grad in grads])
+        finite = keras.ops.all(keras.ops.isfinite(norms))
+        self.gradient_norms.assign(keras.ops.where(finite, norms, self.gradient_norms))
+
+
+def _norm(gradient):
+    if gradient is None:
+        return keras.ops.zeros((), "float32")
+    return keras.ops.sqrt(keras.ops.sum(keras.ops.square(keras.ops.cast(gradient, "float32"))))
+
+
+@keras.saving.register_keras_serializable("elrt_keras")
+class NotingSGD(_GradientNorms, keras.optimizers.SGD):
+    """`keras.optimizers.SGD` that notes gradient norms."""
+
+
+@keras.saving.register_keras_serializable("elrt_keras")
+class NotingAdamW(_GradientNorms, keras.optimizers.AdamW):
+    """`keras.optimizers.AdamW` that notes gradient norms."""
+
+
 def make_optimizer(config, model, steps_per_epoch):
     """The optimizer of a run. Decoupled decay leaves biases and batch-norm alone (all variables with one axis)."""
     decay = config.weight_decay if config.weight_decay_kind == "decoupled" and config.weight_decay else None
     rate = learning_rate(config, steps_per_epoch)
     if config.optimizer == "sgd":
-        optimizer = keras.optimizers.SGD(
-            rate, momentum=config.momentum, nesterov=config.momentum > 0, weight_decay=decay
-        )
+        optimizer = NotingSGD(rate, momentum=config.momentum, nesterov=config.momentum > 0, weight_decay=decay)
     else:
-        optimizer = keras.optimizers.AdamW(rate, weight_decay=decay or 0.0)
+        optimizer = NotingAdamW(rate, weight_decay=decay or 0.0)
     optimizer.exclude_from_weight_decay([v for v in model.trainable_variables if len(v.shape) < 2])
     return optimizer
 

@@ -8,7 +8,7 @@ import tempfile
 import keras
 
 from elrt_keras import RankPlan
-from elrt_keras.launch import flags
+from elrt_keras.launch import checkpoints, flags
 from elrt_keras.launch.plots import plot_curves
 
 
@@ -30,10 +30,6 @@ def plan_path(run_dir):
 
 def summary_path(run_dir):
     return os.path.join(run_dir, "summary.json")
-
-
-def checkpoint_path(run_dir):
-    return os.path.join(run_dir, "checkpoint.keras")
 
 
 def check(config, run_dir):
@@ -141,17 +137,11 @@ def load_model(path):
         raise ValueError(f"Expected a Keras model in a .keras file. Received: {str(path)!r}: {reason}") from error
 
 
-def publish_model(run_dir):
-    """Writes `model.keras` from the last checkpoint: the model alone, without optimizer or losses, ready for use."""
-    save_model(keras.models.load_model(checkpoint_path(run_dir), compile=False), model_path(run_dir))
-
-
 def finish(config, run_dir, summary):
-    """Writes the plot and the summary; the checkpoint has served. Returns the summary."""
+    """Writes the plot and the summary; the checkpoints have served. Returns the summary."""
     plot_curves(history_path(run_dir), os.path.join(run_dir, "curves.png"), title=f"{config.model}, {config.dataset}")
     write_text(summary_path(run_dir), json.dumps(summary, indent=2) + "\n")
-    if os.path.exists(checkpoint_path(run_dir)):
-        os.remove(checkpoint_path(run_dir))
+    checkpoints.clear(run_dir)
     return summary
 
 

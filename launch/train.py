@@ -22,7 +22,7 @@ from elrt_keras.launch import cli
 def run(argv):
     """Trains as the flags say and prints the summary."""
     cli.refuse_arguments(argv)
-    from elrt_keras.launch import catalog
+    from elrt_keras.launch import catalog, faults
 
     if absl_flags.FLAGS.list:
         print(catalog.listing())
@@ -30,7 +30,11 @@ def run(argv):
     if absl_flags.FLAGS.run_dir is None:
         raise ValueError("Expected a directory for the run, such as --run_dir=runs/first. Received: no --run_dir")
     values = absl_flags.FLAGS
-    summary = _trained(values)
+    try:
+        summary = _trained(values)
+    except faults.Stopped as stopped:
+        print(f"elrt-train: {stopped}")
+        return
     print(cli.summary_table([summary]))
     if values.quantization_aware:
         print(_quantized(values))
@@ -38,11 +42,14 @@ def run(argv):
 
 def _trained(values):
     """The summary of the run that the flags describe, or of a finished one that is to be fine-tuned as it is."""
-    from elrt_keras.launch import flags, rundir, training
+    from elrt_keras.launch import flags, rundir, strategies, training
 
     if values.quantization_aware and rundir.read_summary(values.run_dir) is not None:
         return rundir.read_summary(values.run_dir)
-    return training.run(flags.to_config(values), values.run_dir)
+    config = flags.to_config(values)
+    rundir.check(config, values.run_dir)
+    distribution = strategies.start(values.strategy, values.num_gpus, values.num_cpus, values.cluster)
+    return training.run(config, values.run_dir, distribution)
 
 
 def _quantized(values):

@@ -1,6 +1,7 @@
 """`run`: one training run in one directory, from a `TrainConfig` to a saved, measured model; resumes by itself."""
 
 import csv
+import dataclasses
 import math
 import os
 import time
@@ -9,56 +10,139 @@ import keras
 
 import elrt_keras as elrt
 from elrt_keras import RankPlan
+from elrt_keras.launch import checkpoints, faults, modeling, rundir
 from elrt_keras.launch import data as data_module
-from elrt_keras.launch import modeling, rundir
-from elrt_keras.launch.config import parse_schedule
+from elrt_keras.launch.checkpoints import Progress
+from elrt_keras.launch.config import TrainConfig, parse_schedule
+from elrt_keras.launch.strategies import SINGLE, Distribution
 from elrt_keras.traversal import iterate_layers
 
+_MOST_ROLLBACKS = 3
 
-def run(config, run_dir):
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What the functions here share."""
+
+    config: TrainConfig
+    run_dir: str
+    data: data_module.Images
+    steps: int
+    dense: keras.Model
+    distribution: Distribution
+    request: faults.StopRequest
+
+
+def run(config, run_dir, distribution=SINGLE):
     """Trains as `config` says, in `run_dir`; goes on where an earlier start of the same run stopped.
 
     Args:
         config: a `TrainConfig`.
         run_dir: directory of the run; made if missing. Afterwards it holds `flags.txt`, `rank_plan.json`,
-            `model.keras`, `history.csv`, `summary.json`, `curves.png` and `tensorboard/`.
+            `model.keras`, `history.csv`, `summary.json`, `curves.png` and `tensorboard/`; before, also `checkpoints/`.
+        distribution: the `Distribution` that `strategies.start` gave. Several workers need to see the same directory.
 
     Returns:
         The summary, a dict.
 
     Raises:
         ValueError: before any work, for a directory that belongs to another run or cannot be written, data that is
-            missing, or a budget that cannot be met.
+            missing, or a budget that cannot be met; later, for a disk that is full, a loss that is no number
+            (`faults.NonFinite`) or a worker that is gone (`faults.WorkerLost`). The last good checkpoint is named.
+        faults.Stopped: after SIGTERM, once a checkpoint is saved.
     """
     rundir.check(config, run_dir)
     finished = rundir.read_summary(run_dir)
     if finished is not None:
         print(f"Already finished: {run_dir}")
         return finished
+    distribution.check_batch(config.batch_size)
     data = load_data(config)
     steps = data_module.steps_per_epoch(data, config)
-    keras.utils.set_random_seed(config.seed)
-    dense = modeling.dense_model(config, data)
-    checkpoint = rundir.checkpoint_path(run_dir)
-    if os.path.exists(checkpoint):
+    with modeling.precision(config), faults.noting_sigterm() as request, faults.plain_errors(run_dir, distribution):
+        keras.utils.set_random_seed(config.seed)
+        dense = modeling.dense_model(config, data)
+        job = _Job(config, run_dir, data, steps, dense, distribution, request)
+        if distribution.is_chief:
+            _make_first_checkpoint(job)
+        distribution.wait_for_all()
+        _train(job)
+        if distribution.is_chief:
+            _publish(job)
+        distribution.wait_for_all()
+    return rundir.read_summary(run_dir)
+
+
+def _make_first_checkpoint(job):
+    """Writes down what is trained: flags, plan and, as a checkpoint, the model. Every start begins from one."""
+    config, run_dir = job.config, job.run_dir
+    checkpoints.remove_remains(run_dir)
+    if checkpoints.paths(run_dir):
         # A plan that was measured once would come out a little different the next time.
-        plan = rundir.read_plan(run_dir)
-        model = keras.models.load_model(checkpoint)
-    else:
-        plan = modeling.rank_plan(config, dense)
-        model = modeling.build_model(config, dense, RankPlan() if config.warms_up else plan)
-        modeling.compile_model(model, config, steps)
-    first_epoch = _epochs_done(model, steps)
+        rundir.prepare(config, run_dir, None)
+        return
+    plan = modeling.rank_plan(config, job.dense)
+    model = modeling.build_model(config, job.dense, RankPlan() if config.warms_up else plan)
     rundir.prepare(config, run_dir, None if config.warms_up else plan)
-    rundir.truncate_history(run_dir, first_epoch)
-    print(_headline(config, model, dense, first_epoch))
-    if config.warms_up and not _is_low_rank(model):
-        _fit(model, config, run_dir, data, epochs=config.longest_warmup, warms_up=True)
-        model = _switched(model, config, run_dir, steps)
-        print(_headline(config, model, dense, _epochs_done(model, steps), "low-rank from"))
-    _fit(model, config, run_dir, data, epochs=config.epochs)
-    rundir.publish_model(run_dir)
-    return rundir.finish(config, run_dir, _summary(config, run_dir, data, dense))
+    _save_compiled(job, model, Progress())
+
+
+def _save_compiled(job, model, progress, iterations=0):
+    modeling.compile_model(model, job.config, job.steps)
+    model.optimizer.build(model.trainable_variables)
+    model.optimizer.iterations.assign(iterations)
+    checkpoints.save(model, job.run_dir, progress)
+
+
+def _train(job):
+    """Trains from the newest checkpoint to the end; takes numbers that went wrong back, if that is wanted."""
+    rollbacks = 0
+    while True:
+        try:
+            return _train_from_checkpoint(job, rollbacks)
+        except faults.NonFinite as error:
+            rollbacks = max(rollbacks, checkpoints.newest(job.run_dir)[1].rollbacks) + 1
+            if job.config.on_nan != "rollback" or rollbacks > _MOST_ROLLBACKS:
+                raise
+            _tell(job, f"{error}\nBack to that checkpoint with half the learning rate ({rollbacks}/{_MOST_ROLLBACKS})")
+
+
+def _train_from_checkpoint(job, rollbacks):
+    model, progress = _load(job, rollbacks)
+    rundir.truncate_history(job.run_dir, progress.epoch)
+    _tell(job, _headline(job, model, f"resuming at epoch {progress.epoch + 1}" if progress.epoch else ""))
+    if job.config.warms_up and not _is_low_rank(model):
+        if not progress.settled:
+            progress = _fit(job, model, progress, job.config.longest_warmup, warms_up=True)
+        if job.distribution.is_chief:
+            _switch(job, model, progress)
+        job.distribution.wait_for_all()
+        model, progress = _load(job, rollbacks)
+        _tell(job, _headline(job, model, f"low-rank from epoch {progress.epoch + 1}"))
+    _fit(job, model, progress, job.config.epochs)
+
+
+def _load(job, rollbacks):
+    """The compiled model and the `Progress` of the newest checkpoint."""
+    with job.distribution.scope():
+        model, progress = checkpoints.newest(job.run_dir)
+    progress = dataclasses.replace(progress, rollbacks=max(rollbacks, progress.rollbacks))
+    if progress.rollbacks:
+        modeling.slow_down(model, job.config, job.steps, progress.rollbacks)
+    if job.distribution.strategy is not None:
+        modeling.synchronize_batch_norm(model, job.config.sync_batch_norm)
+    return model, progress
+
+
+def _switch(job, dense, progress):
+    """Saves the low-rank model that goes on where full-rank warm-up ends: its weights decomposed, the same step."""
+    trained = modeling.dense_model(job.config, job.data)
+    trained.set_weights(dense.get_weights())
+    plan = modeling.rank_plan(job.config, trained)
+    rundir.prepare(job.config, job.run_dir, plan)
+    model = modeling.build_model(job.config, trained, plan)
+    progress = Progress(progress.epoch, rollbacks=progress.rollbacks)
+    _save_compiled(job, model, progress, int(dense.optimizer.iterations))
 
 
 def load_data(config, data_dir=None):
@@ -68,56 +152,67 @@ def load_data(config, data_dir=None):
     return data_module.load(config.dataset, directory, config.download, bad_images=config.bad_images, **sizes)
 
 
-def _fit(model, config, run_dir, data, epochs, warms_up=False):
-    steps = data_module.steps_per_epoch(data, config)
-    first_epoch = _epochs_done(model, steps)
-    with data_module.plain_errors(data):
-        model.fit(
-            data.train_batches(config, first_epoch),
+def _fit(job, model, progress, epochs, warms_up=False):
+    """Trains up to `epochs`; an epoch that was interrupted is finished first. Returns the `Progress` afterwards."""
+    if progress.step and progress.epoch < epochs:
+        _fit_epochs(job, model, progress, progress.epoch + 1, job.steps - progress.step, warms_up)
+        progress = dataclasses.replace(progress, epoch=progress.epoch + 1, step=0, metrics=(), random_state=())
+        model.stop_training = False
+    if progress.epoch < epochs:
+        done = _fit_epochs(job, model, progress, epochs, job.steps, warms_up)
+        progress = dataclasses.replace(progress, epoch=done)
+    return progress
+
+
+def _fit_epochs(job, model, progress, epochs, steps, warms_up):
+    def batches_of(shard):
+        return job.data.train_batches(job.config, progress.epoch, shard, progress.step)
+
+    with data_module.plain_errors(job.data):
+        history = model.fit(
+            job.distribution.spread(batches_of, job.config.batch_size),
             steps_per_epoch=steps,
-            initial_epoch=first_epoch,
+            initial_epoch=progress.epoch,
             epochs=epochs,
-            validation_data=data.test_batches(config),
-            callbacks=_callbacks(config, run_dir, warms_up),
+            validation_data=job.data.test_batches(job.config),
+            callbacks=_callbacks(job, progress, warms_up),
             shuffle=False,  # the pipeline shuffles
-            verbose="auto" if os.isatty(1) else 2,
+            verbose=("auto" if os.isatty(1) else 2) if job.distribution.is_chief else 0,
         )
+    return history.epoch[-1] + 1
 
 
-def _epochs_done(model, steps):
-    return int(model.optimizer.iterations) // steps
+def _tell(job, text):
+    if job.distribution.is_chief:
+        print(text, flush=True)
 
 
 def _is_low_rank(model):
     return any(isinstance(layer, elrt.layers.FactorizedLayer) for _, layer in iterate_layers(model))
 
 
-def _switched(dense, config, run_dir, steps):
-    """The low-rank model that goes on where full-rank warm-up ends: its weights decomposed, the same step."""
-    plan = modeling.rank_plan(config, dense)
-    model = modeling.build_model(config, dense, plan)
-    modeling.compile_model(model, config, steps)
-    model.optimizer.build(model.trainable_variables)
-    model.optimizer.iterations.assign(dense.optimizer.iterations)
-    rundir.prepare(config, run_dir, plan)
-    rundir.save_model(model, rundir.checkpoint_path(run_dir))
-    return model
-
-
-def _callbacks(config, run_dir, warms_up):
-    callbacks = [elrt.callbacks.OrthogonalityLogger(), _EpochNotes(config, warms_up)]
+def _callbacks(job, progress, warms_up):
+    config, run_dir = job.config, job.run_dir
+    callbacks = [
+        faults.NonFiniteGuard(run_dir, progress),
+        elrt.callbacks.OrthogonalityLogger(),
+        _EpochNotes(config, warms_up),
+    ]
     schedule = parse_schedule(config.orthogonality_schedule)
     if schedule is not None and not warms_up:
         callbacks.append(elrt.callbacks.RegularizationSchedule(schedule))
-    callbacks.append(keras.callbacks.CSVLogger(rundir.history_path(run_dir), append=True))
-    if warms_up and config.warmup_epochs == "auto":
+    if job.distribution.is_chief:
+        callbacks.append(keras.callbacks.CSVLogger(rundir.history_path(run_dir), append=True))
+    stops_by_itself = warms_up and config.warmup_epochs == "auto"
+    if stops_by_itself:
         # After the CSV file, whose columns have to be those of the low-rank epochs.
         callbacks.append(elrt.callbacks.StableRankStopping(config.format))
-    return [
-        *callbacks,
-        keras.callbacks.TensorBoard(os.path.join(run_dir, "tensorboard"), write_graph=False),
-        _Checkpoint(run_dir),
-    ]
+    if job.distribution.is_chief:
+        callbacks.append(keras.callbacks.TensorBoard(os.path.join(run_dir, "tensorboard"), write_graph=False))
+    # Whether ranks have settled is seen from one end of an epoch to the next, so such an epoch is not divided.
+    every_s = None if stops_by_itself or not config.checkpoint_minutes else 60 * config.checkpoint_minutes
+    callbacks.append(faults.Checkpointing(run_dir, progress, job.distribution, job.request, every_s))
+    return callbacks
 
 
 class _EpochNotes(keras.callbacks.Callback):
@@ -137,17 +232,6 @@ class _EpochNotes(keras.callbacks.Callback):
         logs.update(dict.fromkeys(self._missing, math.nan))
 
 
-class _Checkpoint(keras.callbacks.Callback):
-    """Saves model and optimizer after each epoch; the newest replaces the one before atomically."""
-
-    def __init__(self, run_dir):
-        super().__init__()
-        self._run_dir = run_dir
-
-    def on_epoch_end(self, epoch, logs=None):
-        rundir.save_model(self.model, rundir.checkpoint_path(self._run_dir))
-
-
 def evaluate(model, data, config):
     """`{"accuracy", "loss"}` of a model on the test images (loss: cross-entropy alone)."""
     model.compile(loss="categorical_crossentropy", metrics=["accuracy"], jit_compile=modeling.jit_compile())
@@ -156,20 +240,27 @@ def evaluate(model, data, config):
     return {"accuracy": float(results["accuracy"]), "loss": float(results["loss"])}
 
 
-def _headline(config, model, dense, first_epoch, verb="resuming at"):
-    costs, dense_costs = elrt.count_costs(model), elrt.count_costs(dense)
-    resumed = f", {verb} epoch {first_epoch + 1}" if first_epoch else ""
+def _headline(job, model, note):
+    config, costs, dense_costs = job.config, elrt.count_costs(model), elrt.count_costs(job.dense)
     return (
-        f"{config.model} on {config.dataset}, {config.format}{resumed}: "
+        f"{config.model} on {config.dataset}, {config.format}{note and f', {note}'}: "
         f"{costs.macs / 1e6:.2f} M MACs ({costs.macs / dense_costs.macs:.1%} of dense), "
         f"{costs.params:,} params ({costs.params / dense_costs.params:.1%})"
     )
 
 
-def _summary(config, run_dir, data, dense):
+def _publish(job):
+    """Writes `model.keras`, the model alone and ready for use, measures it and finishes the run."""
+    model, progress = checkpoints.newest(job.run_dir)
+    rundir.save_model(modeling.ready_for_use(model), rundir.model_path(job.run_dir))
+    rundir.finish(job.config, job.run_dir, {**_summary(job), "rollbacks": progress.rollbacks})
+
+
+def _summary(job):
+    config, run_dir, dense_costs = job.config, job.run_dir, elrt.count_costs(job.dense)
     model = keras.models.load_model(rundir.model_path(run_dir), compile=False)
-    results = evaluate(model, data, config)
-    costs, dense_costs = elrt.count_costs(model), elrt.count_costs(dense)
+    results = evaluate(model, job.data, config)
+    costs = elrt.count_costs(model)
     with open(rundir.history_path(run_dir), newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     seconds = sorted(float(row["seconds"]) for row in rows if bool(int(row["low_rank"])) == (config.format != "dense"))
@@ -180,6 +271,8 @@ def _summary(config, run_dir, data, dense):
         "epochs": config.epochs,
         "full_rank_epochs": sum(not int(row["low_rank"]) for row in rows),
         "seed": config.seed,
+        "precision": config.precision,
+        "replicas": job.distribution.replicas,
         "backend": keras.backend.backend(),
         "keras_version": keras.__version__,
         "test_accuracy": results["accuracy"],
@@ -191,6 +284,6 @@ def _summary(config, run_dir, data, dense):
         "dense_macs": dense_costs.macs,
         "macs_fraction": costs.macs / dense_costs.macs,
         "seconds_per_epoch": seconds[len(seconds) // 2],
-        "bad_images": len(data.bad_images),
+        "bad_images": len(job.data.bad_images),
         "orthogonality_error": elrt.callbacks.factor_errors(model),
     }

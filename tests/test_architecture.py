@@ -68,7 +68,9 @@ def test_tensorflow_is_imported_late_and_only_where_it_may(module):
     assert not {"tensorflow", "tensorflow_datasets", "tensorly", "matplotlib", "rich"} & {
         n.split(".")[0] for n in early
     }
-    assert not [name for name in imports(module) if name.startswith("keras.src")]
+    # The remedy for a bug of Keras is the one place that may reach into it.
+    may_reach_in = module == "elrt_keras.launch.multi_worker"
+    assert may_reach_in or not [name for name in imports(module) if name.startswith("keras.src")]
 
 
 @pytest.mark.parametrize("module", SOURCES)

@@ -135,6 +135,10 @@ def test_flag_file_round_trip_with_every_field_changed():
         epochs=9,
         batch_size=64,
         seed=3,
+        precision="mixed_bfloat16",
+        sync_batch_norm=False,
+        on_nan="rollback",
+        checkpoint_minutes=2.5,
     )
     defaults = TrainConfig()
     same = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) == getattr(defaults, f.name)]

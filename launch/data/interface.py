@@ -29,7 +29,7 @@ class Images(abc.ABC):
         """Mean and standard deviation of the pixels per channel, on the 0–255 scale, for the model's normalisation."""
 
     @abc.abstractmethod
-    def train_batches(self, config, first_epoch=0, shard=(0, 1)):
+    def train_batches(self, config, first_epoch=0, shard=(0, 1), first_step=0):
         """Endless batches of float32 images on the 0–255 scale and one-hot labels, `steps_per_epoch` to an epoch.
 
         Order and augmentation are functions of (seed, epoch, step) alone, so a run that resumes at an epoch sees what
@@ -39,6 +39,7 @@ class Images(abc.ABC):
             config: the `TrainConfig`.
             first_epoch: the epoch to start with.
             shard: `(index, count)` of the worker; it gets its part of each global batch of `config.batch_size`.
+            first_step: the step of that epoch to start with.
         """
 
     @abc.abstractmethod

@@ -38,7 +38,7 @@ class ImageData(Images):
         square = sum((block.astype("float64") ** 2).sum(axis=0) for block in np.array_split(pixels, 64)) / len(pixels)
         return [float(v) for v in mean], [float(max(v, 1e-6)) for v in np.sqrt(square - mean**2)]
 
-    def train_batches(self, config, first_epoch=0, shard=(0, 1)):
+    def train_batches(self, config, first_epoch=0, shard=(0, 1), first_step=0):
         import tensorflow as tf
 
         steps, (worker, workers) = steps_per_epoch(self, config), shard
@@ -50,14 +50,17 @@ class ImageData(Images):
         def batches_of(epoch):
             order = tf.random.experimental.stateless_shuffle(tf.range(self.train_count), seed=[config.seed, epoch])
             order = tf.reshape(order[: steps * config.batch_size], (steps, config.batch_size))
-            indices = tf.data.Dataset.from_tensor_slices(order[:, worker::workers])
+            indices = tf.data.Dataset.from_tensor_slices(order)
             return tf.data.Dataset.zip(indices, tf.data.Dataset.range(epoch * steps, (epoch + 1) * steps))
 
         def batch(indices, step):
-            seed = tf.stack([tf.cast(config.seed, tf.int64), step * workers + worker])
-            return augment(tf.gather(images, indices), tf.gather(labels, indices), seed)
+            # A worker augments the whole batch and keeps its part: then what is drawn at random, and who is mixed with
+            # whom, does not depend on the number of workers.
+            seed = tf.stack([tf.cast(config.seed, tf.int64), step])
+            augmented = augment(tf.gather(images, indices), tf.gather(labels, indices), seed)
+            return tuple(tensor[worker::workers] for tensor in augmented)
 
-        epochs = tf.data.Dataset.counter(first_epoch).flat_map(batches_of)
+        epochs = tf.data.Dataset.counter(first_epoch).flat_map(batches_of).skip(first_step)
         return epochs.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
 
     def test_batches(self, config):

@@ -85,7 +85,7 @@ class StreamedImages(Images):
     def pixel_statistics(self):
         return list(_MEAN), list(_STD)
 
-    def train_batches(self, config, first_epoch=0, shard=(0, 1)):
+    def train_batches(self, config, first_epoch=0, shard=(0, 1), first_step=0):
         import tensorflow as tf
 
         steps, local = steps_per_epoch(self, config), local_batch(config, shard)
@@ -107,7 +107,7 @@ class StreamedImages(Images):
             seed = tf.stack([tf.cast(config.seed, tf.int64), step * shard[1] + shard[0]])
             return augment(images, labels, seed)
 
-        epochs = tf.data.Dataset.counter(first_epoch).flat_map(batches_of)
+        epochs = tf.data.Dataset.counter(first_epoch).flat_map(batches_of).skip(first_step)
         return epochs.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
 
     def test_batches(self, config):

@@ -1,0 +1,184 @@
+"""What can go wrong in the middle of a run: being told to stop, numbers that are none, dying, a full disk."""
+
+import contextlib
+import math
+import signal
+import threading
+import time
+
+import keras
+import numpy as np
+
+from elrt_keras.launch import checkpoints
+from elrt_keras.launch.checkpoints import Progress
+
+
+class Stopped(Exception):
+    """The process was told to stop; the message says where the run goes on."""
+
+
+class WorkerLost(ValueError):
+    """Another worker of the run is gone; the message says where the run goes on."""
+
+
+class NonFinite(ValueError):
+    """The loss or a weight is NaN or infinite; the message says where, and what came before."""
+
+
+class StopRequest:
+    """Whether SIGTERM has come."""
+
+    def __init__(self):
+        self.received = False
+
+
+@contextlib.contextmanager
+def noting_sigterm():
+    """Within it SIGTERM is noted in the `StopRequest` it gives, and ends nothing."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request  # only the main thread can set a handler
+        return
+
+    def note(number, frame):
+        request.received = True
+
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield request
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def plain_errors(run_dir, distribution):
+    """Around a run: what the system or TensorFlow raises for a full disk or a lost worker becomes a plain message."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"Cannot write or read the files of the run. {_last_good(run_dir)}; start it again with the same flags to "
+            f"go on from there. Received: {error}"
+        ) from error
+    except Exception as error:
+        if distribution.workers == 1 or not type(error).__module__.startswith("tensorflow"):
+            raise
+        lines = str(error).strip().splitlines() or [repr(error)]
+        reason = next((line.strip() for line in lines if "grpc" in line.lower() or "peer" in line.lower()), lines[0])
+        raise WorkerLost(
+            f"worker {distribution.worker + 1} of {distribution.workers} lost the others. {_last_good(run_dir)}; start "
+            f"all workers again with the same flags to go on from there. Received: {reason}"
+        ) from error
+
+
+def _last_good(run_dir):
+    found = checkpoints.paths(run_dir)
+    return f"The last good checkpoint is {found[0] if found else 'none'}"
+
+
+class NonFiniteGuard(keras.callbacks.Callback):
+    """Ends training with `NonFinite` when the loss is NaN or infinite. Comes first in the list of callbacks."""
+
+    def __init__(self, run_dir, start):
+        super().__init__()
+        self._run_dir, self._start = run_dir, start
+        self._loss = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+        self._offset = self._start.step if epoch == self._start.epoch else 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        # One step late: the loss of the step before is there already, and the device need not be waited for.
+        self._check()
+        self._loss = (self._offset + batch + 1, logs["loss"])
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._check()
+        check_weights(self.model, self._run_dir, epoch)
+
+    def _check(self):
+        if self._loss is None:
+            return
+        (step, loss), self._loss = self._loss, None
+        if not math.isfinite(float(loss)):
+            raise NonFinite(_diagnosis(f"The loss is {float(loss)}", self.model, self._run_dir, self._epoch, step))
+
+
+def check_weights(model, run_dir, epoch, step=None):
+    """Raises `NonFinite` unless all weights are finite."""
+    for variable in model.weights:
+        if not np.isfinite(keras.ops.convert_to_numpy(variable)).all():
+            raise NonFinite(_diagnosis(f"{variable.path} is not finite", model, run_dir, epoch, step))
+
+
+def _diagnosis(what, model, run_dir, epoch, step):
+    place = f"epoch {epoch + 1}" if step is None else f"step {step} of epoch {epoch + 1}"
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    norms = keras.ops.convert_to_numpy(optimizer.gradient_norms)
+    largest = int(np.argmax(norms))
+    return (
+        f"{what} at {place}. The largest gradient norm of the last step whose gradients were finite is "
+        f"{norms[largest]:.4g}, that of {model.trainable_variables[largest].path}. "
+        f"{_last_good(run_dir)}. "
+        "A lower --learning_rate or a longer --lr_warmup_epochs may help, or --on_nan=rollback"
+    )
+
+
+class Checkpointing(keras.callbacks.Callback):
+    """Saves a checkpoint after each epoch, every so often within, and when the process is told to stop.
+
+    Args:
+        run_dir: directory of the run.
+        start: the `Progress` that training starts from.
+        distribution: the `Distribution`; the chief saves.
+        request: the `StopRequest`; once it was received, training ends after the step with `Stopped`.
+        every_s: seconds between checkpoints within an epoch, or `None`.
+    """
+
+    def __init__(self, run_dir, start, distribution, request, every_s=None):
+        super().__init__()
+        self._run_dir, self._start, self._distribution, self._request = run_dir, start, distribution, request
+        self._every_s = every_s
+        self._saved = time.monotonic()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+        self._offset = self._start.step if epoch == self._start.epoch else 0
+        if epoch == self._start.epoch:
+            checkpoints.restore(self.model, self._start)
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch + 1 == self.params["steps"]:
+            return  # the end of the epoch is next
+        due = self._every_s is not None and time.monotonic() - self._saved > self._every_s
+        due, stop = self._distribution.any_worker(due, self._request.received)
+        if due or stop:
+            self._save(self._progress(self._epoch, self._offset + batch + 1))
+        if stop:
+            self._stop()
+
+    def on_test_batch_end(self, batch, logs=None):
+        # Workers could not agree on this without asking each other at every batch.
+        self.model.stop_evaluating = self._request.received and self._distribution.workers == 1
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._save(self._progress(epoch + 1, 0, settled=int(self.model.stop_training)))
+        (stop,) = self._distribution.any_worker(self._request.received)
+        if stop:
+            self._stop()
+
+    def _progress(self, epoch, step, settled=0):
+        metrics = checkpoints.metrics_of(self.model) if step else []
+        return Progress(epoch, step, self._start.rollbacks, settled, metrics)
+
+    def _save(self, progress):
+        self._saved = time.monotonic()
+        if self._distribution.is_chief:
+            check_weights(self.model, self._run_dir, self._epoch, progress.step or None)
+            checkpoints.save(self.model, self._run_dir, progress)
+
+    def _stop(self):
+        self._distribution.wait_for_all()
+        newest = checkpoints.paths(self._run_dir)[0]
+        raise Stopped(f"told to stop (SIGTERM); saved {newest}; start it again with the same flags to go on")

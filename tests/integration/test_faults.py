@@ -1,0 +1,190 @@
+"""Training runs through every fault: killed, told to stop, a full disk, numbers that go wrong. Real processes."""
+
+import csv
+import json
+import os
+import pathlib
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+
+from elrt_keras.launch import checkpoints
+
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="one backend is enough: the command is the same"
+)
+# VGG-16 in miniature would have dropout too, but takes long to start; ResNet-20 has batch-norm and all else.
+FLAGS = ("--epochs=4", "--batch_size=128", "--max_macs=0.3", "--orthogonality_schedule=0:1e-2,2:1e-3")
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "elrt_keras.launch.train", *map(str, arguments)]
+
+
+def start(folder, *arguments):
+    return subprocess.Popen(
+        command(*arguments), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process, timeout=300):
+    output, _ = process.communicate(timeout=timeout)
+    return process.returncode, output
+
+
+def wait_until(condition, process, seconds=200):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        assert time.monotonic() < deadline, "it did not come that far"
+        time.sleep(0.002)
+
+
+def weights(run_dir):
+    return keras.models.load_model(pathlib.Path(run_dir) / "model.keras").get_weights()
+
+
+def assert_same_weights(run_dir, other):
+    for one, two in zip(weights(run_dir), weights(other), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def history(run_dir):
+    with open(pathlib.Path(run_dir) / "history.csv", newline="") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    code, output = finish(start(folder, "--run_dir=run", *FLAGS))
+    assert code == 0, output[-3000:]
+    return folder / "run"
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_weights(tmp_path, undisturbed):
+    run = tmp_path / "run"
+
+    def saved(epoch):
+        return any(path.endswith(f"epoch{epoch:04d}_step000000.keras") for path in checkpoints.paths(str(run)))
+
+    def writing(epoch):
+        return (run / "checkpoints" / f"epoch{epoch:04d}_step000000.keras.tmp.keras").exists()
+
+    def row(epoch):
+        path = run / "history.csv"
+        return path.exists() and f"\n{epoch}," in path.read_text()
+
+    # The first checkpoint just made; a step of the second epoch; a checkpoint half written; a row without a checkpoint.
+    moments = [lambda: saved(0), lambda: saved(1), lambda: writing(2), lambda: row(2)]
+    for moment in moments:
+        process = start(tmp_path, "--run_dir=run", *FLAGS)
+        wait_until(moment, process)
+        process.send_signal(signal.SIGKILL)
+        finish(process)
+    code, output = finish(start(tmp_path, "--run_dir=run", *FLAGS))
+    assert code == 0 and "resuming at epoch" in output, output[-3000:]
+    assert_same_weights(run, undisturbed)
+    assert history(run) == history(undisturbed)
+    assert not (run / "checkpoints").exists()
+
+
+def test_told_to_stop_it_saves_within_the_epoch_and_goes_on_exactly(tmp_path, undisturbed):
+    run = tmp_path / "run"
+    process = start(tmp_path, "--run_dir=run", *FLAGS)
+    # The steps of the first epoch; the signal may come while the graph is traced, and is heeded after the first step.
+    wait_until(lambda: (run / "tensorboard").exists(), process)
+    process.send_signal(signal.SIGTERM)
+    code, output = finish(process)
+    assert code == 0 and "told to stop (SIGTERM); saved run/checkpoints/epoch0000_step000001.keras" in output
+    code, output = finish(start(tmp_path, "--run_dir=run", *FLAGS))
+    assert code == 0, output[-3000:]
+    assert_same_weights(run, undisturbed)
+    assert history(run) == history(undisturbed)
+
+
+def test_a_damaged_newest_checkpoint_costs_one_epoch_and_no_digit(tmp_path, undisturbed):
+    process = start(tmp_path, "--run_dir=run", *FLAGS)
+    run = tmp_path / "run"
+    wait_until(lambda: len(checkpoints.paths(str(run))) == 2, process)
+    process.send_signal(signal.SIGKILL)
+    finish(process)
+    newest = checkpoints.paths(str(run))[0]
+    os.truncate(newest, os.path.getsize(newest) - 100)
+    code, output = finish(start(tmp_path, "--run_dir=run", *FLAGS))
+    assert code == 0 and f"{os.path.basename(newest)} is damaged and left out" in output
+    assert_same_weights(run, undisturbed)
+
+
+@pytest.mark.skipif(resource.getrlimit(resource.RLIMIT_FSIZE)[1] != resource.RLIM_INFINITY, reason="files are limited")
+def test_a_disk_that_fills_up_in_mid_run(tmp_path, undisturbed):
+    process = start(tmp_path, "--run_dir=run", *FLAGS)
+    run = tmp_path / "run"
+    wait_until(lambda: len(checkpoints.paths(str(run))) == 2, process)
+    size = os.path.getsize(checkpoints.paths(str(run))[0])
+    # From here on no file of the process can grow past half a checkpoint, as on a disk that is full.
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size // 2, resource.RLIM_INFINITY))
+    code, output = finish(process)
+    assert code == 2 and "Traceback" not in output, output[-3000:]
+    assert "Cannot write or read the files of the run. The last good checkpoint is run/checkpoints/epoch" in output
+    assert "File too large" in output
+    good = checkpoints.paths(str(run))
+    assert len(good) == 2 and sorted(os.listdir(run / "checkpoints")) == sorted(map(os.path.basename, good))
+    code, output = finish(start(tmp_path, "--run_dir=run", *FLAGS))
+    assert code == 0, output[-3000:]
+    assert_same_weights(run, undisturbed)
+
+
+def test_a_directory_that_goes_away_in_mid_run(tmp_path):
+    process = start(tmp_path, "--run_dir=run", *FLAGS)
+    run = tmp_path / "run"
+    wait_until(lambda: len(checkpoints.paths(str(run))) == 2, process)
+    kept = os.rename(run / "checkpoints", run / "kept")
+    (run / "checkpoints").write_text("in the way")
+    code, output = finish(process)
+    assert code == 2 and "Cannot write or read the files of the run" in output and "Traceback" not in output
+    assert kept is None and len(os.listdir(run / "kept")) == 2
+
+
+# Decay takes weights to (1 − 0.1 · 39)·w = −2.9 w each step; with half the learning rate to −0.95 w.
+DIVERGING = ("--epochs=2", "--batch_size=32", "--weight_decay=39", "--lr_schedule=constant", "--max_macs=0.3")
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
+    code, output = finish(start(tmp_path, "--run_dir=run", *DIVERGING))
+    assert code == 2 and "Traceback" not in output
+    line = next(line for line in output.splitlines() if "elrt-train: error:" in line)
+    assert "at step " in line and "The largest gradient norm of the last step" in line and "_conv/" in line
+    assert "The last good checkpoint is run/checkpoints/epoch" in line
+    model, progress = checkpoints.newest(str(tmp_path / "run"))
+    assert progress.epoch == 0 and all(np.isfinite(w).all() for w in model.get_weights())
+
+
+def test_rolled_back_with_half_the_learning_rate_it_ends(tmp_path):
+    code, output = finish(start(tmp_path, "--run_dir=run", *DIVERGING, "--on_nan=rollback"))
+    assert code == 0, output[-3000:]
+    assert "Back to that checkpoint with half the learning rate (1/3)" in output
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["rollbacks"] == output.count("Back to that checkpoint") >= 1
+    assert len(history(tmp_path / "run")) == 2
+
+
+def test_three_rollbacks_are_the_most(tmp_path):
+    code, output = finish(start(tmp_path, "--run_dir=run", *DIVERGING, "--learning_rate=50", "--on_nan=rollback"))
+    assert code == 2 and "(3/3)" in output and "elrt-train: error:" in output
+
+
+def test_a_validation_told_to_stop_ends_too(tmp_path):
+    run = tmp_path / "run"
+    process = start(tmp_path, "--run_dir=run", *FLAGS, "--epochs=400")
+    wait_until(lambda: len(checkpoints.paths(str(run))) == 2, process)
+    process.send_signal(signal.SIGTERM)
+    begun = time.monotonic()
+    code, output = finish(process)
+    assert code == 0 and "told to stop" in output and time.monotonic() - begun < 60
