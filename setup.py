@@ -42,12 +42,15 @@ setup(
         "onnx": ["onnxruntime>=1.20", "tf2onnx>=1.17"],
         # tensorflow-model-optimization works on tf_keras models only.
         "optimize": ["tensorflow-model-optimization>=0.8", "tf-keras>=2.21"],
+        # elrt-train --cluster=kubernetes.
+        "kubernetes": ["kubernetes>=31"],
         "dev": [
             "ai-edge-litert>=2.3",
             "build",
             "hypothesis>=6.100",
             "jax>=0.10",
             "keras-hub>=0.32",
+            "kubernetes>=31",
             "onnxruntime>=1.20",
             "pytest>=8",
             "pytest-timeout>=2.3",

@@ -3,10 +3,11 @@
 import json
 import os
 import shutil
+import socket
+import time
 
 NAMES = ("auto", "tf_config", "slurm", "kubernetes")
-_LABELS = "ELRT_KUBERNETES_LABELS"
-_INDEX = "JOB_COMPLETION_INDEX"
+_PATIENCE_S = 600
 
 
 def find(name):
@@ -16,7 +17,7 @@ def find(name):
         name: one of `NAMES`; `"auto"` takes TF_CONFIG if it is set, else Slurm if this is a task of several, else none.
 
     Returns:
-        A list of `"host:port"` and an int; `([], 0)` for no cluster.
+        A list of `"host:port"`, a chief first, and an int; `([], 0)` for no cluster.
 
     Raises:
         ValueError: for a cluster that is asked for and not there, or is described wrongly.
@@ -25,34 +26,48 @@ def find(name):
         name = "tf_config" if os.environ.get("TF_CONFIG") else "slurm" if _slurm_tasks() > 1 else None
     if name is None:
         return [], 0
-    resolver = {"tf_config": _tf_config, "slurm": _slurm, "kubernetes": _kubernetes}[name]()
-    workers = resolver.cluster_spec().as_dict()["worker"]
-    if not 0 <= resolver.task_id < len(workers):
-        raise ValueError(f"Expected an index of the workers {workers}. Received: {resolver.task_id}")
-    return workers, resolver.task_id
+    workers, index = {"tf_config": _tf_config, "slurm": _slurm, "kubernetes": _kubernetes}[name]()
+    if not 0 <= index < len(workers):
+        raise ValueError(f"Expected an index of the workers {workers}. Received: {index}")
+    return workers, index
 
 
 def _tf_config():
     import tensorflow as tf
 
     text = os.environ.get("TF_CONFIG", "")
-    try:
-        described = json.loads(text)
-        workers, task = described["cluster"]["worker"], described["task"]
-        valid = all(isinstance(w, str) for w in workers) and task["type"] == "worker"
-        valid = valid and isinstance(task["index"], int)
-    except (ValueError, KeyError, TypeError):
-        valid = False
-    if not valid or set(described["cluster"]) != {"worker"}:
+    if not _is_valid(text):
         raise ValueError(
             'Expected TF_CONFIG such as {"cluster": {"worker": ["host1:2222", "host2:2222"]}, '
-            f'"task": {{"type": "worker", "index": 0}}}}, of workers alone. Received: TF_CONFIG={text!r}'
+            '"task": {"type": "worker", "index": 0}}, of workers and at most one chief. '
+            f"Received: TF_CONFIG={text!r}"
         )
-    return tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    cluster = resolver.cluster_spec().as_dict()
+    chiefs, workers = cluster.get("chief", []), cluster.get("worker", [])
+    # A chief is the first worker.
+    return [*chiefs, *workers], resolver.task_id + len(chiefs) * (resolver.task_type == "worker")
+
+
+def _is_valid(text):
+    try:
+        described = json.loads(text)
+        cluster, task = described["cluster"], described["task"]
+        return (
+            set(cluster) <= {"chief", "worker"}
+            and all(isinstance(address, str) for addresses in cluster.values() for address in addresses)
+            and all(isinstance(addresses, list) for addresses in cluster.values())
+            and len(cluster.get("chief", [])) <= 1
+            and isinstance(task["index"], int)
+            and 0 <= task["index"] < len(cluster[task["type"]])
+        )
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _slurm_tasks():
-    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) if "SLURM_PROCID" in os.environ else 1
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1") if "SLURM_PROCID" in os.environ else "1"
+    return int(tasks) if tasks.isdigit() else 1
 
 
 def _slurm():
@@ -60,29 +75,89 @@ def _slurm():
 
     if "SLURM_PROCID" not in os.environ:
         raise ValueError("Expected a task of Slurm, started by srun. Received: no SLURM_PROCID in the environment")
-    # It asks nvidia-smi and divides by the GPUs of a task, so on machines without any it is told of one.
-    gpus = {} if shutil.which("nvidia-smi") else {"gpus_per_node": _slurm_tasks(), "gpus_per_task": 1}
-    return tf.distribute.cluster_resolver.SlurmClusterResolver(**gpus, auto_set_gpu=bool(not gpus))
+    # The resolver divides the GPUs of a machine among its tasks. Where Slurm has done that, or there are none, it is
+    # told of one to a task, and leaves them alone.
+    divided = "SLURM_GPUS_PER_TASK" in os.environ or shutil.which("nvidia-smi") is None
+    gpus = {"gpus_per_node": _slurm_tasks(), "gpus_per_task": 1} if divided else {}
+    try:
+        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(**gpus, auto_set_gpu=not divided)
+        workers = resolver.cluster_spec().as_dict()["worker"]
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"Expected the variables that srun sets for its tasks. Received: {error}") from error
+    return workers, resolver.task_id
 
 
 def _kubernetes():
+    """The running pods that carry some labels, in the order of their names, once there are as many as are wanted."""
     import tensorflow as tf
 
-    labels, index = os.environ.get(_LABELS), os.environ.get(_INDEX, "")
-    if not labels or not index.isdigit():
+    labels, count = os.environ.get("ELRT_KUBERNETES_LABELS"), os.environ.get("ELRT_KUBERNETES_WORKERS", "")
+    if not labels or not count.isdigit():
         raise ValueError(
-            f"Expected the pods of an indexed job: {_LABELS}=job-name=NAME and {_INDEX}, which Kubernetes sets. "
-            f"Received: {_LABELS}={labels!r}, {_INDEX}={index!r}"
+            "Expected ELRT_KUBERNETES_LABELS, such as job-name=train, and ELRT_KUBERNETES_WORKERS, how many pods train "
+            f"together. Received: {labels!r} and {count!r}"
         )
-    try:
-        from kubernetes import client, config
-    except ImportError as error:
-        raise ValueError(
-            "--cluster=kubernetes needs the Kubernetes client: pip install kubernetes. Received: none"
-        ) from error
-    config.load_incluster_config()
     resolver = tf.distribute.cluster_resolver.KubernetesClusterResolver(
-        {"worker": [labels]}, override_client=client.CoreV1Api()
+        {"worker": [labels]}, override_client=_Pods(os.environ.get("ELRT_KUBERNETES_NAMESPACE", "default"))
     )
-    resolver.task_type, resolver.task_id = "worker", int(index)
-    return resolver
+    workers = _once_running(resolver, int(count))
+    own = os.environ.get("POD_IP") or socket.gethostbyname(socket.gethostname())
+    hosts = [worker.rpartition(":")[0] for worker in workers]
+    if own not in hosts:
+        raise ValueError(f"Expected this pod among those with {labels!r}: {hosts}. Received: {own}; POD_IP may tell it")
+    return workers, hosts.index(own)
+
+
+def _once_running(resolver, count):
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            workers = resolver.cluster_spec().as_dict().get("worker", [])
+            state = f"{len(workers)} running"
+        except RuntimeError as error:  # a pod that is not running yet
+            workers, state = [], str(error)
+        if len(workers) == count:
+            return workers
+        if len(workers) > count or time.monotonic() > deadline:
+            raise ValueError(f"Expected {count} running pods (ELRT_KUBERNETES_WORKERS). Received: {state}")
+        time.sleep(2)
+
+
+class _Pods:
+    """What TensorFlow's resolver needs of a Kubernetes client.
+
+    It gives the addresses of pods where the resolver asks for those of their machines, which pods that share a machine
+    have in common, and which are not reached where pods have a network of their own. It asks for one namespace, which
+    takes fewer rights, and leaves pods out that have ended.
+    """
+
+    def __init__(self, namespace):
+        try:
+            from kubernetes import client, config
+        except ImportError as error:
+            raise ValueError(
+                "--cluster=kubernetes needs the Kubernetes client, pip install 'elrt-keras[kubernetes]'. Received: none"
+            ) from error
+        try:
+            if "KUBERNETES_SERVICE_HOST" in os.environ:  # in a pod
+                config.load_incluster_config()
+            else:
+                config.load_kube_config(os.environ.get("KUBECONFIG"))
+        except config.ConfigException as error:
+            raise ValueError(f"Expected to run in a pod, or a kubeconfig. Received: {error}") from error
+        self._client, self._namespace = client.CoreV1Api(), namespace
+
+    def list_pod_for_all_namespaces(self, label_selector):
+        from kubernetes.client import ApiException
+
+        try:
+            pods = self._client.list_namespaced_pod(self._namespace, label_selector=label_selector)
+        except ApiException as error:
+            raise ValueError(
+                f"Expected the right to list pods in the namespace {self._namespace!r}. Received: {error.status} "
+                f"{error.reason}"
+            ) from error
+        pods.items = [pod for pod in pods.items if pod.status.phase not in ("Failed", "Succeeded")]
+        for pod in pods.items:
+            pod.status.host_ip = pod.status.pod_ip
+        return pods

@@ -75,7 +75,7 @@ class _GradientNorms:
         super().apply(grads, trainable_variables)
         norms = keras.ops.stack([_norm(grad) for grad in grads])
         finite = keras.ops.all(keras.ops.isfinite(norms))
-        self.gradient_norms.assign(keras.ops.where(finite, norms, self.gradient_norms))
+        self.gradient_norms.assign(keras.ops.where(finite, norms, self.gradient_norms.value))
 
 
 def _norm(gradient):
@@ -94,6 +94,25 @@ class NotingAdamW(_GradientNorms, keras.optimizers.AdamW):
     """`keras.optimizers.AdamW` that notes gradient norms."""
 
 
+@keras.saving.register_keras_serializable("elrt_keras")
+class LossScaling(keras.optimizers.LossScaleOptimizer):
+    """`keras.optimizers.LossScaleOptimizer` whose replicas agree on whether a step is skipped.
+
+    Keras asks the first replica, or each for itself. Then an overflow on another one gets into the weights of all.
+    """
+
+    def check_finite(self, grads):
+        finite = super().check_finite(grads)
+        if keras.backend.backend() != "tensorflow":
+            return finite
+        import tensorflow as tf
+
+        if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+            return finite
+        overflows = tf.distribute.get_replica_context().all_reduce("SUM", keras.ops.cast(~finite, "float32"))
+        return keras.ops.equal(overflows, 0)
+
+
 def make_optimizer(config, model, steps_per_epoch):
     """The optimizer of a run. Decoupled decay leaves biases and batch-norm alone (all variables with one axis)."""
     decay = config.weight_decay if config.weight_decay_kind == "decoupled" and config.weight_decay else None
@@ -103,7 +122,7 @@ def make_optimizer(config, model, steps_per_epoch):
     else:
         optimizer = NotingAdamW(rate, weight_decay=decay or 0.0)
     optimizer.exclude_from_weight_decay([v for v in model.trainable_variables if len(v.shape) < 2])
-    return optimizer
+    return LossScaling(optimizer) if config.precision == "mixed_float16" else optimizer
 
 
 def frobenius_decay(config):

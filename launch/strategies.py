@@ -109,6 +109,7 @@ def start(name="auto", num_gpus=None, num_cpus=None, cluster="auto"):
 
     Raises:
         ValueError: for devices or a cluster that are not there, or a backend that cannot spread training.
+        RuntimeError: by TensorFlow, where something has run on a device before.
     """
     backend = keras.backend.backend()
     if name == "none":
@@ -140,6 +141,8 @@ def _tensorflow(name, num_gpus, num_cpus, cluster):
     workers, index = clusters.find(cluster) if name in ("auto", "multi_worker") else ([], 0)
     if name == "multi_worker" and not workers:
         raise ValueError("Expected a cluster, described by TF_CONFIG, Slurm or Kubernetes. Received: none of them")
+    if len(workers) > 1 and num_cpus not in (None, 1):
+        raise ValueError(f"Expected one CPU device per worker. Received: num_cpus={num_cpus}, {len(workers)} workers")
     if name == "multi_worker" or len(workers) > 1:
         return _workers(tf, workers, index, _devices(tf, num_gpus, num_cpus))
     if name == "tpu":
@@ -173,8 +176,6 @@ def _check_count(num_gpus, available):
 
 
 def _workers(tf, workers, index, devices):
-    if len(devices) > 1 and devices[0].startswith("CPU"):
-        raise ValueError(f"Expected one CPU device per worker. Received: num_cpus={len(devices)} with several workers")
     multi_worker.mend_fit()
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": workers}),

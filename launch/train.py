@@ -49,6 +49,11 @@ def _trained(values):
     config = flags.to_config(values)
     rundir.check(config, values.run_dir)
     distribution = strategies.start(values.strategy, values.num_gpus, values.num_cpus, values.cluster)
+    if values.quantization_aware and distribution.workers > 1:
+        raise ValueError(
+            "--quantization_aware trains on one machine: start it there once the run of all workers has finished. "
+            f"Received: {distribution.workers} workers"
+        )
     return training.run(config, values.run_dir, distribution)
 
 

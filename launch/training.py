@@ -142,7 +142,7 @@ def _switch(job, dense, progress):
     rundir.prepare(job.config, job.run_dir, plan)
     model = modeling.build_model(job.config, trained, plan)
     progress = Progress(progress.epoch, rollbacks=progress.rollbacks)
-    _save_compiled(job, model, progress, int(dense.optimizer.iterations))
+    _save_compiled(job, model, progress, keras.ops.convert_to_numpy(dense.optimizer.iterations))
 
 
 def load_data(config, data_dir=None):

@@ -138,7 +138,12 @@ def pool(x):
 
 def classifier(x, classes, activation):
     """The last dense layer, He-normal."""
-    return keras.layers.Dense(classes, activation=activation, kernel_initializer="he_normal", name="classifier")(x)
+    policy = keras.config.dtype_policy()
+    # Probabilities near 0 and 1 need more digits than 16 bits have, for the loss and its gradient.
+    dtype = policy.variable_dtype if policy.name.startswith("mixed_") else policy
+    return keras.layers.Dense(
+        classes, activation=activation, kernel_initializer="he_normal", name="classifier", dtype=dtype
+    )(x)
 
 
 def pooled(x, classes, activation):

@@ -1,0 +1,223 @@
+"""What spreads training: refusals with what was expected, and clusters read from their environments."""
+
+import http.server
+import json
+import threading
+
+import keras
+import pytest
+
+from elrt_keras.launch import clusters, strategies
+
+TENSORFLOW_ONLY = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute")
+CLUSTER = {"worker": ["10.0.0.1:2222", "10.0.0.2:2222"]}
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch):
+    for name in ("TF_CONFIG", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "TPU_NAME", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def set_tf_config(monkeypatch, cluster, kind="worker", index=0):
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": {"type": kind, "index": index}}))
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_both_numbers():
+    with pytest.raises(ValueError, match="batch_size=100, replicas=8"):
+        strategies.Distribution(replicas=8).check_batch(100)
+    strategies.Distribution(replicas=8).check_batch(104)
+
+
+def test_one_device_is_one_device():
+    for name in ("auto", "none"):
+        distribution = strategies.start(name)
+        assert distribution == strategies.SINGLE and distribution.is_chief
+    assert strategies.SINGLE.any_worker(True, False) == (True, False)
+    assert strategies.SINGLE.spread(lambda shard: shard, 32) == (0, 1)
+    with pytest.raises(ValueError, match="one device here. Received: num_gpus=None, num_cpus=2"):
+        strategies.start("none", num_cpus=2)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="what other backends refuse")
+@pytest.mark.parametrize("name", ["multi_worker", "tpu"])
+def test_other_backends_say_what_they_cannot_do(name):
+    with pytest.raises(ValueError, match=f"strategy='{name}' with the {keras.backend.backend()} backend"):
+        strategies.start(name)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="PyTorch")
+def test_pytorch_has_no_several_devices():
+    with pytest.raises(ValueError, match="strategy='mirrored' with the torch backend"):
+        strategies.start("mirrored", num_cpus=2)
+    with pytest.raises(ValueError, match="--strategy=auto trains on one device here"):
+        strategies.start("auto", num_cpus=2)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="PyTorch refuses before")
+def test_more_gpus_than_there_are_is_refused():
+    with pytest.raises(ValueError, match=r"at most the \d+ GPUs of this machine. Received: num_gpus=99"):
+        strategies.start("mirrored", num_gpus=99)
+
+
+@TENSORFLOW_ONLY
+def test_gpus_and_cpus_together_are_refused():
+    with pytest.raises(ValueError, match="num_gpus=1, num_cpus=2"):
+        strategies.start("mirrored", num_gpus=1, num_cpus=2)
+
+
+@TENSORFLOW_ONLY
+def test_a_tpu_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="Expected a TPU; TPU_NAME"):
+        strategies.start("tpu")
+
+
+@TENSORFLOW_ONLY
+def test_several_workers_need_a_cluster_and_one_cpu_each(monkeypatch):
+    with pytest.raises(ValueError, match="Expected a cluster, described by TF_CONFIG, Slurm or Kubernetes"):
+        strategies.start("multi_worker")
+    set_tf_config(monkeypatch, CLUSTER)
+    with pytest.raises(ValueError, match="one CPU device per worker. Received: num_cpus=2, 2 workers"):
+        strategies.start("multi_worker", num_cpus=2)
+
+
+@TENSORFLOW_ONLY
+def test_the_cluster_of_tf_config(monkeypatch):
+    assert clusters.find("auto") == ([], 0)
+    set_tf_config(monkeypatch, CLUSTER, index=1)
+    assert clusters.find("auto") == clusters.find("tf_config") == (CLUSTER["worker"], 1)
+    with_chief = {"chief": ["10.0.0.9:1"], **CLUSTER}
+    set_tf_config(monkeypatch, with_chief, index=1)
+    assert clusters.find("auto") == (["10.0.0.9:1", *CLUSTER["worker"]], 2)
+    set_tf_config(monkeypatch, with_chief, "chief")
+    assert clusters.find("auto") == (["10.0.0.9:1", *CLUSTER["worker"]], 0)
+
+
+@TENSORFLOW_ONLY
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "no JSON",
+        "[]",
+        "{}",
+        json.dumps({"cluster": CLUSTER}),
+        json.dumps({"cluster": CLUSTER, "task": {"type": "worker", "index": 2}}),
+        json.dumps({"cluster": CLUSTER, "task": {"type": "worker", "index": -1}}),
+        json.dumps({"cluster": CLUSTER, "task": {"type": "worker", "index": "0"}}),
+        json.dumps({"cluster": CLUSTER, "task": {"type": "chief", "index": 0}}),
+        json.dumps({"cluster": {**CLUSTER, "ps": ["h:1"]}, "task": {"type": "worker", "index": 0}}),
+        json.dumps({"cluster": {**CLUSTER, "chief": ["h:1", "h:2"]}, "task": {"type": "worker", "index": 0}}),
+        json.dumps({"cluster": {"worker": [1, 2]}, "task": {"type": "worker", "index": 0}}),
+        json.dumps({"cluster": {"worker": "host:1"}, "task": {"type": "worker", "index": 0}}),
+    ],
+)
+def test_a_tf_config_that_is_none_is_refused_with_its_text(monkeypatch, text):
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(ValueError) as caught:
+        clusters.find("tf_config")
+    assert "Expected TF_CONFIG such as" in str(caught.value) and repr(text) in str(caught.value)
+
+
+def set_slurm(monkeypatch, rank, tasks, nodes, per_node):
+    for name, value in {
+        "PROCID": rank,
+        "STEP_NUM_TASKS": tasks,
+        "STEP_NODELIST": nodes,
+        "STEP_TASKS_PER_NODE": per_node,
+        "GPUS_PER_TASK": 1,
+    }.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+
+
+@TENSORFLOW_ONLY
+def test_the_cluster_of_slurm(monkeypatch):
+    set_slurm(monkeypatch, 3, 5, "node[08-09],login", "2(x2),1")
+    workers = ["login:8888", "node08:8888", "node08:8889", "node09:8888", "node09:8889"]
+    assert clusters.find("auto") == clusters.find("slurm") == (workers, 3)
+    set_slurm(monkeypatch, 0, 1, "login", "1")
+    assert clusters.find("auto") == ([], 0)
+
+
+@TENSORFLOW_ONLY
+def test_slurm_without_its_variables_is_refused(monkeypatch):
+    with pytest.raises(ValueError, match="no SLURM_PROCID"):
+        clusters.find("slurm")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    with pytest.raises(ValueError, match="STEP_NUM_TASKS not found"):
+        clusters.find("slurm")
+    set_slurm(monkeypatch, 0, 2, "node[", "2")
+    with pytest.raises(ValueError, match="hostlist"):
+        clusters.find("slurm")
+
+
+def pod(name, address, phase="Running"):
+    return {"metadata": {"name": name}, "status": {"phase": phase, "podIP": address, "hostIP": "192.168.0.1"}}
+
+
+@pytest.fixture
+def kubernetes(monkeypatch, tmp_path):
+    """A server that lists pods as Kubernetes does, and a kubeconfig for it; answers are taken from the list given."""
+    pytest.importorskip("kubernetes")
+    answers, asked = [], []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            pods = answers.pop(0) if len(answers) > 1 else answers[0]
+            body = json.dumps({"kind": "PodList", "apiVersion": "v1", "items": pods}).encode()
+            self.send_response(200 if pods is not None else 403)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    config = tmp_path / "kubeconfig"
+    config.write_text(
+        json.dumps(
+            {
+                "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
+                "users": [{"name": "u", "user": {}}],
+                "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+                "current-context": "x",
+            }
+        )
+    )
+    monkeypatch.setenv("KUBECONFIG", str(config))
+    monkeypatch.setenv("ELRT_KUBERNETES_LABELS", "job-name=train")
+    monkeypatch.setenv("ELRT_KUBERNETES_WORKERS", "2")
+    monkeypatch.setenv("ELRT_KUBERNETES_NAMESPACE", "vision")
+    monkeypatch.setenv("POD_IP", "10.0.0.7")
+    yield answers, asked
+    server.shutdown()
+    server.server_close()
+
+
+@TENSORFLOW_ONLY
+def test_the_cluster_of_kubernetes(kubernetes):
+    answers, asked = kubernetes
+    pods = [pod("train-1-b", "10.0.0.7"), pod("train-0-x", "10.0.0.6"), pod("train-1-a", "10.0.0.5", "Failed")]
+    answers += [pods[:1], [*pods[:1], pod("train-0-x", None, "Pending")], pods]  # they come one after the other
+    assert clusters.find("kubernetes") == (["10.0.0.6:8470", "10.0.0.7:8470"], 1)
+    assert len(asked) == 3 and asked[0] == "/api/v1/namespaces/vision/pods?labelSelector=job-name%3Dtrain"
+
+
+@TENSORFLOW_ONLY
+def test_a_kubernetes_cluster_that_is_not_there_is_refused(kubernetes, monkeypatch):
+    answers, _ = kubernetes
+    answers.append([pod(f"train-{index}", f"10.0.0.{index}") for index in range(3)])
+    with pytest.raises(ValueError, match="Expected 2 running pods .*Received: 3 running"):
+        clusters.find("kubernetes")
+    answers[:] = [[pod("train-0", "10.0.0.1"), pod("train-1", "10.0.0.2")]]
+    with pytest.raises(ValueError, match="Expected this pod among .*Received: 10.0.0.7"):
+        clusters.find("kubernetes")
+    answers[:] = [None]
+    with pytest.raises(ValueError, match="the right to list pods in the namespace 'vision'. Received: 403"):
+        clusters.find("kubernetes")
+    monkeypatch.setenv("ELRT_KUBERNETES_WORKERS", "two")
+    with pytest.raises(ValueError, match="Received: 'job-name=train' and 'two'"):
+        clusters.find("kubernetes")
