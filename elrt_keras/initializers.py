@@ -178,11 +178,13 @@ def get(identifier):
     """A `FactorInitializer` or stock Keras initializer from a name, config, or object.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: for an unknown name, or an array, which fits one shape and factors have several.
     """
     if isinstance(identifier, str) and identifier in _BY_NAME:
         return _BY_NAME[identifier]()
     try:
+        if keras.ops.is_tensor(identifier) or isinstance(identifier, (np.ndarray, np.generic)):
+            raise ValueError("an array")
         initializer = keras.initializers.get(identifier)
     except (ValueError, TypeError) as error:
         raise ValueError(

@@ -4,7 +4,7 @@ import functools
 import os
 import sys
 
-from absl import logging
+from absl import flags, logging
 
 from elrt_keras.tables import render_table
 
@@ -29,6 +29,8 @@ def check_writable(path):
 
 def with_one_line_errors(program, function):
     """Wraps a command: a `ValueError`, which tells the user what to mend, becomes one line and exit status 2."""
+    # absl has a flag of its own that writes a file anywhere, and a flag file may come from somebody else.
+    flags.register_validator("profile_file", lambda path: path is None, "use python -m cProfile -o FILE instead")
 
     @functools.wraps(function)
     def wrapped(argv):

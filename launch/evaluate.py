@@ -17,15 +17,13 @@ def run(argv):
     if len(argv) != 2:
         raise ValueError(f"Expected one run directory: elrt-evaluate RUN_DIR. Received: {argv[1:]}")
     run_dir = argv[1]
-    import keras
-
     from elrt_keras.launch import rundir, training
 
     config, summary = rundir.read_config(run_dir), rundir.read_summary(run_dir)
     if summary is None or not os.path.exists(rundir.model_path(run_dir)):
         raise ValueError(f"Expected a finished run with model.keras and summary.json. Received: {run_dir!r}")
     data_dir = absl_flags.FLAGS.data_dir or config.data_dir
-    model = keras.models.load_model(rundir.model_path(run_dir), compile=False)
+    model = rundir.load_model(rundir.model_path(run_dir))
     results = training.evaluate(model, training.load_data(config, data_dir), config)
     print(
         f"test accuracy {results['accuracy']:.4f}, reported {summary['test_accuracy']:.4f}; loss {results['loss']:.4f}"

@@ -28,7 +28,7 @@ def measure(config, seconds=5.0, rounds=3):
     Raises:
         ValueError: for data that is missing or smaller than a batch.
     """
-    data = training.load_data(config)
+    data = training.load_data(config, download=config.download)
     steps = data_module.steps_per_epoch(data, config)
     keras.utils.set_random_seed(config.seed)
     model = modeling.new_model(config, data, steps)

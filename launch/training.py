@@ -57,7 +57,7 @@ def run(config, run_dir, distribution=SINGLE):
         print(f"Already finished: {run_dir}")
         return finished
     distribution.check_batch(config.batch_size)
-    data = load_data(config)
+    data = load_data(config, download=config.download)
     steps = data_module.steps_per_epoch(data, config)
     with modeling.precision(config), faults.noting_sigterm() as request, faults.plain_errors(run_dir, distribution):
         keras.utils.set_random_seed(config.seed)
@@ -145,11 +145,14 @@ def _switch(job, dense, progress):
     _save_compiled(job, model, progress, keras.ops.convert_to_numpy(dense.optimizer.iterations))
 
 
-def load_data(config, data_dir=None):
-    """The data of a run; `data_dir` where it lies elsewhere now."""
+def load_data(config, data_dir=None, download=False):
+    """The data of a run; `data_dir` where it lies elsewhere now.
+
+    Whoever reads somebody's run directory asks for no download, whatever its `flags.txt` says.
+    """
     sizes = {} if config.image_size is None else {"image_size": config.image_size}
     directory = data_dir or config.data_dir
-    return data_module.load(config.dataset, directory, config.download, bad_images=config.bad_images, **sizes)
+    return data_module.load(config.dataset, directory, download, bad_images=config.bad_images, **sizes)
 
 
 def _fit(job, model, progress, epochs, warms_up=False):

@@ -254,7 +254,7 @@ def test_plan_is_an_editable_mapping_and_saves(resnet, tmp_path):
         (b"\xff\xfe\x00", "Expected a rank plan in JSON"),
         (b'{"layers": {}}', "kind 'elrt_keras.RankPlan'"),
         (b"[1]", "kind 'elrt_keras.RankPlan'"),
-        (json.dumps({"kind": "elrt_keras.RankPlan", "version": 1, "layers": {"a": 5}}).encode(), "layer 'a'"),
+        (json.dumps({"kind": "elrt_keras.RankPlan", "version": 1, "layers": {"a": 5}}).encode(), "for 'a' of 'layers'"),
         (
             json.dumps(
                 {"kind": "elrt_keras.RankPlan", "version": 1, "layers": {"a": {"format": "cpx", "ranks": [1]}}}

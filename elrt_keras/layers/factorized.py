@@ -55,7 +55,10 @@ class FactorizedLayer(keras.layers.Layer):
 
     def __init__(self, shared, ranks, factor_initializer, factor_regularizer, factor_constraint, execution, **kwargs):
         super().__init__(**kwargs)
-        stock = self.stock_class(**shared, name="argument_check")  # never becomes part of this layer
+        try:
+            stock = self.stock_class(**shared, name="argument_check")  # never becomes part of this layer
+        except AttributeError as error:  # Keras asks some arguments for what only texts have
+            raise ValueError(f"Expected arguments of a {self.stock_class.__name__}. Received: {shared}") from error
         for argument in shared:
             setattr(self, argument, getattr(stock, argument))
         if execution not in _EXECUTIONS:

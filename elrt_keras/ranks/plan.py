@@ -2,16 +2,12 @@
 
 import collections.abc
 import fnmatch
-import json
-import os
-import tempfile
 import typing
 
 from elrt_keras import formats
+from elrt_keras.ranks import plan_file
 from elrt_keras.tables import render_table
 
-_VERSION = 1
-_KIND = "elrt_keras.RankPlan"
 # Columns of the table by entry of a layer's costs; the measured ones are seconds, shown in milliseconds.
 _COLUMNS = {
     "macs": "MACs",
@@ -109,14 +105,8 @@ class RankPlan(collections.abc.MutableMapping):
             name: "dense" if entry.is_dense else {"format": entry.format, "ranks": list(entry.ranks)}
             for name, entry in self.items()
         }
-        document = {"kind": _KIND, "version": _VERSION, "layers": entries, "reasons": self.reasons, "costs": self.costs}
-        if self.latency is not None:
-            document["latency"] = self.latency
-        folder = os.path.dirname(os.path.abspath(path))
-        with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tmp", delete=False, encoding="utf-8") as file:
-            json.dump(document, file, indent=2)
-            file.write("\n")
-        os.replace(file.name, path)
+        document = {"layers": entries, "reasons": self.reasons, "costs": self.costs}
+        plan_file.write(path, document if self.latency is None else {**document, "latency": self.latency})
 
     @classmethod
     def load(cls, path):
@@ -125,21 +115,15 @@ class RankPlan(collections.abc.MutableMapping):
         Raises:
             ValueError: when the file is missing, is no JSON, or is no rank plan; the message names the file.
         """
+        document = plan_file.read(path)
+        entries = {
+            name: None if value == "dense" else (value["format"], value["ranks"])
+            for name, value in document["layers"].items()
+        }
         try:
-            with open(path, encoding="utf-8") as file:
-                document = json.load(file)
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"Expected a rank plan in JSON at {str(path)!r}. Received: {error}") from error
-        if not isinstance(document, dict) or document.get("kind") != _KIND or document.get("version") != _VERSION:
-            raise ValueError(
-                f"Expected a rank plan: an object with kind {_KIND!r} and version {_VERSION} at {str(path)!r}. "
-                f"Received: {str(document)[:80]}"
-            )
-        layers = document.get("layers")
-        if not isinstance(layers, dict):
-            raise ValueError(f"Expected an object 'layers' in {str(path)!r}. Received: layers={layers!r}")
-        entries = {name: _from_json(name, value, path) for name, value in layers.items()}
-        return cls(entries, document.get("reasons"), document.get("costs"), document.get("latency"))
+            return cls(entries, document["reasons"], document["costs"], document["latency"] or None)
+        except ValueError as error:
+            raise ValueError(f"Expected a rank plan at {str(path)!r}. Received: {error}") from error
 
     def __str__(self):
         rows = []
@@ -186,14 +170,3 @@ def _validated(name, value):
 
 def _rank_names(format_name):
     return formats.get(format_name).rank_names
-
-
-def _from_json(name, value, path):
-    if value == "dense":
-        return None
-    if not isinstance(value, dict) or set(value) != {"format", "ranks"}:
-        raise ValueError(
-            f'Expected "dense" or an object with "format" and "ranks" for layer {name!r} in {str(path)!r}. '
-            f"Received: {value!r}"
-        )
-    return value["format"], value["ranks"]

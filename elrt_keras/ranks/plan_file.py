@@ -1,0 +1,79 @@
+"""The file of a rank plan: plain JSON, written whole and checked place by place when it is read.
+
+{"kind": "elrt_keras.RankPlan", "version": 1,
+ "layers":  {LAYER: "dense" or {"format": FORMAT, "ranks": [RANK, …]}, …},
+ "reasons": {LAYER: TEXT, …},                                                    optional
+ "costs":   {LAYER: {"kernel_shape": [INT, …], "macs": NUMBER, …}, …},           optional
+ "latency": {"dense": SECONDS, "planned": SECONDS}}                              optional
+"""
+
+import json
+import math
+import os
+import tempfile
+
+_HEAD = {"kind": "elrt_keras.RankPlan", "version": 1}
+_NUMBERS = ("macs", "params", "planned_macs", "planned_params", "latency", "planned_latency")
+
+
+def write(path, document):
+    """Writes the parts of a plan (`layers`, `reasons`, `costs`, `latency`), all of them or nothing."""
+    folder = os.path.dirname(os.path.abspath(path))
+    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tmp", delete=False, encoding="utf-8") as file:
+        json.dump({**_HEAD, **document}, file, indent=2)
+        file.write("\n")
+    os.replace(file.name, path)
+
+
+def read(path):
+    """The parts of a plan, a dict. Formats and ranks are left to `RankPlan`, which knows them.
+
+    Raises:
+        ValueError: when the file is missing, is no JSON, or is no rank plan; the message names the file.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            document = json.load(file)
+    except (OSError, ValueError, RecursionError) as error:  # no UTF-8, no JSON, an int of too many digits, depth
+        raise ValueError(f"Expected a rank plan in JSON at {str(path)!r}. Received: {error}") from error
+    if not isinstance(document, dict) or any(document.get(name) != value for name, value in _HEAD.items()):
+        raise ValueError(
+            f"Expected a rank plan: an object with kind {_HEAD['kind']!r} and version {_HEAD['version']} at "
+            f"{str(path)!r}. Received: {str(document)[:80]}"
+        )
+    _check_object(path, "layers", document.get("layers"), _is_entry, '"dense" or an object with "format" and "ranks"')
+    optional = {name: document.get(name) or {} for name in ("reasons", "costs", "latency")}
+    _check_object(path, "reasons", optional["reasons"], lambda value: isinstance(value, str), "a text")
+    _check_object(path, "costs", optional["costs"], _is_costs, f"kernel_shape and numbers of {list(_NUMBERS)}")
+    _check_object(path, "latency", optional["latency"], _is_number, "seconds")
+    if optional["latency"] and set(optional["latency"]) != {"dense", "planned"}:
+        raise ValueError(f"Expected 'dense' and 'planned' in 'latency' of {str(path)!r}. Received: {optional}")
+    return {"layers": document["layers"], **optional}
+
+
+def _check_object(path, name, received, is_valid, expected):
+    if not isinstance(received, dict):
+        raise ValueError(f"Expected an object '{name}' in {str(path)!r}. Received: {name}={str(received)[:80]}")
+    for key, value in received.items():
+        if not is_valid(value):
+            raise ValueError(
+                f"Expected {expected} for {key!r} of '{name}' in {str(path)!r}. Received: {str(value)[:80]}"
+            )
+
+
+def _is_entry(value):
+    if isinstance(value, dict):
+        return set(value) == {"format", "ranks"} and isinstance(value["format"], str)
+    return value == "dense"
+
+
+def _is_costs(value):
+    if not isinstance(value, dict) or not set(value) <= {"kernel_shape", *_NUMBERS}:
+        return False
+    shape = value.get("kernel_shape", [])
+    numbers = [number for name, number in value.items() if name != "kernel_shape"]
+    return isinstance(shape, list) and all(map(_is_number, [*shape, *numbers]))
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
