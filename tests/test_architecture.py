@@ -4,6 +4,7 @@ import ast
 import doctest
 import importlib
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -118,3 +119,10 @@ def test_importing_the_package_loads_nothing_heavy(tmp_path):
     )
     loaded = set(ast.literal_eval(done.stdout.strip().splitlines()[-1]))
     assert not loaded & {"tensorly", "scipy", "matplotlib", "sklearn", "tensorflow", "torch", "jax"}
+
+
+def test_the_tests_that_the_documents_name_are_there():
+    for document in (ROOT / "docs").glob("*.md"):
+        for path, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", document.read_text(encoding="utf-8")):
+            source = (ROOT / path).read_text(encoding="utf-8")
+            assert not name or f"\ndef {name}(" in source, f"{document.name} names {path}::{name}"

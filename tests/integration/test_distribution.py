@@ -70,15 +70,26 @@ def free_ports(count):
     return ports
 
 
-def start_workers(folder, count, *arguments, program=("-m", "elrt_keras.launch.train")):
+def tf_config(count):
     cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(count)]}
+    return [
+        {"TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})}
+        for index in range(count)
+    ]
+
+
+def slurm(count):
+    """What srun sets for the tasks of a step on one machine."""
+    step = {"STEP_NUM_TASKS": count, "STEP_NODELIST": "localhost", "STEP_TASKS_PER_NODE": count, "GPUS_PER_TASK": 0}
+    return [
+        {f"SLURM_{name}": str(value) for name, value in {**step, "PROCID": index}.items()} for index in range(count)
+    ]
+
+
+def start_workers(folder, count, *arguments, program=("-m", "elrt_keras.launch.train"), cluster=tf_config):
     processes = []
-    for index in range(count):
-        environment = {
-            **os.environ,
-            "TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}),
-            "TF_NUM_INTRAOP_THREADS": "1",
-        }
+    for index, described in enumerate(cluster(count)):
+        environment = {**os.environ, **described, "TF_NUM_INTRAOP_THREADS": "1"}
         with open(folder / f"worker{index}.log", "w") as log:
             command = [sys.executable, *map(str, program), *map(str, arguments)]
             processes.append(subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log))
@@ -112,9 +123,11 @@ def train_alone(folder):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def assert_workers_train_as_one(folder, count):
+def assert_workers_train_as_one(folder, count, cluster=tf_config):
     train_alone(folder)
-    assert wait(start_workers(folder, count, "--run_dir=run", *FLAGS)) == [0] * count, logs(folder, count)[0][-3000:]
+    assert wait(start_workers(folder, count, "--run_dir=run", *FLAGS, cluster=cluster)) == [0] * count, logs(
+        folder, count
+    )[0][-3000:]
     one, many = (curve(folder / name, "loss", "accuracy", "val_accuracy") for name in ("alone", "run"))
     np.testing.assert_allclose(one[:, 0], many[:, 0], rtol=2e-3)
     np.testing.assert_allclose(one[:, 1:], many[:, 1:], atol=0.02)
@@ -137,6 +150,12 @@ def test_two_workers_train_as_one(tmp_path):
 @pytest.mark.slow
 def test_four_workers_train_as_one(tmp_path):
     assert_workers_train_as_one(tmp_path, 4)
+
+
+@TENSORFLOW_ONLY
+@pytest.mark.slow
+def test_two_tasks_of_slurm_train_as_one(tmp_path):
+    assert_workers_train_as_one(tmp_path, 2, cluster=slurm)
 
 
 def until_epoch(folder, processes, run_dir, epoch):
