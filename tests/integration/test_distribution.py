@@ -114,12 +114,14 @@ def curve(run_dir, *columns):
         return np.array([[float(row[column]) for column in columns] for row in csv.DictReader(file)])
 
 
-FLAGS = ("--epochs=2", "--batch_size=128", "--max_macs=0.3", "--learning_rate=0.01", "--augmentation=crop,cutout")
+# A low learning rate: at 0.01 another number of threads alone, in one process, moves the second loss by 2e-3.
+FLAGS = ("--epochs=2", "--batch_size=128", "--max_macs=0.3", "--learning_rate=2e-3", "--augmentation=crop,cutout")
 
 
 def train_alone(folder):
     command = [sys.executable, "-m", "elrt_keras.launch.train", "--run_dir=alone", *FLAGS]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    environment = {**os.environ, "TF_NUM_INTRAOP_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -129,7 +131,7 @@ def assert_workers_train_as_one(folder, count, cluster=tf_config):
         folder, count
     )[0][-3000:]
     one, many = (curve(folder / name, "loss", "accuracy", "val_accuracy") for name in ("alone", "run"))
-    np.testing.assert_allclose(one[:, 0], many[:, 0], rtol=2e-3)
+    np.testing.assert_allclose(one[:, 0], many[:, 0], rtol=1e-3)
     np.testing.assert_allclose(one[:, 1:], many[:, 1:], atol=0.02)
     summary = json.loads((folder / "run" / "summary.json").read_text())
     assert summary["replicas"] == count
@@ -193,8 +195,9 @@ def test_sigterm_to_one_worker_stops_all_of_them_after_the_same_step(tmp_path):
     until_epoch(tmp_path, processes, "run", 1)
     processes[1].send_signal(signal.SIGTERM)
     assert wait(processes) == [0, 0]
-    last = [log.splitlines()[-1] for log in logs(tmp_path, 2)]
-    assert last[0] == last[1] and "told to stop (SIGTERM); saved run/checkpoints/epoch" in last[0]
+    # TensorFlow may log a connection that is closed after it.
+    told = [[line for line in log.splitlines() if "told to stop" in line] for log in logs(tmp_path, 2)]
+    assert len(told[0]) == 1 and told[0] == told[1] and "saved run/checkpoints/epoch" in told[0][0]
 
 
 WITHOUT_REMEDY = """
