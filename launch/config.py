@@ -64,6 +64,7 @@ class TrainConfig:
     batch_size: int = 128
     seed: int = 0
     precision: str = "float32"
+    recompute: bool = False
     sync_batch_norm: bool = True
     on_nan: str = "stop"
     checkpoint_minutes: float = 15.0

@@ -86,6 +86,10 @@ _SPECS = {
         config_module.PRECISIONS,
         "What layers compute in; weights, penalties and orthogonality errors are float32 in any case.",
     ),
+    "recompute": (
+        "boolean",
+        "Compute what lies between the factors again for the gradient: less memory in training, more time.",
+    ),
     "sync_batch_norm": ("boolean", "Batch-norm statistics over the batch of all replicas, as one device would see it."),
     "on_nan": (
         config_module.ON_NAN,

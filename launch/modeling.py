@@ -33,6 +33,7 @@ def build_model(config, dense, plan):
             factor_regularizer=_orthogonality(config),
             factor_constraint=elrt.constraints.Stiefel() if config.orthogonality == "stiefel" else None,
             kernel_regularizer=decay,
+            recompute=config.recompute,
         )
     if decay is not None:
         add_kernel_regularizer(model, decay)

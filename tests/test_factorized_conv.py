@@ -209,6 +209,7 @@ def bad(message, **arguments):
         bad(r"groups=3", groups=3),
         bad(r"share no factors.*Received: groups=2", groups=2),
         bad(r"Received: execution='fast'", execution="fast"),
+        bad(r"a bool. Received: recompute=1", recompute=1),
         bad(r"padding", padding="full"),
         bad(r"Received: filters=2.5", filters=2.5),
         bad(r"Received: factor_initializer='best'", factor_initializer="best"),

@@ -31,6 +31,7 @@ ARGUMENTS = {
     "factor_constraint": elrt.constraints.Stiefel(),
     "bias_constraint": keras.constraints.MaxNorm(0.7),
     "execution": "compose",
+    "recompute": True,
 }
 
 
@@ -69,7 +70,17 @@ def test_every_argument_is_an_attribute_and_a_config_entry(leaf):
     for name in arguments:
         assert hasattr(revived, name) and name in config
     assert (revived.name, revived.dtype_policy.name, revived.trainable) == ("low", "mixed_bfloat16", False)
-    for name in ("ranks", "strides", "padding", "data_format", "execution", "kernel_size", "filters", "units"):
+    for name in (
+        "ranks",
+        "strides",
+        "padding",
+        "data_format",
+        "execution",
+        "recompute",
+        "kernel_size",
+        "filters",
+        "units",
+    ):
         assert getattr(revived, name, None) == arguments.get(name)
     assert revived.factor_regularizer.power_iterations == 3 and revived.factor_initializer.seed == 4
 

@@ -136,6 +136,7 @@ def test_flag_file_round_trip_with_every_field_changed():
         batch_size=64,
         seed=3,
         precision="mixed_bfloat16",
+        recompute=True,
         sync_batch_norm=False,
         on_nan="rollback",
         checkpoint_minutes=2.5,

@@ -123,6 +123,7 @@ LAYER_ARGUMENTS = {
     "kernel_regularizer": st.sampled_from([None, "l2"]) | ANYTHING,
     "factor_constraint": st.sampled_from([None, "max_norm"]) | ANYTHING,
     "execution": st.sampled_from(["auto", "factored", "compose"]) | ANYTHING,
+    "recompute": st.booleans() | ANYTHING,
 }
 OPTIONAL = [name for name in LAYER_ARGUMENTS if name not in ("filters", "kernel_size", "ranks")]
 

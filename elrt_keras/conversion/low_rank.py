@@ -19,6 +19,7 @@ def factorize(
     factor_regularizer=None,
     kernel_regularizer=None,
     factor_constraint=None,
+    recompute=False,
 ):
     """The low-rank twin of a model: every layer that the plan factorises is replaced, all others are kept as they are.
 
@@ -35,6 +36,7 @@ def factorize(
         factor_regularizer: regularizer of the orthogonal factors, shared by all layers.
         kernel_regularizer: regularizer of the composed kernels; `None` keeps each layer's own.
         factor_constraint: constraint of the orthogonal factors, such as `elrt_keras.constraints.Stiefel()`.
+        recompute: whether training computes what lies between the factors again for the gradient, to save memory.
 
     Returns:
         A `keras.Model` of the same kind.
@@ -57,6 +59,7 @@ def factorize(
     overrides = {
         "factor_regularizer": keras.regularizers.get(factor_regularizer),
         "factor_constraint": keras.constraints.get(factor_constraint),
+        "recompute": recompute,
     }
     if kernel_regularizer is not None:
         overrides["kernel_regularizer"] = keras.regularizers.get(kernel_regularizer)

@@ -34,6 +34,8 @@ _DOCUMENT = """{dims}-D convolution {title}
         factor_constraint: projects each orthogonal factor, as a matrix, after an optimizer step.
         execution: `"chain"` runs the stages, `"compose"` builds the dense kernel and runs one convolution, `"auto"`
             takes the one with fewer MACs when the layer is built.
+        recompute: whether training drops what lies between the stages and computes it again for the gradient
+            (`keras.remat`): less memory, more time.
         **kwargs: `name`, `dtype`, `trainable`.
 
     Raises:

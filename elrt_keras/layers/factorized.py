@@ -45,7 +45,7 @@ class FactorizedLayer(keras.layers.Layer):
     Args:
         shared: dict of the constructor arguments that the stock layer has too. The stock layer checks and normalises
             them, so that both accept and refuse the same.
-        ranks, factor_initializer, factor_regularizer, factor_constraint, execution: as in the subclasses.
+        ranks, factor_initializer, factor_regularizer, factor_constraint, execution, recompute: as in the subclasses.
         **kwargs: `name`, `dtype`, `trainable`, `activity_regularizer`.
     """
 
@@ -53,7 +53,17 @@ class FactorizedLayer(keras.layers.Layer):
     spatial_dims = None
     stock_class = None
 
-    def __init__(self, shared, ranks, factor_initializer, factor_regularizer, factor_constraint, execution, **kwargs):
+    def __init__(
+        self,
+        shared,
+        ranks,
+        factor_initializer,
+        factor_regularizer,
+        factor_constraint,
+        execution,
+        recompute,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         try:
             stock = self.stock_class(**shared, name="argument_check")  # never becomes part of this layer
@@ -63,6 +73,8 @@ class FactorizedLayer(keras.layers.Layer):
             setattr(self, argument, getattr(stock, argument))
         if execution not in _EXECUTIONS:
             raise ValueError(f"Expected one of {_EXECUTIONS}. Received: execution={execution!r}")
+        if not isinstance(recompute, bool):
+            raise ValueError(f"`recompute` is a bool. Received: recompute={recompute!r}")
         self._shared = tuple(shared)
         self.format = formats.get(self.format_name)
         self._ranks = self.format.validate_ranks(ranks)
@@ -70,6 +82,7 @@ class FactorizedLayer(keras.layers.Layer):
         self.factor_regularizer = keras.regularizers.get(factor_regularizer)
         self.factor_constraint = keras.constraints.get(factor_constraint)
         self.execution = execution
+        self.recompute = recompute
         self.factors = []
         self.bias = None
         self._kernel_shape = None
@@ -140,6 +153,20 @@ class FactorizedLayer(keras.layers.Layer):
                 regularizer=self.bias_regularizer,
                 constraint=self.bias_constraint,
             )
+
+    def call(self, inputs, training=None):
+        factors = [ops.convert_to_tensor(factor) for factor in self.factors]
+        # The gradient recomputes what lies between the stages; only training takes one.
+        run = keras.remat(self._run) if self.recompute and training else self._run
+        outputs = self._add_bias(run(inputs, *factors))
+        return outputs if self.activation is None else self.activation(outputs)
+
+    def _run(self, inputs, *factors):
+        """The inputs through the chain, or through the composed kernel."""
+        raise NotImplementedError
+
+    def _add_bias(self, outputs):
+        return outputs if self.bias is None else ops.add(outputs, self.bias)
 
     def _penalty(self, index, view):
         """What Keras adds to the loss for factor `index`: its own penalty, and on the core the composed kernel's."""
@@ -253,7 +280,7 @@ class FactorizedLayer(keras.layers.Layer):
         return config
 
 
-_LOW_RANK_ONLY = ("ranks", "factor_initializer", "factor_regularizer", "factor_constraint", "execution")
+_LOW_RANK_ONLY = ("ranks", "factor_initializer", "factor_regularizer", "factor_constraint", "execution", "recompute")
 
 
 def _serialized(argument, value):

@@ -42,6 +42,7 @@ class FactorizedConv(FactorizedLayer):
         factor_constraint=None,
         bias_constraint=None,
         execution="auto",
+        recompute=False,
         **kwargs,
     ):
         if isinstance(filters, bool) or not isinstance(filters, (int, np.integer)):
@@ -68,6 +69,7 @@ class FactorizedConv(FactorizedLayer):
             factor_regularizer,
             factor_constraint,
             execution,
+            recompute,
             activity_regularizer=activity_regularizer,
             **kwargs,
         )
@@ -95,19 +97,19 @@ class FactorizedConv(FactorizedLayer):
         self._build_factors(kernel_shape, ranks)
         self.built = True
 
-    def call(self, inputs):
-        kernels = [ops.convert_to_tensor(factor) for factor in self.factors]
-        stages = self._stages
+    def _run(self, inputs, *factors):
         if not self._runs_chain:
-            kernels, stages = [self.format.compose(kernels)], self._dense
-        outputs = inputs
-        for stage, kernel in zip(stages, kernels):
-            outputs = self._convolve(outputs, kernel, stage)
-        if self.bias is not None:
-            ones = (1,) * self.spatial_dims
-            shape = (1, *ones, -1) if self.data_format == "channels_last" else (1, -1, *ones)
-            outputs = ops.add(outputs, ops.reshape(self.bias, shape))
-        return outputs if self.activation is None else self.activation(outputs)
+            return self._convolve(inputs, self.format.compose(list(factors)), *self._dense)
+        for stage, factor in zip(self._stages, factors):
+            inputs = self._convolve(inputs, factor, stage)
+        return inputs
+
+    def _add_bias(self, outputs):
+        if self.bias is None:
+            return outputs
+        ones = (1,) * self.spatial_dims
+        shape = (1, *ones, -1) if self.data_format == "channels_last" else (1, -1, *ones)
+        return ops.add(outputs, ops.reshape(self.bias, shape))
 
     def _convolve(self, inputs, kernel, stage):
         padding = self.padding

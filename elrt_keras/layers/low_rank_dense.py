@@ -30,6 +30,8 @@ class LowRankDense(FactorizedLayer):
         factor_constraint: projects `B` after an optimizer step.
         execution: `"chain"` runs both products, `"compose"` composes the kernel first, `"auto"` takes the one with
             fewer MACs when the layer is built.
+        recompute: whether training drops what lies between the stages and computes it again for the gradient
+            (`keras.remat`): less memory, more time.
         **kwargs: `name`, `dtype`, `trainable`.
 
     Raises:
@@ -63,6 +65,7 @@ class LowRankDense(FactorizedLayer):
         factor_constraint=None,
         bias_constraint=None,
         execution="auto",
+        recompute=False,
         **kwargs,
     ):
         shared = {
@@ -81,6 +84,7 @@ class LowRankDense(FactorizedLayer):
             factor_regularizer,
             factor_constraint,
             execution,
+            recompute,
             activity_regularizer=activity_regularizer,
             **kwargs,
         )
@@ -102,15 +106,11 @@ class LowRankDense(FactorizedLayer):
         self._build_factors(kernel_shape, ranks)
         self.built = True
 
-    def call(self, inputs):
-        first, second = (ops.convert_to_tensor(factor) for factor in self.factors)
+    def _run(self, inputs, *factors):
+        first, second = factors
         if self._runs_chain:
-            outputs = ops.matmul(ops.matmul(inputs, first), second)
-        else:
-            outputs = ops.matmul(inputs, ops.matmul(first, second))
-        if self.bias is not None:
-            outputs = ops.add(outputs, self.bias)
-        return outputs if self.activation is None else self.activation(outputs)
+            return ops.matmul(ops.matmul(inputs, first), second)
+        return ops.matmul(inputs, ops.matmul(first, second))
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.units)

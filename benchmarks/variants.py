@@ -1,0 +1,72 @@
+"""The networks that are compared, on random images: dense, low-rank, thinned, and chains as stock layers."""
+
+import statistics
+import time
+
+import keras
+import numpy as np
+
+import elrt_keras as elrt
+
+# Builders that are measured, and the batch each is trained on.
+BATCHES = {"resnet20": 128, "resnet56": 128, "vgg16_cifar": 128, "resnet18": 16, "resnet50": 16}
+BUDGETS = (0.5, 0.4, 0.25)
+STRENGTH = 0.01  # of double soft orthogonality, the default of elrt-train
+
+
+def low_rank(dense, max_macs, regularizer="dso", **options):
+    """The low-rank twin that a user gets: uniform Tucker-2 ranks and, if not told otherwise, ELRT's penalty."""
+    penalty = elrt.regularizers.BY_NAME[regularizer](STRENGTH) if regularizer else None
+    return elrt.factorize(dense, elrt.plan_ranks(dense, max_macs=max_macs), factor_regularizer=penalty, **options)
+
+
+def thinned(name, macs):
+    """The builder's dense network with all channels multiplied by one number, the largest that fits the MACs."""
+    low, high = 0.05, 1.0
+    while high - low > 0.005:
+        width = (low + high) / 2
+        fits = elrt.count_costs(elrt.models.build(name, width=width)).macs <= macs
+        low, high = (width, high) if fits else (low, width)
+    return elrt.models.build(name, width=low)
+
+
+def training_step(model, batch_size, jit_compile=False, seed=0):
+    """A function that trains one step on a fixed random batch and returns when it is done; already compiled."""
+    random = np.random.default_rng(seed)
+    images = random.integers(0, 256, (batch_size, *model.input_shape[1:])).astype("float32")
+    labels = keras.utils.to_categorical(random.integers(0, model.output_shape[-1], batch_size), model.output_shape[-1])
+    optimizer = keras.optimizers.SGD(1e-3, momentum=0.9, nesterov=True)
+    model.compile(optimizer, "categorical_crossentropy", jit_compile=jit_compile)
+    images, labels = keras.ops.convert_to_tensor(images), keras.ops.convert_to_tensor(labels)
+
+    def step():
+        return model.train_on_batch(images, labels)
+
+    for _ in range(3):
+        loss = step()
+    if not np.isfinite(loss):
+        raise ValueError(f"Expected a finite loss. Received: {loss}")
+    return step
+
+
+def interleaved(functions, rounds, show=print):
+    """Seconds of each function, `{name: [one per round]}`; they take turns, in another order each round."""
+    seconds = {name: [] for name in functions}
+    order = np.random.default_rng(0)
+    for number in range(rounds):
+        for name in order.permutation(list(functions)):
+            start = time.perf_counter()
+            functions[name]()
+            seconds[name].append(round(time.perf_counter() - start, 6))
+        show(f"round {number + 1}/{rounds}", flush=True)
+    return seconds
+
+
+def ratios(seconds, base):
+    """`{name: (median, lower quartile, upper quartile)}` of how many times faster than `base`, round by round."""
+    return {name: _quartiles(np.array(seconds[base]) / np.array(values)) for name, values in seconds.items()}
+
+
+def _quartiles(values):
+    low, middle, high = statistics.quantiles(values, n=4)
+    return middle, low, high
