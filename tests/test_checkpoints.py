@@ -1,6 +1,7 @@
 """Checkpoints: written whole, read back exactly, and damaged ones recognised. Real models, real files."""
 
 import os
+import pathlib
 import resource
 import subprocess
 import sys
@@ -153,3 +154,19 @@ def test_a_full_disk_leaves_the_last_good_one(tmp_path):
     program = FULL_DISK.format(tests=os.path.dirname(__file__), folder=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200)
     assert "refused: File too large ['epoch0001_step000000.keras'] 1" in done.stdout, done.stderr[-2000:]
+
+
+def resident_kb():
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads /proc")
+def test_a_hundred_checkpoints_take_no_more_memory_than_one(tmp_path):
+    model = trained_model()
+    checkpoints.save(model, str(tmp_path), Progress())
+    before = resident_kb()
+    for epoch in range(1, 101):
+        checkpoints.save(model, str(tmp_path), Progress(epoch))
+    # By Keras alone it would be 70 KB for each.
+    assert resident_kb() - before < 2000

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 MINUTES = float(os.environ.get("ELRT_SOAK_MINUTES", "60"))
-# Steps, epochs, validation and checkpoints, many of each: an epoch of the digits takes about two seconds.
-FLAGS = ("--epochs=1000000", "--batch_size=128", "--lr_schedule=constant", "--learning_rate=1e-4")
+# Steps, epochs, validation and checkpoints, many of each: an epoch of the digits takes a second or two.
+FLAGS = ("--epochs=1000000", "--batch_size=16", "--lr_schedule=constant", "--learning_rate=1e-4")
 
 
 def resident_mb(pid):
