@@ -14,7 +14,10 @@ import keras
 import numpy as np
 from absl import logging
 
-from elrt_keras.launch import optimization  # noqa: F401, whose optimizers the files name
+from elrt_keras.launch import (
+    optimization,  # noqa: F401, whose optimizers the files name
+    skip_sets,
+)
 
 FOLDER = "checkpoints"
 _KEPT = 2
@@ -55,7 +58,7 @@ def save(model, run_dir, progress):
     path = os.path.join(folder, f"epoch{progress.epoch:04d}_step{progress.step:06d}.keras")
     temporary = path + _TEMPORARY
     described = {**dataclasses.asdict(progress), "random_state": _random_state(model)}
-    _keep_skipped_attributes()
+    skip_sets.keep()
     try:
         model.save(temporary)
         with zipfile.ZipFile(temporary, "a") as archive:
@@ -69,22 +72,6 @@ def save(model, run_dir, progress):
     for old in paths(run_dir)[_KEPT:]:
         os.remove(old)
     return path
-
-
-def _keep_skipped_attributes():
-    """Gives Keras back the set that each of its saves makes anew, since it files it under one name and asks another.
-
-    Making it takes an optimizer, whose variables TensorFlow does not free: 70 KB for each checkpoint. Seen in Keras
-    3.15; where the names agree, this changes nothing.
-    """
-    try:
-        from keras.src.backend.common import global_state
-        from keras.src.saving import saving_lib
-    except ImportError:  # a later Keras with other rooms
-        return
-    asked_for = "saving_attr_skiplist_Optimizer"
-    if global_state.get_global_attribute(asked_for) is None:
-        global_state.set_global_attribute(asked_for, saving_lib.get_attr_skipset("Optimizer"))
 
 
 def paths(run_dir):
@@ -164,6 +151,7 @@ def _load(path):
         values = {} if damaged else json.loads(archive.read(_MEMBER))
     if damaged:
         raise ValueError(f"the checksum of {damaged} is wrong")
+    skip_sets.keep()
     return keras.models.load_model(path), Progress(**values)
 
 
