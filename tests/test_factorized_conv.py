@@ -44,12 +44,12 @@ def test_every_format_has_its_layers():
 
 @pytest.mark.parametrize("format_name", formats.names())
 @settings(max_examples=60)
-@given(data=st.data(), execution=st.sampled_from(("auto", "chain", "compose")))
-def test_layer_equals_convolving_with_its_composed_kernel(format_name, data, execution):
+@given(data=st.data(), execution=st.sampled_from(("auto", "chain", "compose")), training=st.booleans())
+def test_layer_equals_convolving_with_its_composed_kernel(format_name, data, execution, training):
     case = data.draw(conv_cases(format_name=format_name))
     layer = make(case, format_name, execution=execution, use_bias=False)
     inputs = random_array(*case["input_shape"], seed=3)
-    outputs = to_numpy(layer(inputs))
+    outputs = to_numpy(layer(inputs, training=training))
     assert layer.ranks == case["resolved"]
     expected = numpy_conv(inputs, compose(format_name, layer.factors), **case["arguments"])
     assert outputs.shape == expected.shape == tuple(layer.compute_output_shape(case["input_shape"]))
@@ -73,9 +73,10 @@ def test_parity_with_the_dense_convolution_over_a_grid_of_arguments(format_name)
         shape = (2, 8, 7, 4) if arguments["data_format"] == "channels_last" else (2, 4, 8, 7)
         inputs = random_array(*shape)
         expected = to_numpy(dense(inputs))
-        for execution in ("chain", "compose"):
+        for execution, training in (("chain", False), ("chain", True), ("compose", False)):
             low = layer_class(format_name, 2).from_dense(dense, 1.0, execution=execution)
-            np.testing.assert_allclose(to_numpy(low(inputs)), expected, atol=1e-5, err_msg=str(arguments))
+            outputs = to_numpy(low(inputs, training=training))
+            np.testing.assert_allclose(outputs, expected, atol=1e-5, err_msg=str(arguments))
 
 
 @given(case=conv_cases())
@@ -106,11 +107,11 @@ def test_bias_and_activation(data_format):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16"])
-@pytest.mark.parametrize("execution", ["chain", "compose"])
-def test_dtype_policies(dtype, execution):
+@pytest.mark.parametrize("execution, training", [("chain", False), ("chain", True), ("compose", False)])
+def test_dtype_policies(dtype, execution, training):
     layer = elrt.layers.Tucker2Conv2D(6, 3, (3, 3), padding="same", dtype=dtype, execution=execution)
     inputs = random_array(1, 5, 5, 4, seed=2)
-    outputs = layer(inputs)
+    outputs = layer(inputs, training=training)
     compute = dtype.removeprefix("mixed_")
     assert keras.backend.standardize_dtype(outputs.dtype) == compute
     stored = "float32" if dtype.startswith("mixed") else dtype
@@ -122,6 +123,21 @@ def test_dtype_policies(dtype, execution):
     assert np.all(
         np.abs(to_numpy(outputs) - numpy_conv(inputs, tucker2_compose(layer.factors), padding="same")) <= bound
     )
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="reads a TensorFlow graph")
+@pytest.mark.parametrize("open_size", [False, True])
+def test_training_multiplies_matrices_where_inference_convolves(open_size):
+    import tensorflow as tf
+
+    layer = elrt.layers.Tucker2Conv2D(6, 3, (2, 3), strides=2)
+    shape = (None, None, None, 4) if open_size else (None, 8, 8, 4)
+    operations = {}
+    for training in (False, True):
+        function = tf.function(lambda x, training=training: layer(x, training=training))
+        graph = function.get_concrete_function(tf.TensorSpec(shape)).graph
+        operations[training] = [node.type for node in graph.get_operations() if node.type in ("Conv2D", "MatMul")]
+    assert operations == {False: ["Conv2D"] * 3, True: ["MatMul", "Conv2D", "MatMul"]}
 
 
 @pytest.mark.parametrize("ranks, expected", [((2, 2), True), ((16, 16), False)])
