@@ -33,13 +33,14 @@ __all__ = [
     "merge",
     "models",
     "plan_ranks",
+    "plot",
     "regularizers",
     "shrink",
     "shrink_curve",
 ]
 
 # Higher rooms of the package: there after one import, loaded when first used.
-_LAZY = ("export", "models")
+_LAZY = ("export", "models", "plot")
 
 
 def __getattr__(name):

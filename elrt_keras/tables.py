@@ -1,6 +1,7 @@
-"""Plain-text tables, rendered by rich."""
+"""Plain-text tables, rendered by rich, and names short enough for them."""
 
 import io
+import os
 
 
 def render_table(header, rows, last_is_total=False):
@@ -27,6 +28,22 @@ def render_table(header, rows, last_is_total=False):
     text = io.StringIO()
     Console(file=text, width=200, color_system=None).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines() if line.strip())
+
+
+def short_names(paths):
+    """The shortest ends of the paths that tell them apart, without the suffix.
+
+    Example:
+
+    >>> elrt_keras.tables.short_names(["runs/a/export/int8.tflite", "runs/b/export/int8.tflite"])
+    ['a/int8', 'b/int8']
+    """
+    parts = [os.path.splitext(os.path.abspath(path))[0].split(os.sep) for path in paths]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = [os.path.join(*[p for p in part[-depth:] if p != "export"]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return list(paths)
 
 
 def _is_number(cell):

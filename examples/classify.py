@@ -24,7 +24,7 @@ def load_image(path, height, width, channels):
     with Image.open(path) as image:
         image = image.convert("L" if channels == 1 else "RGB")
         if image.size != (width, height):
-            side = int(min(image.size) * _CENTER)
+            side = max(1, int(min(image.size) * _CENTER))
             left, top = (image.width - side) // 2, (image.height - side) // 2
             box = (left, top, left + side, top + side)
             image = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
@@ -50,7 +50,8 @@ def class_names(path, count):
     """The names in the file, or numbers."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            return archive.read("labels.txt").decode("utf-8").splitlines()
+            if "labels.txt" in archive.namelist():
+                return archive.read("labels.txt").decode("utf-8").splitlines()
     return [str(number) for number in range(count)]
 
 
@@ -64,6 +65,8 @@ def main(argv):
     except (ValueError, RuntimeError) as error:
         sys.exit(f"Expected a LiteRT model. Received: {_MODEL.value}: {error}")
     (image_detail,), (score_detail,) = interpreter.get_input_details(), interpreter.get_output_details()
+    if len(image_detail["shape"]) != 4:
+        sys.exit(f"Expected a model of images. Received: {_MODEL.value}: an input of shape {image_detail['shape']}")
     names = class_names(_MODEL.value, score_detail["shape"][-1])
     failed = False
     for path in argv[1:]:

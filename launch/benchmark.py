@@ -52,9 +52,9 @@ def run(argv):
     else:
         raise ValueError(f"Expected what to measure: elrt-benchmark litert FILE… or data. Received: {argv[1:]}")
     if values.output is not None:
-        with open(values.output, "w", encoding="utf-8") as file:
-            json.dump(result, file, indent=2)
-            file.write("\n")
+        from elrt_keras.export.files import write_file
+
+        write_file(values.output, (json.dumps(result, indent=2) + "\n").encode())
         print(f"Wrote {values.output}")
 
 
@@ -62,6 +62,8 @@ def _measure_litert(sources, values):
     from elrt_keras.launch import latency
 
     paths = latency.find_files(sources)
+    if values.plot is not None:
+        latency.check_plot(paths, values.plot)
     rows = latency.measure(paths, values.threads, values.runs)
     print(latency.table(rows))
     if values.plot is not None:

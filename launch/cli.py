@@ -23,12 +23,16 @@ def refuse_arguments(argv):
 def check_writable(path):
     """Raises where a file cannot be put, before the work whose result it is to hold."""
     folder = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(folder) or os.path.isdir(path):
-        raise ValueError(f"Expected a file in a directory that exists. Received: output={path!r}")
+    taken = os.path.exists(path) and not os.path.isfile(path)
+    if taken or not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"Expected a file in a directory that exists and can be written. Received: output={path!r}")
 
 
 def with_one_line_errors(program, function):
-    """Wraps a command: a `ValueError`, which tells the user what to mend, becomes one line and exit status 2."""
+    """Wraps a command: an error that tells the user what to mend becomes one line and exit status 2.
+
+    These are a `ValueError`, an `ImportError` (an extra that is not installed), and an `OSError` (a full disk).
+    """
     # absl has a flag of its own that writes a file anywhere, and a flag file may come from somebody else.
     flags.register_validator("profile_file", lambda path: path is None, "use python -m cProfile -o FILE instead")
 
@@ -37,7 +41,7 @@ def with_one_line_errors(program, function):
         quiet_logging()
         try:
             function(argv)
-        except ValueError as error:
+        except (ValueError, ImportError, OSError) as error:
             if os.environ.get("ELRT_TRACEBACK"):
                 raise
             fail(program, error)

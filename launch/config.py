@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 
 from elrt_keras import formats, initializers, models, ranks, regularizers
 from elrt_keras.launch import data as data_module
@@ -235,6 +236,7 @@ def _one_of(name, value, allowed):
 
 
 def _in_range(name, value, low, high, whole=False):
-    if not (low <= value <= high) or math.isinf(value) or (whole and not float(value).is_integer()):
+    # An int may be larger than any float.
+    if not (low <= value <= min(high, sys.float_info.max)) or (whole and not float(value).is_integer()):
         kind = "an int" if whole else "a number"
         raise ValueError(f"`{name}` is {kind} from {low:g} to {high:g}. Received: {name}={value}")

@@ -6,8 +6,9 @@
   elrt-export runs/r20 --format=onnx                                     # or saved_model
   elrt-export model.keras --quantization=int8 --dataset=folder:photos --output=model.tflite
 
-The files of a run go to RUN_DIR/export, each with a JSON file of what was measured. int8 takes its ranges from training
-images without augmentation. A file whose outputs or accuracy are too far from Keras' is not written.
+The files of a run go to RUN_DIR/export, those of a .keras file beside it under its name; each comes with a JSON file of
+what was measured. int8 takes its ranges from training images without augmentation. A file whose outputs or accuracy are
+too far from Keras' is not written.
 """
 
 import dataclasses
@@ -36,14 +37,24 @@ def define():
     flags.define_fields(("dataset", "data_dir", "image_size"), dataset=None)
 
 
+def _kinds(values):
+    """The kinds of files that are asked for; refuses flags that would change nothing."""
+    kinds = values.quantization
+    if not kinds or set(kinds) - set(_KINDS) or (values.output is not None and len(kinds) > 1):
+        raise ValueError(f"Expected some of {_KINDS}, one with --output. Received: quantization={kinds}")
+    if values.format != "litert" and kinds != ["float32"]:
+        raise ValueError(f"--quantization is for LiteRT. Received: format={values.format!r}, quantization={kinds}")
+    if values.io_dtype != "float32" and "int8" not in kinds:
+        raise ValueError(f"--io_dtype is for int8. Received: io_dtype={values.io_dtype!r}, quantization={kinds}")
+    return kinds
+
+
 def run(argv):
     """Exports what `argv` names."""
     if len(argv) != 2:
         raise ValueError(f"Expected one run directory or .keras file. Received: {argv[1:]}")
     values = absl_flags.FLAGS
-    kinds = values.quantization if values.format == "litert" else ["float32"]
-    if not kinds or set(kinds) - set(_KINDS) or (values.output is not None and len(kinds) > 1):
-        raise ValueError(f"Expected some of {_KINDS}, one with --output. Received: quantization={kinds}")
+    kinds = _kinds(values)
     import elrt_keras as elrt
     from elrt_keras.launch import exporting
 

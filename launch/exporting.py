@@ -21,7 +21,7 @@ class Source:
 
     Attributes:
         model: the Keras model.
-        title: what it is, for file names: `"low_rank"`, `"dense"` or `"model"`.
+        title: what it is, for file names: `"low_rank"`, `"dense"`, or the name of the `.keras` file.
         folder: where its exports go if nothing else is said.
         data: its data set, or `None`.
         examples: the arguments of `to_litert` that come from the data set.
@@ -47,11 +47,12 @@ def open_source(path, dataset=None, data_dir=None, image_size=None):
         model, title = rundir.load_model(rundir.model_path(path)), "dense" if config.format == "dense" else "low_rank"
         return Source(model, title, os.path.join(path, "export"), *_examples(config, data_dir))
     model, folder = rundir.load_model(path), os.path.dirname(os.path.abspath(path))
+    title = os.path.splitext(os.path.basename(path))[0]
     if dataset is None:
-        return Source(model, "model", folder, None, {})
+        return Source(model, title, folder, None, {})
     size = {"image_size": image_size or model.inputs[0].shape[1]} if is_streamed(dataset) else {}
     config = TrainConfig(dataset=dataset, data_dir=data_dir, **size)
-    return Source(model, "model", folder, *_examples(config, data_dir))
+    return Source(model, title, folder, *_examples(config, data_dir))
 
 
 def _examples(config, data_dir):

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import signal
 import threading
 import time
@@ -55,13 +56,16 @@ def plain_errors(run_dir, distribution):
     """Around a run: what the system or TensorFlow raises for a full disk or a lost worker becomes a plain message."""
     try:
         yield
-    except OSError as error:
-        raise ValueError(
-            f"Cannot write or read the files of the run. {_last_good(run_dir)}; start it again with the same flags to "
-            f"go on from there. Received: {error}"
-        ) from error
     except Exception as error:
-        if distribution.workers == 1 or not type(error).__module__.startswith("tensorflow"):
+        of_tensorflow = type(error).__module__.startswith("tensorflow")
+        # TensorBoard's files are written by TensorFlow, which raises no `OSError`.
+        if isinstance(error, OSError) or (of_tensorflow and os.path.join(run_dir, "tensorboard") in str(error)):
+            reason = str(error).partition("\n")[0].rpartition("}} ")[2].partition(" [Op:")[0]
+            raise ValueError(
+                f"Cannot write or read the files of the run. {_last_good(run_dir)}; start it again with the same flags "
+                f"to go on from there. Received: {reason}"
+            ) from error
+        if distribution.workers == 1 or not of_tensorflow:
             raise
         lines = str(error).strip().splitlines() or [repr(error)]
         reason = next((line.strip() for line in lines if "grpc" in line.lower() or "peer" in line.lower()), lines[0])
@@ -174,8 +178,9 @@ class Checkpointing(keras.callbacks.Callback):
 
     def _save(self, progress):
         self._saved = time.monotonic()
+        # On every worker, so that all of them end or go back together.
+        check_weights(self.model, self._run_dir, self._epoch, progress.step or None)
         if self._distribution.is_chief:
-            check_weights(self.model, self._run_dir, self._epoch, progress.step or None)
             checkpoints.save(self.model, self._run_dir, progress)
 
     def _stop(self):

@@ -4,9 +4,10 @@ import dataclasses
 import json
 import os
 
-from elrt_keras.tables import render_table
+from elrt_keras import figures
+from elrt_keras.plot import tradeoff
+from elrt_keras.tables import render_table, short_names
 
-_MARKERS = "os^vDP*X<"  # not as many as colours, so that both together differ
 _DEVICE_FOLDER = "/data/local/tmp"
 
 
@@ -46,19 +47,12 @@ def _exported(path):
     sidecar = f"{path}.json"
     if not os.path.exists(sidecar):
         return {"accuracy": None, "macs": None}
-    with open(sidecar, encoding="utf-8") as file:
-        report = json.load(file)
-    return {"accuracy": report.get("accuracy"), "macs": report.get("macs")}
-
-
-def short_names(paths):
-    """The shortest ends of the paths that tell them apart, without the suffix."""
-    parts = [os.path.splitext(os.path.abspath(path))[0].split(os.sep) for path in paths]
-    for depth in range(1, max(map(len, parts)) + 1):
-        names = [os.path.join(*[p for p in part[-depth:] if p != "export"]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    return list(paths)
+    try:
+        with open(sidecar, encoding="utf-8") as file:
+            report = json.load(file)
+        return {"accuracy": report.get("accuracy"), "macs": report.get("macs")}
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"Expected a report of elrt-export. Received: {sidecar!r}: {error}") from error
 
 
 def table(rows):
@@ -80,28 +74,20 @@ def table(rows):
     return f"{rows[0]['runs']} runs, threads: {rows[0]['threads']}\n{render_table(header, cells)}"
 
 
-def plot(rows, path):
-    """Accuracy over latency, one point a file.
+def check_plot(paths, path):
+    """Refuses a plot of files that could not be drawn, before they are measured.
 
     Raises:
-        ValueError: when no accuracy is known.
+        ValueError: when no accuracy is known, or for a suffix that matplotlib does not know.
     """
-    from matplotlib.figure import Figure
-
-    known = [(n, row) for n, row in zip(short_names([r["path"] for r in rows]), rows) if row["accuracy"] is not None]
-    if not known:
+    figures.check_path(path)
+    if all(_exported(path)["accuracy"] is None for path in paths):
         raise ValueError("Expected files with an accuracy, as elrt-export writes it beside them. Received: none")
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
-    axis = figure.subplots()
-    for number, (name, row) in enumerate(known):
-        marker = _MARKERS[number % len(_MARKERS)]
-        axis.plot(row["median_ms"], 100 * row["accuracy"], marker, label=name, alpha=0.8)
-    axis.set(xlabel=f"median latency (ms), threads: {rows[0]['threads']}", ylabel="test accuracy (%)")
-    axis.margins(x=0.1, y=0.1)
-    # Points of one model lie side by side, where names beside them would cover each other.
-    figure.legend(loc="outside right upper", fontsize=8)
-    axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=130)
+
+
+def plot(rows, path):
+    """Accuracy over latency, one point a file with a known accuracy; see `check_plot`."""
+    tradeoff(rows, cost="latency", path=path)
 
 
 def android_commands(paths, threads, runs):

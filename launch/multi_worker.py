@@ -8,8 +8,10 @@ train: then this file can go.
 """
 
 import keras
+from absl import logging
 
-# Seen to fail up to this version. A later one gets the remedy too, which does no harm where it is not needed.
+# Seen to fail up to this version. A later one gets the remedy too, which does no harm where it is not needed, and a
+# warning.
 LAST_SEEN_TO_FAIL = (3, 15)
 
 
@@ -24,13 +26,13 @@ def mend_fit():
 
     names = {"reduce_per_replica": trainer, "_maybe_symbolic_build": trainer.TensorFlowTrainer}
     missing = [name for name, owner in names.items() if not hasattr(owner, name)]
+    known = f"training on several workers is known to work up to Keras {'.'.join(map(str, LAST_SEEN_TO_FAIL))}"
     if missing:
-        raise ValueError(
-            f"Training on several workers is known to work up to Keras {'.'.join(map(str, LAST_SEEN_TO_FAIL))}. "
-            f"Received: Keras {keras.__version__}, which lacks {missing}"
-        )
+        raise ValueError(f"Expected a Keras with {missing}; {known}. Received: Keras {keras.__version__}")
     if getattr(trainer.reduce_per_replica, "mended", False):
         return
+    if tuple(map(int, keras.__version__.split(".")[:2])) > LAST_SEEN_TO_FAIL:
+        logging.warning("%s; this is %s", known, keras.__version__)
     reduce_per_replica = trainer.reduce_per_replica
 
     def reduced(values, strategy, reduction):

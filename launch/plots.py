@@ -3,6 +3,8 @@
 import csv
 import math
 
+from elrt_keras.plot import orthogonality
+
 
 def plot_curves(history_csv, path, title):
     """Draws loss, accuracy and orthogonality error over the epochs of a `history.csv` into a PNG.
@@ -21,16 +23,20 @@ def plot_curves(history_csv, path, title):
     panels = [
         ("loss (with penalties)", {"train": "loss", "test": "val_loss"}),
         ("accuracy", {"train": "accuracy", "test": "val_accuracy"}),
-        ("orthogonality error", {"mean": "orthogonality_error_mean", "largest": "orthogonality_error_max"}),
     ]
     panels = [(name, series) for name, series in panels if all(_has_values(rows, c) for c in series.values())]
-    figure = Figure(figsize=(4 * len(panels), 3.4), layout="constrained")
-    for axis, (name, series) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+    is_low_rank = _has_values(rows, "orthogonality_error_mean")
+    count = len(panels) + is_low_rank
+    figure = Figure(figsize=(4 * count, 3.4), layout="constrained")
+    axes = figure.subplots(1, count, squeeze=False)[0]
+    for axis, (name, series) in zip(axes, panels):
         for label, column in series.items():
             axis.plot(epochs, [float(row[column]) for row in rows], marker=".", label=label)
         axis.set(xlabel="epoch", ylabel=name)
         axis.grid(alpha=0.3)
         axis.legend()
+    if is_low_rank:
+        orthogonality(rows, axis=axes[-1])
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
 

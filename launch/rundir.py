@@ -3,13 +3,15 @@
 import csv
 import json
 import os
-import tempfile
 
 import keras
 
-from elrt_keras import RankPlan
+from elrt_keras import RankPlan, plot
+from elrt_keras.atomic import write_bytes
 from elrt_keras.launch import checkpoints, flags
 from elrt_keras.launch.plots import plot_curves
+
+_TEMPORARY = ".tmp"
 
 
 def flags_path(run_dir):
@@ -46,10 +48,12 @@ def check(config, run_dir):
     if not os.access(run_dir, os.W_OK | os.X_OK):
         raise ValueError(f"Expected a directory that can be written. Received: run_dir={run_dir!r}")
     if not os.path.exists(flags_path(run_dir)):
-        if os.listdir(run_dir):
+        # A start that was killed at once may have left a part of flags.txt.
+        others = sorted(name for name in os.listdir(run_dir) if not name.endswith(_TEMPORARY))
+        if others:
             raise ValueError(
                 f"Expected a new or empty directory, or one of a run. Received: run_dir={run_dir!r}, which holds "
-                f"{sorted(os.listdir(run_dir))[:5]} and no flags.txt"
+                f"{others[:5]} and no flags.txt"
             )
         return
     differences = read_config(run_dir).differences(config)
@@ -67,12 +71,18 @@ def _check_creatable(run_dir):
 
 
 def prepare(config, run_dir, plan):
-    """Makes the directory and writes down the flags and the rank plan (`None`: not known before warm-up is over)."""
+    """Makes the directory and writes down the flags and the rank plan (`None`: not known before warm-up is over).
+
+    Raises:
+        ValueError: when they cannot be written.
+    """
     try:
         os.makedirs(run_dir, exist_ok=True)
         write_text(flags_path(run_dir), flags.to_flagfile(config))
         if plan is not None:
             plan.save(plan_path(run_dir))
+            if plan.factorized():
+                plot.rank_plan(plan, path=os.path.join(run_dir, "rank_plan.png"))
     except OSError as error:
         raise ValueError(f"Cannot write the run directory. Received: run_dir={run_dir!r}: {error}") from error
 
@@ -147,7 +157,4 @@ def finish(config, run_dir, summary):
 
 def write_text(path, text):
     """Writes a text file atomically."""
-    folder = os.path.dirname(os.path.abspath(path))
-    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tmp", delete=False, encoding="utf-8") as file:
-        file.write(text)
-    os.replace(file.name, path)
+    write_bytes(path, text.encode())

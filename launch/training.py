@@ -39,7 +39,8 @@ def run(config, run_dir, distribution=SINGLE):
     Args:
         config: a `TrainConfig`.
         run_dir: directory of the run; made if missing. Afterwards it holds `flags.txt`, `rank_plan.json`,
-            `model.keras`, `history.csv`, `summary.json`, `curves.png` and `tensorboard/`; before, also `checkpoints/`.
+            `rank_plan.png` (low-rank runs), `model.keras`, `history.csv`, `summary.json`, `curves.png` and
+            `tensorboard/`; before, also `checkpoints/`.
         distribution: the `Distribution` that `strategies.start` gave. Several workers need to see the same directory.
 
     Returns:
@@ -109,7 +110,8 @@ def _train(job):
 
 def _train_from_checkpoint(job, rollbacks):
     model, progress = _load(job, rollbacks)
-    rundir.truncate_history(job.run_dir, progress.epoch)
+    if job.distribution.is_chief:
+        rundir.truncate_history(job.run_dir, progress.epoch)
     _tell(job, _headline(job, model, f"resuming at epoch {progress.epoch + 1}" if progress.epoch else ""))
     if job.config.warms_up and not _is_low_rank(model):
         if not progress.settled:

@@ -17,11 +17,12 @@ import elrt_keras
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FOLDERS = {"elrt_keras": "elrt_keras", "models": "elrt_keras.models", "launch": "elrt_keras.launch"}
 LEVELS = {
-    **{f"elrt_keras.{name}": 0 for name in ("formats", "costs", "litert", "tables", "traversal")},
+    **{f"elrt_keras.{name}": 0 for name in ("atomic", "figures", "formats", "costs", "litert")},
+    **{f"elrt_keras.{name}": 0 for name in ("records", "tables", "traversal")},
     **{f"elrt_keras.{name}": 1 for name in ("initializers", "regularizers", "constraints")},
     "elrt_keras.layers": 2,
     **{f"elrt_keras.{name}": 3 for name in ("ranks", "conversion", "callbacks")},
-    **{f"elrt_keras.{name}": 4 for name in ("export", "models")},
+    **{f"elrt_keras.{name}": 4 for name in ("export", "models", "plot")},
     "elrt_keras.launch": 5,
 }
 SOURCES = {

@@ -257,6 +257,12 @@ def test_plan_is_an_editable_mapping_and_saves(resnet, tmp_path):
         (json.dumps({"kind": "elrt_keras.RankPlan", "version": 1, "layers": {"a": 5}}).encode(), "for 'a' of 'layers'"),
         (
             json.dumps(
+                {"kind": "elrt_keras.RankPlan", "version": 1, "layers": {}, "costs": {"a": {"macs": 10**400}}}
+            ).encode(),
+            "for 'a' of 'costs'",
+        ),
+        (
+            json.dumps(
                 {"kind": "elrt_keras.RankPlan", "version": 1, "layers": {"a": {"format": "cpx", "ranks": [1]}}}
             ).encode(),
             "'a' of the plan.*format='cpx'",

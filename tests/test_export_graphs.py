@@ -39,7 +39,18 @@ def test_saved_model_runs_in_tensorflow_at_any_batch_size(model, tmp_path):
     got = signature(image=tf.constant(IMAGES))["scores"]
     np.testing.assert_allclose(got, model.predict(IMAGES, verbose=0), atol=1e-5)
     assert report.examples == 16 and report.accuracy is None
+    (tmp_path / "other").mkdir()
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
     assert report.size_bytes == sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def test_what_onnx_cannot_take_is_named(tmp_path):
+    pytest.importorskip("onnxruntime")
+    inputs = keras.Input((4, 4, 1))
+    model = keras.Model(inputs, keras.ops.linalg.eigh(inputs[..., 0])[0])
+    with pytest.raises(ValueError, match="Expected a model that ONNX can take.*SelfAdjointEig"):
+        elrt.export.to_onnx(model, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("function", [elrt.export.to_onnx, elrt.export.to_saved_model])

@@ -115,6 +115,13 @@ def test_ranks_that_are_slower_than_dense_are_never_taken(cache):
         elrt.plan_ranks(small_model(), max_latency=0.2)
 
 
+def test_a_model_with_open_sizes_is_measured_at_the_size_that_is_given(cache):
+    layers = [keras.Input((None, None, 3))] + [keras.layers.Conv2D(64, 3, padding="same", name=n) for n in "xy"]
+    model = keras.Sequential([*layers, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(5)])
+    plan = elrt.plan_ranks(model, max_latency=0.7, input_shape=(20, 20, 3))
+    assert plan["y"].ranks is not None and plan.latency["planned"] <= 0.7 * plan.latency["dense"]
+
+
 def test_two_budgets_at_once(cache):
     written(cache, lambda candidate, ranks: 1e-2 if ranks is None else 5e-3)
     model = small_model()

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from elrt_keras.launch import flags
+from elrt_keras.launch import flags, rundir
 from elrt_keras.launch.config import TrainConfig, parse_schedule
 
 
@@ -63,6 +63,7 @@ def test_dense_run_has_no_penalty():
         ({"augmentation": "crop,rotate"}, r"Received: augmentation='rotate'"),
         ({"factor_initializer": "best"}, r"Received: factor_initializer='best'"),
         ({"epochs": 0}, r"epochs.*Received: epochs=0"),
+        ({"epochs": 10**400}, r"epochs.*Received: epochs=1000"),
         ({"batch_size": -1}, r"Received: batch_size=-1"),
         ({"learning_rate": float("nan")}, r"Received: learning_rate=nan"),
         ({"momentum": 1.0}, r"Received: momentum=1.0"),
@@ -155,6 +156,14 @@ def test_flag_specs_cover_the_config():
 def test_flag_file_of_something_else_is_refused():
     with pytest.raises(ValueError, match="Received: '--colour=red'"):
         flags.from_flagfile("--colour=red\n")
+
+
+def test_a_start_that_was_killed_at_once_leaves_a_place_for_a_run(tmp_path):
+    (tmp_path / "tmp0.tmp").write_text("--mod")
+    rundir.check(TrainConfig(), str(tmp_path))
+    (tmp_path / "mine").write_text("")
+    with pytest.raises(ValueError, match=r"holds \['mine'\] and no flags.txt"):
+        rundir.check(TrainConfig(), str(tmp_path))
 
 
 def test_differences_ignore_where_the_data_lies():

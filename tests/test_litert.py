@@ -67,6 +67,13 @@ def test_only_built_in_operators_and_batch_norm_folded(model, exported):
         ({"io_dtype": "int8"}, "Received: io_dtype='int8', quantization=None"),
         ({"io_dtype": "int4", "quantization": "int8", "representative_data": IMAGES}, "Received: io_dtype='int4'"),
         ({"class_names": ["cat", "dog"]}, "Expected 10 class_names.*Received: 2"),
+        ({"class_names": list(range(10))}, "Expected class_names of one line of text each"),
+        ({"class_names": ["two\nlines"] * 10}, "Expected class_names of one line of text each"),
+        ({"input_range": (1, 0)}, r"Expected input_range as \(lowest, highest\). Received: input_range=\(1, 0\)"),
+        ({"input_range": 255}, "Received: input_range=255"),
+        ({"evaluation_data": (IMAGES, np.zeros(64))}, r"Expected labels of shape \(32,\).*Received: \(64,\)"),
+        ({"evaluation_data": (IMAGES, np.zeros((32, 2, 2)))}, r"for 32 examples. Received: \(32, 2, 2\)"),
+        ({"evaluation_data": (IMAGES[:0], np.zeros(0))}, "Received: none"),
         ({"tolerance": 0.0, "quantization": "float16"}, "Expected outputs within 0.0e"),
     ],
 )
@@ -253,6 +260,42 @@ def test_metadata(trained, tmp_path):
     stats = fields(buffer, follow(buffer, image[5]))
     assert (numbers(stats[1]), numbers(stats[0])) == (0, 255)
     assert text(fields(buffer, element(scores[6]))[0]) == "labels.txt"
+
+
+@keras.saving.register_keras_serializable("test_litert")
+class Failing(keras.layers.Layer):
+    """Says what it would give, and cannot."""
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def call(self, inputs):
+        raise RuntimeError("cannot compute")
+
+
+def test_a_layer_that_fails_is_named_and_leaves_nothing(tmp_path):
+    inputs = keras.Input((4, 4, 1))
+    model = keras.Model(inputs, Failing(name="failing")(inputs), name="mine")
+    for function in (elrt.export.to_litert, elrt.export.to_saved_model, elrt.export.to_onnx):
+        with pytest.raises(ValueError, match="Expected a model that .* can take. Received: 'mine': .*Failing.call"):
+            function(model, tmp_path / "model")
+    scores = keras.Model(inputs, {"a": keras.layers.Flatten()(inputs)}, name="named")
+    with pytest.raises(ValueError, match="can take. Received: 'named': ValueError: Got a non-Tensor value"):
+        elrt.export.to_litert(scores, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("last", [keras.layers.Dense(1, activation="sigmoid"), keras.layers.Reshape((4, 4, 3))])
+def test_accuracy_is_that_of_a_vector_of_scores_only(tmp_path, last):
+    model = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Flatten(), last])
+    data = (np.random.default_rng(0).uniform(0, 1, (6, 4, 4, 3)), np.ones(6))
+    report = elrt.export.to_litert(model, tmp_path / "model.tflite", evaluation_data=data)
+    assert report.examples == 6 and report.accuracy is report.keras_accuracy is None
+
+
+def test_a_file_is_as_readable_as_any_other(exported, tmp_path):
+    (tmp_path / "other").write_text("")
+    assert exported[1].stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_a_full_disk_leaves_no_part(trained, tmp_path):

@@ -2,6 +2,8 @@
 
 import http.server
 import json
+import subprocess
+import sys
 import threading
 
 import keras
@@ -79,6 +81,37 @@ def test_several_workers_need_a_cluster_and_one_cpu_each(monkeypatch):
     set_tf_config(monkeypatch, CLUSTER)
     with pytest.raises(ValueError, match="one CPU device per worker. Received: num_cpus=2, 2 workers"):
         strategies.start("multi_worker", num_cpus=2)
+
+
+MENDED = """
+import sys
+from absl import logging
+from keras.src.backend.tensorflow import trainer
+from elrt_keras.launch import multi_worker
+
+logging.set_verbosity(logging.WARNING)
+if sys.argv[1] == "later":
+    multi_worker.LAST_SEEN_TO_FAIL = (3, 0)
+if sys.argv[1] == "other":
+    del trainer.reduce_per_replica
+multi_worker.mend_fit()
+print("mended", trainer.reduce_per_replica.mended)
+"""
+
+
+@TENSORFLOW_ONLY
+@pytest.mark.parametrize(
+    "version, told",
+    [
+        ("seen", "mended True"),
+        ("later", "known to work up to Keras 3.0; this is 3."),
+        ("other", r"Expected a Keras with ['reduce_per_replica']; training on several workers is known to work up to"),
+    ],
+)
+def test_the_remedy_for_several_workers_knows_its_versions(version, told):
+    done = subprocess.run([sys.executable, "-c", MENDED, version], capture_output=True, text=True, timeout=100)
+    assert (done.returncode == 0) == (version != "other") and told in done.stdout + done.stderr, done.stderr[-3000:]
+    assert ("known to work" in done.stderr) == (version != "seen")
 
 
 @TENSORFLOW_ONLY

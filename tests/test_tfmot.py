@@ -72,6 +72,9 @@ def test_what_tf_keras_lacks_is_named():
     model = keras.Sequential([inputs, keras.layers.RMSNormalization(name="norm")])
     with pytest.raises(ValueError, match="Received: 'norm', a RMSNormalization"):
         export.to_tf_keras(model)
+    model = keras.Sequential([inputs, keras.layers.Lambda(lambda x: 2 * x, name="twice")])
+    with pytest.raises(ValueError, match="Expected layers that tf_keras can make. Received: 'twice', a Lambda"):
+        export.to_tf_keras(model)
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +126,7 @@ def test_quantisation_aware_training_and_export(trained, tmp_path):
     report = export.to_litert(aware, tmp_path / "model.tflite", "int8", evaluation_data=test, io_dtype="int8")
     assert report.accuracy > 0.9 and report.agreement > 0.95
     assert not {"MUL", "DEQUANTIZE", "CUSTOM"} & set(report.operators)
+    assert export.strip(aware) is aware
     plain = export.to_litert(model, tmp_path / "plain.tflite")
     assert report.size_bytes < 0.5 * plain.size_bytes
 

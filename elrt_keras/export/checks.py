@@ -20,7 +20,7 @@ class Comparison:
         max_difference: largest absolute difference of an output.
         rms_difference: root mean square of the differences, relative to that of the Keras outputs.
         agreement: part of the examples with the same largest output; `None` where there is one output only.
-        accuracy, keras_accuracy: of both models; `None` without labels.
+        accuracy, keras_accuracy: of both models; `None` without labels, or where an output is no vector of scores.
     """
 
     examples: int
@@ -48,7 +48,8 @@ def compare(model, run, batches):
             all_labels.append(labels)
     expected, actual = np.concatenate(expected), np.concatenate(actual)
     difference, scale = actual - expected, np.sqrt(np.mean(expected**2))
-    labels = np.concatenate(all_labels) if all_labels else None
+    classifies = expected.ndim == 2 and expected.shape[-1] > 1
+    labels = np.concatenate(all_labels) if all_labels and classifies else None
     return Comparison(
         examples=len(expected),
         max_difference=float(np.max(np.abs(difference))),

@@ -1,5 +1,8 @@
 """Examples for calibration and checks, from whatever a training pipeline gives."""
 
+import math
+import numbers
+
 import numpy as np
 
 _BATCH = 64
@@ -8,6 +11,18 @@ _BATCH = 64
 def take_inputs(data, shape, limit):
     """The first inputs as a float32 array `(N, …)`, at most `limit`; arguments and errors are those of `batches`."""
     return np.concatenate([inputs for inputs, _ in batches(data, shape, limit)])
+
+
+def check_range(input_range):
+    """Refuses a range of inputs that is none.
+
+    Raises:
+        ValueError: for anything but two finite numbers, the lower one first.
+    """
+    ends = list(input_range) if isinstance(input_range, (tuple, list, np.ndarray)) else []
+    finite = all(isinstance(end, numbers.Real) and math.isfinite(end) for end in ends)
+    if len(ends) != 2 or not finite or not ends[0] < ends[1]:
+        raise ValueError(f"Expected input_range as (lowest, highest). Received: input_range={input_range!r}")
 
 
 def check_batches(evaluation_data, shape, input_range, limit=None, count=16):
@@ -29,13 +44,16 @@ def batches(data, shape, limit=None):
         limit: int, the most examples; `None` for all.
 
     Raises:
-        ValueError: for inputs of another shape, NaN or infinity, or no examples at all.
+        ValueError: for no examples, inputs of another shape, NaN or infinity, or labels that are not one each.
     """
     count = 0
     for inputs, labels in _elements(data() if callable(data) else data):
-        inputs = inputs[None] if inputs.shape == tuple(shape) else inputs
+        if inputs.shape == tuple(shape):
+            inputs, labels = inputs[None], None if labels is None else labels[None]
         if inputs.shape[1:] != tuple(shape):
             raise ValueError(f"Expected examples of shape (N, {_text(shape)}). Received: {inputs.shape}")
+        if not len(inputs):
+            continue
         keep = len(inputs) if limit is None else min(len(inputs), limit - count)
         inputs, labels = inputs[:keep].astype("float32"), _class_numbers(labels, len(inputs))
         if not np.all(np.isfinite(inputs)):
@@ -63,6 +81,11 @@ def _elements(data):
 def _class_numbers(labels, count):
     if labels is None:
         return None
+    if labels.shape[:1] != (count,) or labels.ndim > 2:
+        raise ValueError(
+            f"Expected labels of shape ({count},), or one-hot ({count}, classes), for {count} examples. "
+            f"Received: {labels.shape}"
+        )
     labels = labels.reshape(count, -1)
     return labels[:, 0].astype(int) if labels.shape[1] == 1 else labels.argmax(axis=1)
 

@@ -2,7 +2,8 @@
 
 import os
 import shutil
-import tempfile
+
+from elrt_keras.atomic import write_bytes
 
 
 def check_target(path):
@@ -16,6 +17,8 @@ def check_target(path):
         raise ValueError(f"Expected a path in a folder that can be written. Received: path={str(path)!r}")
     if os.path.isdir(path) and os.listdir(path):
         raise ValueError(f"Expected a path without a folder that holds files. Received: path={str(path)!r}")
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise ValueError(f"Expected a path of a file. Received: path={str(path)!r}, a device or the like")
 
 
 def write_file(path, content):
@@ -24,16 +27,9 @@ def write_file(path, content):
     Raises:
         ValueError: where there is no room or no permission; nothing is left behind.
     """
-    folder = os.path.dirname(os.path.abspath(path))
-    temporary = None
     try:
-        with tempfile.NamedTemporaryFile("wb", dir=folder, suffix=".tmp", delete=False) as file:
-            temporary = file.name
-            file.write(content)
-        os.replace(temporary, path)
+        write_bytes(path, content)
     except OSError as error:
-        if temporary is not None and os.path.exists(temporary):
-            os.remove(temporary)
         raise ValueError(f"Cannot write {len(content):,} bytes. Received: path={str(path)!r}: {error}") from error
 
 

@@ -8,10 +8,10 @@ import keras
 
 from elrt_keras.costs import count_costs
 from elrt_keras.export import checks
-from elrt_keras.export.examples import check_batches
+from elrt_keras.export.examples import check_batches, check_range
 from elrt_keras.export.files import check_target, move_folder, write_file
 from elrt_keras.export.litert import check_model
-from elrt_keras.litert.convert import INPUT, OUTPUT, save_archive
+from elrt_keras.litert.convert import INPUT, OUTPUT, plain_errors, save_archive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +60,10 @@ def to_saved_model(
     import tensorflow as tf
 
     examples = _prepare(model, path, evaluation_data, max_examples, input_range, "SavedModel export")
-    with tempfile.TemporaryDirectory() as folder:
-        save_archive(model, folder, batch_size=None)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = os.path.join(temporary, "saved_model")
+        with plain_errors(model, "SavedModel"):
+            save_archive(model, folder, batch_size=None)
         signature = tf.saved_model.load(folder).signatures["serving_default"]
 
         def run(batch):
@@ -111,13 +113,11 @@ def to_onnx(
     with tempfile.TemporaryDirectory() as folder:
         file = os.path.join(folder, "model.onnx")
         signature = [keras.InputSpec(shape=(None, *model.inputs[0].shape[1:]), dtype="float32", name=INPUT)]
-        try:
+        with plain_errors(model, "ONNX"):
             model.export(file, format="onnx", input_signature=signature, verbose=False)
-        except Exception as error:  # tf2onnx raises what its parts raise
-            raise ValueError(f"Expected a model that ONNX can take. Received: {model.name!r}: {error}") from error
-        with open(file, "rb") as exported:
-            content = exported.read()
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+            with open(file, "rb") as exported:
+                content = exported.read()
+            session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     comparison = checks.compare(model, lambda batch: session.run(None, {name: batch})[0], examples)
     checks.require_close(comparison, tolerance, max_accuracy_drop)
@@ -127,6 +127,7 @@ def to_onnx(
 
 def _prepare(model, path, evaluation_data, max_examples, input_range, what):
     check_model(model, what)
+    check_range(input_range)
     check_target(path)
     return check_batches(evaluation_data, tuple(model.inputs[0].shape[1:]), input_range, max_examples)
 

@@ -126,7 +126,12 @@ def _twin(layer):
     }
     if "activation" in options and not isinstance(options["activation"], (str, type(None))):
         raise ValueError(f"Expected activations of Keras by name. Received: {layer.name!r}, {options['activation']}")
-    return kind(**{"name": layer.name, "trainable": layer.trainable, **options})
+    try:
+        return kind(**{"name": layer.name, "trainable": layer.trainable, **options})
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"Expected layers that tf_keras can make. Received: {layer.name!r}, a {type(layer).__name__}: {error}"
+        ) from error
 
 
 def _check_equal(model, legacy):

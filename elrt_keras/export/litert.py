@@ -7,7 +7,7 @@ import keras
 from elrt_keras import litert
 from elrt_keras.costs import count_costs
 from elrt_keras.export import checks
-from elrt_keras.export.examples import check_batches, take_inputs
+from elrt_keras.export.examples import check_batches, check_range, take_inputs
 from elrt_keras.export.files import check_target, write_file
 from elrt_keras.litert.metadata import with_metadata
 
@@ -88,6 +88,7 @@ def to_litert(
     >>> # report = elrt_keras.export.to_litert(model, "resnet20.tflite")
     """
     _check(model, path, quantization, representative_data, io_dtype, class_names)
+    check_range(input_range)
     shape = tuple(model.inputs[0].shape[1:])
     calibration = None
     if representative_data is not None:
@@ -131,6 +132,8 @@ def _check(model, path, quantization, representative_data, io_dtype, class_names
     outputs = model.outputs[0].shape[-1]
     if class_names is not None and len(class_names) != outputs:
         raise ValueError(f"Expected {outputs} class_names, one per output. Received: {len(class_names)}")
+    if class_names is not None and not all(isinstance(n, str) and n.splitlines() == [n] for n in class_names):
+        raise ValueError(f"Expected class_names of one line of text each. Received: {list(class_names)}")
     check_target(path)
 
 

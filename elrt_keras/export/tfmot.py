@@ -9,6 +9,7 @@ import numpy as np
 from elrt_keras.export.calibration import calibrate
 from elrt_keras.export.examples import take_inputs
 from elrt_keras.export.legacy import import_tf_keras, to_tf_keras
+from elrt_keras.export.litert import is_quantization_aware
 
 PRESERVE = (None, "sparsity", "clusters", "both")
 _WRAPPED = ("Conv1D", "Conv2D", "Conv3D", "Dense")  # by pruning and clustering
@@ -129,7 +130,7 @@ def cluster(model, clusters=16, preserve_sparsity=False):
 def strip(model):
     """The model without what pruning and clustering added for training: plain tf_keras layers, the weights as trained.
 
-    Quantisation-aware layers stay, since they are what the export quantises.
+    A quantisation-aware model comes back as it is, since its layers are what the export quantises.
 
     Args:
         model: a tf_keras model of `prune` or `cluster`.
@@ -145,6 +146,8 @@ def strip(model):
     tfmot, tf_keras = _import_tfmot(), import_tf_keras()
     if not isinstance(model, tf_keras.Model):
         raise ValueError(f"Expected a tf_keras model. Received: model={model!r}")
+    if is_quantization_aware(model):
+        return model
     stripped = tfmot.clustering.keras.strip_clustering(tfmot.sparsity.keras.strip_pruning(model))
     # tfmot calls the same layers anew; a copy has each layer called once, so that it has one output.
     copy = tf_keras.models.clone_model(stripped)

@@ -13,7 +13,7 @@ QUANTIZATIONS = (None, "float16", "dynamic_int8", "int8")
 INPUT, OUTPUT = "image", "scores"
 
 
-def model_to_litert(model, quantization=None, calibration=None, io_dtype="float32"):
+def model_to_litert(model, quantization=None, calibration=None, io_dtype="float32", input_shape=None):
     """A Keras model as LiteRT bytes for one example at a time; batch-norm goes into the convolutions.
 
     Args:
@@ -22,44 +22,56 @@ def model_to_litert(model, quantization=None, calibration=None, io_dtype="float3
         quantization: one of `QUANTIZATIONS`.
         calibration: example inputs `(N, …)` as float32, which `"int8"` needs unless the model knows its ranges.
         io_dtype: type of input and output: `"float32"`; with `"int8"` quantisation also `"int8"` or `"uint8"`.
+        input_shape: shape of one example, for a model that leaves sizes open.
 
     Raises:
-        ValueError: for a model that cannot be converted; the message ends with the converter's reason.
+        ValueError: for a model that cannot be converted, with the converter's reason; for a full disk.
     """
     import tensorflow as tf
 
     # By way of a SavedModel: the converter's other entry, concrete functions, loses the weights of Keras models.
-    with tempfile.TemporaryDirectory() as folder, _quiet_converter():
-        save_archive(model, folder, batch_size=1)
+    with tempfile.TemporaryDirectory() as folder, _quiet_converter(), plain_errors(model, "LiteRT"):
+        save_archive(model, folder, batch_size=1, input_shape=input_shape)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=["serving_default"])
         _set_quantization(converter, quantization, calibration, io_dtype)
-        try:
-            return converter.convert()
-        except Exception as error:  # the converter raises what its parts raise
-            raise ValueError(
-                f"Expected a model that LiteRT can take. Received: {model.name!r}: {_reason(error)}"
-            ) from error
+        return converter.convert()
 
 
-def save_archive(model, folder, batch_size):
+@contextlib.contextmanager
+def plain_errors(model, what):
+    """Around saving and converting a model: whatever their parts raise becomes a `ValueError` with the reason."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except (OSError, tf.errors.ResourceExhaustedError) as error:
+        raise ValueError(f"Cannot write a temporary copy of the model. Received: {model.name!r}: {error}") from error
+    except Exception as error:
+        raise ValueError(
+            f"Expected a model that {what} can take. Received: {model.name!r}: {_reason(error)}"
+        ) from error
+
+
+def save_archive(model, folder, batch_size, input_shape=None):
     """Writes a SavedModel with one signature, from `image` to `scores`, of a Keras 3 or a tf_keras model."""
+    shape = (batch_size, *(input_shape or model.inputs[0].shape[1:]))
     if not isinstance(model, keras.Model):
-        _save_legacy(model, folder, batch_size)
+        _save_legacy(model, folder, shape)
         return
     archive = keras.export.ExportArchive()
     archive.track(model)
     archive.add_endpoint(
         "serving_default",
         lambda image: {OUTPUT: model(image, training=False)},
-        input_signature=[keras.InputSpec(shape=(batch_size, *model.inputs[0].shape[1:]), dtype="float32", name=INPUT)],
+        input_signature=[keras.InputSpec(shape=shape, dtype="float32", name=INPUT)],
     )
     archive.write_out(folder, verbose=False)
 
 
-def _save_legacy(model, folder, batch_size):
+def _save_legacy(model, folder, shape):
     import tensorflow as tf
 
-    @tf.function(input_signature=[tf.TensorSpec((batch_size, *model.inputs[0].shape[1:]), tf.float32, name=INPUT)])
+    @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32, name=INPUT)])
     def serve(image):
         return {OUTPUT: model(image, training=False)}
 
@@ -83,7 +95,7 @@ def _set_quantization(converter, quantization, calibration, io_dtype):
 
 
 def _reason(error):
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" :") and line != "in user code:"]
     telling = [line for line in lines if "op" in line.lower() and "error" in line.lower()] or lines
     return telling[0][:300] if telling else repr(error)
 

@@ -107,7 +107,7 @@ def plan_ranks(
     counted = {resource: part * totals[resource] for resource, part in limits.items() if resource != "latency"}
     budget = Budget(candidates, totals, counted)
     if method == "latency":
-        candidates, budget = latency.timed(model, budget, limits["latency"], multiple_of, threads)
+        candidates, budget = latency.timed(model, budget, limits["latency"], multiple_of, threads, input_shape)
         chosen = energy.solve(candidates, budget, multiple_of, True, ["latency"])
     elif method == "energy":
         chosen = energy.solve(candidates, budget, multiple_of, break_even, judged_by)

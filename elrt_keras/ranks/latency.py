@@ -12,12 +12,12 @@ import json
 import math
 import os
 import sys
-import tempfile
 
 import keras
 import numpy as np
 
 from elrt_keras import litert
+from elrt_keras.atomic import write_bytes
 from elrt_keras.formats.base import chain_costs, dense_stage
 from elrt_keras.ranks.grid import Budget, on_grid
 from elrt_keras.ranks.survey import Candidate
@@ -84,11 +84,11 @@ class TimeTable:
     def add(self, measured):
         """Takes in a dict of seconds and writes the file; another process's entries stay."""
         self._seconds = {**self._read(), **self._seconds, **measured}
-        folder = os.path.dirname(self.path)
         document = {"machine": self._machine, "seconds": self._seconds}
-        with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tmp", delete=False, encoding="utf-8") as file:
-            json.dump(document, file, indent=1, sort_keys=True)
-        os.replace(file.name, self.path)
+        try:
+            write_bytes(self.path, json.dumps(document, indent=1, sort_keys=True).encode())
+        except OSError as error:
+            raise ValueError(f"Cannot keep measured times. Received: {self.path!r}: {error}") from error
 
     def _read(self):
         try:
@@ -181,7 +181,7 @@ def measure(contents, threads):
     return np.quantile(litert.time_interleaved(runners, rounds, warmup=1), _QUANTILE, axis=1)
 
 
-def timed(model, budget, part, multiple_of, threads):
+def timed(model, budget, part, multiple_of, threads, input_shape=None):
     """The candidates of a budget with their times, and the budget with a limit of the model's time.
 
     Args:
@@ -190,6 +190,7 @@ def timed(model, budget, part, multiple_of, threads):
         part: float, the part of the dense model's time that may be spent.
         multiple_of: step of the rank grid.
         threads: int, CPU threads of the interpreter.
+        input_shape: shape of one example, for a model that leaves sizes open.
 
     Returns:
         `(candidates, budget)`.
@@ -205,7 +206,7 @@ def timed(model, budget, part, multiple_of, threads):
     if threads < 1:
         raise ValueError(f"Expected threads of at least 1. Received: threads={threads}")
     table = TimeTable(threads)
-    total = float(measure([litert.model_to_litert(model)], threads)[0])
+    total = float(measure([litert.model_to_litert(model, input_shape=input_shape)], threads)[0])
     candidates = time_candidates(budget.candidates, multiple_of, table, _progress)
     dense = sum(candidate.times[None] for candidate in candidates)
     if dense > total:

@@ -19,7 +19,17 @@ _MEASURED = {"latency": "ms", "planned_latency": "planned ms"}
 
 
 class LayerPlan(typing.NamedTuple):
-    """One layer's entry: a format name and its ranks, or `("dense", None)`."""
+    """One layer's entry: a format name and its ranks, or `("dense", None)`.
+
+    Attributes:
+        format: name of a format, or `"dense"`.
+        ranks: tuple, one int per rank of the format, or a float for a fraction of the full one; `None` where dense.
+
+    Example:
+
+    >>> elrt_keras.LayerPlan("tucker2", (8, 12)).is_dense
+    False
+    """
 
     format: str
     ranks: tuple | None

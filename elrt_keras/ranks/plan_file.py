@@ -8,9 +8,9 @@
 """
 
 import json
-import math
-import os
-import tempfile
+import sys
+
+from elrt_keras.atomic import write_bytes
 
 _HEAD = {"kind": "elrt_keras.RankPlan", "version": 1}
 _NUMBERS = ("macs", "params", "planned_macs", "planned_params", "latency", "planned_latency")
@@ -18,11 +18,7 @@ _NUMBERS = ("macs", "params", "planned_macs", "planned_params", "latency", "plan
 
 def write(path, document):
     """Writes the parts of a plan (`layers`, `reasons`, `costs`, `latency`), all of them or nothing."""
-    folder = os.path.dirname(os.path.abspath(path))
-    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tmp", delete=False, encoding="utf-8") as file:
-        json.dump({**_HEAD, **document}, file, indent=2)
-        file.write("\n")
-    os.replace(file.name, path)
+    write_bytes(path, (json.dumps({**_HEAD, **document}, indent=2) + "\n").encode())
 
 
 def read(path):
@@ -76,4 +72,5 @@ def _is_costs(value):
 
 
 def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    # Neither infinite nor an int larger than any float.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max

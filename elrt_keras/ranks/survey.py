@@ -106,7 +106,7 @@ def survey(model, format_of, exclude, input_shape=None):
         if path in excluded:
             reasons[path] = "excluded"
             continue
-        layer_format = _suitable_format(layer, formats_by_path[path])
+        layer_format = suitable_format(layer, formats_by_path[path])
         reason = _why_dense(layer, layer_format, input_shapes)
         if reason:
             reasons[path] = reason
@@ -178,7 +178,7 @@ def _formats_by_path(paths, format_of):
     return {path: chosen.get(path, "dense") for path in paths}
 
 
-def _suitable_format(layer, name):
+def suitable_format(layer, name):
     """The format for a layer where `name` is asked for: a kernel of one position is a matrix, and SVD is its format."""
     pointwise = math.prod(getattr(layer, "kernel_size", ())) == 1
     return "svd" if pointwise and name != "dense" else name

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import pytest
 
-from elrt_keras.launch import checkpoints
+from elrt_keras.launch import checkpoints, rundir, strategies, training
 
 TENSORFLOW_ONLY = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute")
 HERE = pathlib.Path(__file__).resolve().parent
@@ -58,6 +58,19 @@ def test_four_replicas_in_mixed_precision(tmp_path):
     for precision in ("mixed_bfloat16", "mixed_float16"):
         one, four = (on_devices(count, tmp_path, precision, 4, learning_rate=0.01) for count in (1, 4))
         assert largest_difference(one, four) < 0.05 and abs(one["loss"] - four["loss"]) < 0.05
+
+
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="Keras does not spread training on PyTorch")
+def test_the_command_trains_on_the_devices_it_is_told(tmp_path):
+    for arguments, code, told in (
+        (["--run_dir=run", "--smoke"], 0, ""),
+        (["--run_dir=other", "--batch_size=33"], 2, "batch_size=33, replicas=2"),
+    ):
+        command = [sys.executable, "-m", "elrt_keras.launch.train", "--strategy=mirrored", "--num_cpus=2", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == code and told in done.stderr, done.stderr[-3000:]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["replicas"] == 2
+    assert not (tmp_path / "other").exists()
 
 
 def free_ports(count):
@@ -185,6 +198,39 @@ def test_a_worker_that_dies_stops_the_others_and_all_go_on_from_the_checkpoint(t
     assert wait(start_workers(tmp_path, 2, *flags)) == [0, 0]
     assert "resuming at epoch" in logs(tmp_path, 1)[0]
     assert len(curve(tmp_path / "run", "loss")) == 4
+
+
+@TENSORFLOW_ONLY
+def test_a_worker_that_is_not_the_first_writes_nothing(tmp_path):
+    run = tmp_path / "run"
+    (process,) = start_workers(tmp_path, 1, "--run_dir=run", "--smoke")
+    until_epoch(tmp_path, [process], "run", 0)
+    process.kill()
+    process.wait()
+    # An epoch whose checkpoint is missing, which the first worker would drop.
+    (run / "history.csv").write_text("epoch,loss\n0,2.5\n")
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert training.run(rundir.read_config(str(run)), str(run), strategies.Distribution(worker=1)) is None
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+# Decay takes weights to (1 − 0.1 · 39)·w = −2.9 w each step; with half the learning rate to −0.95 w.
+DIVERGING = ("--epochs=2", "--batch_size=32", "--weight_decay=39", "--lr_schedule=constant", "--max_macs=0.3")
+
+
+@TENSORFLOW_ONLY
+@pytest.mark.slow
+def test_numbers_that_go_wrong_stop_or_take_back_all_workers(tmp_path):
+    # With a checkpoint after each step it is the weights that are found not to be finite.
+    processes = start_workers(tmp_path, 2, "--run_dir=run", *DIVERGING, "--checkpoint_minutes=1e-4")
+    assert wait(processes) == [2, 2], logs(tmp_path, 1)[0][-3000:]
+    # TensorFlow may log a connection that is closed after it.
+    told = [[line for line in log.splitlines() if "elrt-train: error:" in line] for log in logs(tmp_path, 2)]
+    assert len(told[0]) == 1 and told[0] == told[1] and "is not finite at step" in told[0][0]
+    processes = start_workers(tmp_path, 2, "--run_dir=back", *DIVERGING, "--on_nan=rollback")
+    assert wait(processes) == [0, 0], logs(tmp_path, 1)[0][-3000:]
+    assert "Back to that checkpoint with half the learning rate (1/3)" in logs(tmp_path, 1)[0]
+    assert json.loads((tmp_path / "back" / "summary.json").read_text())["rollbacks"] >= 1
 
 
 @TENSORFLOW_ONLY

@@ -9,6 +9,8 @@ import keras
 import numpy as np
 import pytest
 
+import elrt_keras  # noqa: F401  (its layers, for loading models)
+
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="export needs TensorFlow")
 KINDS = ("float32", "float16", "dynamic_int8", "int8")
 
@@ -69,15 +71,16 @@ def test_latency_table_plot_and_android_commands(exported):
 
 def test_a_keras_file_in_other_formats(exported):
     folder, _ = exported
-    model = folder / "run" / "model.keras"
+    model = folder / "digits.keras"
+    model.write_bytes((folder / "run" / "model.keras").read_bytes())
     for arguments in (
-        ["--format=onnx", "--output=m.onnx"],
+        ["--format=onnx"],
         ["--format=saved_model", "--output=saved", "--dataset=digits"],
         ["--quantization=int8", "--dataset=digits", "--output=m.tflite", "--io_dtype=uint8"],
     ):
         done = start("export", model, *arguments, cwd=folder)
         assert done.returncode == 0, done.stderr[-3000:]
-    assert (folder / "m.onnx").exists() and (folder / "saved" / "saved_model.pb").exists()
+    assert (folder / "digits_float32.onnx").exists() and (folder / "saved" / "saved_model.pb").exists()
     from ai_edge_litert.interpreter import Interpreter
 
     assert Interpreter(str(folder / "m.tflite")).get_input_details()[0]["dtype"] == np.uint8
@@ -91,6 +94,9 @@ def test_a_keras_file_in_other_formats(exported):
         (["text.keras"], "Expected a Keras model in a .keras file"),
         (["run", "--quantization=int4"], "Received: quantization=['int4']"),
         (["run", "--quantization=int8,float16", "--output=m.tflite"], "one with --output"),
+        (["run", "--format=onnx", "--quantization=int8"], "--quantization is for LiteRT"),
+        (["run", "--io_dtype=int8"], "--io_dtype is for int8. Received: io_dtype='int8', quantization=['float32']"),
+        (["run", "--output=/dev/null"], "Expected a path of a file. Received: path='/dev/null'"),
         (["run", "--dataset=cifar10"], "A run has its own data set"),
         (["run/model.keras", "--quantization=int8", "--output=x.tflite"], "expected representative_data"),
         (["run/model.keras", "--output=none/x.tflite"], "folder that can be written"),
@@ -114,6 +120,10 @@ def test_bad_input_is_one_line_and_no_file(exported, arguments, message):
         (["litert", "none.tflite"], "Expected a LiteRT model. Received: none.tflite"),
         (["litert", "text.tflite"], "Expected a LiteRT model. Received: text.tflite"),
         (["litert", "empty"], "Expected LiteRT files from elrt-export in 'empty/export'"),
+        (["litert", "other.tflite"], "Expected a report of elrt-export. Received: 'other.tflite.json'"),
+        (["litert", "run", "--plot=l.xyz"], "Expected a plot of a kind in"),
+        (["litert", "plain.tflite", "--plot=p.png"], "Expected files with an accuracy"),
+        (["litert", "run", "--output=/dev/null"], "Expected a file in a directory that exists and can be written"),
         (["litert", "run", "--output=none/l.json"], "Expected a file in a directory that exists"),
     ],
     ids=str,
@@ -122,6 +132,9 @@ def test_bad_input_to_the_benchmark(exported, arguments, message):
     folder, _ = exported
     (folder / "empty").mkdir(exist_ok=True)
     (folder / "text.tflite").write_text("no model")
+    for name in ("plain", "other"):
+        (folder / f"{name}.tflite").write_bytes((folder / "run" / "export" / "low_rank_int8.tflite").read_bytes())
+    (folder / "other.tflite.json").write_text("[]")
     done = start("benchmark", *arguments, cwd=folder)
     assert done.returncode == 2 and f"elrt-benchmark: error: {message}" in done.stderr, done.stderr[-1500:]
 
@@ -167,6 +180,12 @@ def test_the_example_classifies_image_files(exported, tmp_path):
     for path, row, line in zip(paths, scores, done.stdout.splitlines(), strict=True):
         first, second = np.argsort(row)[::-1][:2]
         assert line == f"{path}: {first} {row[first]:.1%}, {second} {row[second]:.1%}"
+    # A model without class names numbers its classes.
+    content = (folder / "run" / "export" / "low_rank_float32.tflite").read_bytes()
+    (tmp_path / "plain.tflite").write_bytes(content.replace(b"labels.txt", b"no-labels!"))
+    plain = [program, f"--model={tmp_path}/plain.tflite", paths[0]]
+    done = subprocess.run([sys.executable, *map(str, plain)], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0 and done.stdout.startswith(f"{paths[0]}: {np.argmax(scores[0])} ")
     int8 = [program, f"--model={folder}/run/export/low_rank_int8.tflite", paths[0]]
     done = subprocess.run([sys.executable, *map(str, int8)], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0 and done.stdout.startswith(f"{paths[0]}: ")

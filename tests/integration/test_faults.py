@@ -152,6 +152,19 @@ def test_a_directory_that_goes_away_in_mid_run(tmp_path):
     assert kept is None and len(os.listdir(run / "kept")) == 2
 
 
+def test_logs_that_cannot_be_written_are_told_as_plainly(tmp_path):
+    """TensorBoard's, which TensorFlow writes with exceptions of its own."""
+    process = start(tmp_path, "--run_dir=run", *FLAGS)
+    run = tmp_path / "run"
+    wait_until(lambda: (run / "flags.txt").exists(), process)
+    (run / "tensorboard").write_text("in the way")
+    code, output = finish(process)
+    assert code == 2 and "Traceback" not in output, output[-3000:]
+    line = next(line for line in output.splitlines() if "elrt-train: error:" in line)
+    assert "The last good checkpoint is run/checkpoints/epoch0000_step000000.keras" in line
+    assert line.endswith("Received: run/tensorboard is not a directory")
+
+
 # Decay takes weights to (1 − 0.1 · 39)·w = −2.9 w each step; with half the learning rate to −0.95 w.
 DIVERGING = ("--epochs=2", "--batch_size=32", "--weight_decay=39", "--lr_schedule=constant", "--max_macs=0.3")
 

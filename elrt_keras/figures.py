@@ -1,0 +1,66 @@
+"""Matplotlib figures in one style: made without a display, read at the width of a phone, saved whole or not at all."""
+
+import io
+import os
+
+from elrt_keras.atomic import write_bytes
+
+WIDTH, DPI = 4.8, 200  # inches, pixels per inch
+SMALL, MEDIUM = 7.5, 9  # points
+_LONGEST = 30  # characters of a name
+
+
+def check_path(path):
+    """Refuses a path whose suffix names no kind of picture; `None` is fine.
+
+    Raises:
+        ValueError: with the kinds there are.
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds = sorted(FigureCanvasBase.get_supported_filetypes())
+    if path is not None and (not isinstance(path, (str, os.PathLike)) or _suffix(path) not in kinds):
+        raise ValueError(f"Expected a plot of a kind in {kinds}. Received: path={path!r}")
+
+
+def _suffix(path):
+    return os.path.splitext(path)[1].removeprefix(".").lower()
+
+
+def new(height):
+    """A `Figure` of the usual width and a height in inches."""
+    from matplotlib.figure import Figure  # needs no display and leaves a notebook's own figures alone
+
+    return Figure(figsize=(WIDTH, height), layout="constrained")
+
+
+def finish(figure, path):
+    """Saves a figure if `path` is given, in the kind of its suffix. Returns it.
+
+    Raises:
+        OSError: where there is no room or no permission; nothing is left behind.
+    """
+    if path is not None:
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=DPI, format=_suffix(path))
+        write_bytes(path, picture.getvalue())
+    return figure
+
+
+def add_legend(figure, place, columns):
+    """One legend for all panels, with every label once."""
+    handles = {}
+    for axis in figure.axes:
+        handles.update({label: handle for handle, label in zip(*axis.get_legend_handles_labels())})
+    figure.legend(handles.values(), handles, loc=place, ncols=columns, fontsize=SMALL)
+
+
+def shortened(name):
+    """A layer's name, or the end of one that is too long.
+
+    Example:
+
+    >>> elrt_keras.figures.shortened("backbone/stage1_block1/conv2_of_the_residual_branch")
+    '…1/conv2_of_the_residual_branch'
+    """
+    return name if len(name) <= _LONGEST else f"…{name[-_LONGEST:]}"

@@ -1,0 +1,280 @@
+"""Pictures of low-rank models, of their plans and of what they reach, by matplotlib.
+
+Each function returns a `matplotlib.figure.Figure` that pyplot does not know and that needs no display; a notebook shows
+it after `%matplotlib inline`. `path=` also saves it, in the kind of its suffix (PNG, SVG, PDF), all of it or nothing.
+"""
+
+import collections.abc
+import math
+import os
+
+import numpy as np
+
+from elrt_keras import figures, formats, records
+from elrt_keras.ranks import RankPlan
+from elrt_keras.ranks.spectra import layer_spectra
+
+_LIGHT = 0.3  # opacity of what a plan starts from
+_LONGEST = 30  # characters of a name, where a legend has two columns
+_MARKERS = "os^vDP*X<"  # not as many as colours, so that both together differ
+_ERRORS = {"mean": "orthogonality_error_mean", "largest": "orthogonality_error_max"}
+_COSTS = {
+    "latency": ("median latency (ms)", records.LATENCIES),
+    "macs": ("MACs of one example (millions)", records.MACS),
+}
+
+
+def spectra(model, *, format="tucker2", plan=None, layers=None, path=None):
+    """Draws the singular values σ_i of every layer's kernel, relative to the largest: how low its rank could be.
+
+    A panel a layer, and a line for each rank of its format: the singular values of the unfolding that decides this rank
+    (for `cp` the weights of orthogonal rank-one terms), which are what `plan_ranks(method="energy")` reads. Dashed: the
+    rank of a low-rank layer, or the one that `plan` gives a dense layer.
+
+    Args:
+        model: a built model, dense or low-rank. Low-rank layers are drawn by their composed kernel and own format.
+        format: name of the format in which dense kernels are unfolded; those of one position are matrices (`svd`).
+        plan: a `RankPlan`, or a mapping of the same entries, whose formats and ranks to show for dense layers.
+        layers: name or pattern, or a list of them, of the layers to draw; `None` for all.
+        path: where to save the picture.
+
+    Returns:
+        The `Figure`, with one `Axes` a layer in the order of the model. No axis has a unit.
+
+    Raises:
+        ValueError: for a model without such layers, a name that matches none, weights that are not finite, ranks
+            above the full ones, or a path of an unknown kind.
+        OSError: if `path` cannot be written.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((8, 8, 4)), keras.layers.Conv2D(6, 3, name="conv")])
+    >>> figure = elrt_keras.plot.spectra(model, plan={"conv": ("tucker2", (2, 3))})
+    >>> [line.get_label() for line in figure.axes[0].get_lines()[::2]]
+    ['r_in', 'r_out']
+    """
+    figures.check_path(path)
+    found = layer_spectra(model, format, plan, layers)
+    columns = min(2, len(found))
+    rows = -(-len(found) // columns)
+    figure = figures.new(0.8 + 1.5 * rows)
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    colors = {}
+    for axis, (name, spectra_of_layer) in zip(panels, found.items()):
+        _draw_spectra(axis, spectra_of_layer, colors)
+        axis.set_title(figures.shortened(name), fontsize=figures.SMALL)
+        axis.set_ylim(0, 1.06)
+        axis.tick_params(labelsize=figures.SMALL)
+        axis.grid(alpha=0.3)
+    for axis in panels[len(found) :]:
+        axis.remove()
+    figures.add_legend(figure, "outside upper center", 5)
+    figure.supxlabel("index i of the singular value (dashed: rank)", fontsize=figures.MEDIUM)
+    figure.supylabel("singular value σ$_i$ / σ$_1$", fontsize=figures.MEDIUM)
+    return figures.finish(figure, path)
+
+
+def orthogonality(history, *, axis=None, path=None):
+    """Draws how far the factors were from orthonormal over the epochs: mean and largest error of all factors.
+
+    The error of a factor is ‖S − I‖_F / √Φ, S its smaller Gram matrix of Φ × Φ: 0 when orthonormal.
+
+    Args:
+        history: what `fit` returned with an `OrthogonalityLogger` among its callbacks, its `.history`, a list of rows
+            by epoch, or the path of a `history.csv` or of a run directory with one. Epochs without an error, such as
+            those of full-rank warm-up, are left out.
+        axis: matplotlib `Axes` to draw on; `None` for a figure of its own.
+        path: where to save the picture.
+
+    Returns:
+        The `Figure`. Epochs count from 1; errors that span more than a factor of 10 are on a logarithmic axis.
+
+    Raises:
+        ValueError: for anything else, a history without these errors, or a path of an unknown kind.
+        OSError: if `path` cannot be written.
+
+    Example:
+
+    >>> history = {"orthogonality_error_mean": [0.2, 0.1], "orthogonality_error_max": [0.4, 0.3]}
+    >>> figure = elrt_keras.plot.orthogonality(history)
+    >>> figure.axes[0].get_ylabel()
+    'orthogonality error ‖S − I‖$_F$ / √Φ'
+    """
+    figures.check_path(path)
+    columns = records.columns(history)
+    errors = {label: [records.number(value) for value in columns.get(name, ())] for label, name in _ERRORS.items()}
+    if not all(any(map(math.isfinite, values)) for values in errors.values()):
+        raise ValueError(
+            f"Expected a history with numbers in {list(_ERRORS.values())}, as OrthogonalityLogger adds them for a "
+            f"low-rank model. Received: columns {sorted(columns)}"
+        )
+    axis = figures.new(3.0).subplots() if axis is None else axis
+    for label, values in errors.items():
+        epochs = columns.get("epoch", range(len(values)))
+        axis.plot([int(records.number(epoch)) + 1 for epoch in epochs], values, marker=".", label=label)
+    known = [value for values in errors.values() for value in values if math.isfinite(value)]
+    if 0 < 10 * min(known) < max(known):
+        axis.set_yscale("log")
+    axis.set(xlabel="epoch", ylabel="orthogonality error ‖S − I‖$_F$ / √Φ")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.grid(alpha=0.3)
+    axis.legend()
+    return figures.finish(axis.figure, path)
+
+
+def rank_plan(plan, *, path=None):
+    """Draws a rank plan: the ranks of each layer beside its full ranks, and where the MACs go before and after.
+
+    Args:
+        plan: a `RankPlan`, a mapping of the same entries, or the path of a plan's JSON file. Full ranks and MACs are
+            drawn where the plan knows them (`plan.costs`); an entry set by hand has none.
+        path: where to save the picture.
+
+    Returns:
+        The `Figure`: on the left the ranks, full ones lighter; on the right, where MACs are known, each layer's MACs
+        as a part (%) of what these layers cost dense, dense lighter.
+
+    Raises:
+        ValueError: for anything else, a plan without layers, or a path of an unknown kind.
+        OSError: if `path` cannot be written.
+
+    Example:
+
+    >>> figure = elrt_keras.plot.rank_plan({"conv1": ("tucker2", (8, 12)), "conv2": None})
+    >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    ['conv1', 'conv2']
+    """
+    figures.check_path(path)
+    plan = _opened_plan(plan)
+    costs = {
+        y: (plan.costs[name]["macs"], plan.costs[name]["planned_macs"])
+        for y, name in enumerate(plan)
+        if {"macs", "planned_macs"} <= set(plan.costs.get(name, ()))
+    }
+    figure = figures.new(1.2 + 0.24 * len(plan))
+    panels = figure.subplots(1, 2 if costs else 1, sharey=True, squeeze=False)[0]
+    _draw_ranks(panels[0], plan)
+    if costs:
+        _draw_macs(panels[1], costs)
+    panels[0].set_yticks(range(len(plan)), map(figures.shortened, plan))
+    panels[0].set_ylim(len(plan) - 0.4, -0.6)
+    for panel in panels:
+        panel.tick_params(labelsize=figures.SMALL)
+        panel.grid(alpha=0.3, axis="x")
+    figures.add_legend(figure, "outside upper center", 5)
+    return figures.finish(figure, path)
+
+
+def tradeoff(results, *, cost=None, axis=None, path=None):
+    """Draws accuracy against latency or MACs, a point a result, and the Pareto front: what nothing else beats in both.
+
+    Args:
+        results: list of mappings or objects. Accuracy (0 to 1): `accuracy` or `test_accuracy`. Latency: `median_ms`,
+            `latency_ms`, or `latency` in seconds. MACs: `macs`. Name: `name`, `path` (as short as tells them apart) or
+            `model` with its `format`; results of one name are one series. So rows of `elrt-benchmark litert` and
+            summaries of runs will do. Those without an accuracy or a cost are left out.
+        cost: `"latency"` or `"macs"`; `None` for the one that more results have, and latency where both do.
+        axis: matplotlib `Axes` to draw on; `None` for a figure of its own.
+        path: where to save the picture.
+
+    Returns:
+        The `Figure`, accuracy in %, latency in ms, MACs in millions.
+
+    Raises:
+        ValueError: for anything else, no result with both numbers, or a path of an unknown kind.
+        OSError: if `path` cannot be written.
+
+    Example:
+
+    >>> runs = [{"name": "dense", "accuracy": 0.83, "macs": 40e6}, {"name": "elrt", "accuracy": 0.80, "macs": 16e6}]
+    >>> figure = elrt_keras.plot.tradeoff(runs)
+    >>> figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()
+    ('MACs of one example (millions)', 'test accuracy (%)')
+    """
+    figures.check_path(path)
+    if cost not in (None, *_COSTS):
+        raise ValueError(f"Expected one of {[None, *_COSTS]}. Received: cost={cost!r}")
+    if not isinstance(results, collections.abc.Iterable) or isinstance(results, (str, bytes, collections.abc.Mapping)):
+        raise ValueError(f"Expected a list of results. Received: results={results!r}")
+    results = list(results)
+    known = {kind: records.points(results, entries) for kind, (_, entries) in _COSTS.items() if cost in (None, kind)}
+    cost = max(known, key=lambda kind: len(known[kind]))
+    if not known[cost]:
+        entries = [entry for kind in known for entry in _COSTS[kind][1]]
+        raise ValueError(
+            f"Expected results with one of {list(records.ACCURACIES)} and one of {entries}. "
+            f"Received: results={str(results):.200}"
+        )
+    series = {}
+    for name, point in zip(records.names([results[index] for index in known[cost]]), known[cost].values()):
+        series.setdefault(name, []).append(point)
+    legend_columns = 2 if max(map(len, series)) <= _LONGEST else 1
+    own = axis is None
+    axis = figures.new(3.2 + 0.17 * (1 + len(series)) / legend_columns).subplots() if own else axis
+    front = np.array(records.pareto_front(known[cost].values()))
+    axis.plot(*front.T, color="gray", linewidth=1, drawstyle="steps-post", label="Pareto front", zorder=1)
+    for number, (name, points) in enumerate(series.items()):
+        marker = _MARKERS[number % len(_MARKERS)]
+        axis.plot(*np.array(points).T, marker, label=name, alpha=0.8)
+    threads = {records.entry(results[index], "threads") for index in known[cost]}
+    note = f", threads: {threads.pop()}" if cost == "latency" and len(threads) == 1 and None not in threads else ""
+    axis.set(xlabel=_COSTS[cost][0] + note, ylabel="test accuracy (%)")
+    axis.margins(x=0.1, y=0.1)
+    axis.grid(alpha=0.3)
+    # Points of one model lie side by side, where names beside them would cover each other.
+    if own:
+        figures.add_legend(axis.figure, "outside lower center", legend_columns)
+    else:
+        axis.legend(fontsize=figures.SMALL)
+    return figures.finish(axis.figure, path)
+
+
+def _draw_spectra(axis, layer, colors):
+    for index, (name, values) in enumerate(layer.values.items()):
+        color = colors.setdefault(name, f"C{len(colors)}")
+        relative = values / max(values[0], np.finfo("float64").tiny)
+        axis.plot(np.arange(1, len(values) + 1), relative, color=color, label=name)
+        if name in layer.ranks:
+            # Dashes of equal ranks lie in each other's gaps.
+            dashes = (3 * index, (3, 3 * max(1, len(layer.ranks) - 1)))
+            axis.axvline(layer.ranks[name], color=color, linestyle=dashes, gid="rank")
+
+
+def _opened_plan(plan):
+    if isinstance(plan, (str, os.PathLike)):
+        plan = RankPlan.load(plan)
+    if not isinstance(plan, collections.abc.Mapping) or not plan:
+        raise ValueError(f"Expected a rank plan with layers, or the path of one. Received: plan={plan!r}")
+    return plan if isinstance(plan, RankPlan) else RankPlan(plan)
+
+
+def _draw_ranks(axis, plan):
+    bars = {}
+    for y, (name, planned) in enumerate(plan.items()):
+        if planned.is_dense:
+            axis.annotate("dense", (0, y), (2, 0), textcoords="offset points", va="center", size=6, color="gray")
+            continue
+        layer_format, shape = formats.get(planned.format), plan.costs.get(name, {}).get("kernel_shape")
+        fits = shape is not None and len(shape) - 2 in layer_format.spatial_dims
+        full = layer_format.max_ranks(shape) if fits else (math.nan,) * len(planned.ranks)
+        height = 0.8 / len(planned.ranks)
+        for index, bar in enumerate(zip(planned.ranks, full)):
+            middle = y - 0.4 + height * (index + 0.5)
+            bars.setdefault(layer_format.rank_names[index], []).append((middle, height, *bar))
+    for number, (rank_name, found) in enumerate(bars.items()):
+        middles, heights, ranks, full = map(np.array, zip(*found))
+        axis.barh(middles, full, heights, color=f"C{number}", alpha=_LIGHT)
+        axis.barh(middles, ranks, heights, color=f"C{number}", label=rank_name)
+    has_full = any(not math.isnan(bar[-1]) for found in bars.values() for bar in found)
+    axis.set_xlabel("rank (light: full rank)" if has_full else "rank", fontsize=figures.MEDIUM)
+    axis.set_xlim(left=0)
+
+
+def _draw_macs(axis, costs):
+    dense, planned = np.array(list(costs.values()), "float64").T
+    total = max(dense.sum(), 1.0)
+    axis.barh(list(costs), 100 * dense / total, color="gray", alpha=_LIGHT)
+    axis.barh(list(costs), 100 * planned / total, color="gray", label="MACs")
+    part = f"{planned.sum() / 1e6:.3g} of {total / 1e6:.3g} M MACs: {planned.sum() / total:.0%}"
+    axis.set_title(part, fontsize=figures.SMALL)
+    axis.set_xlabel("MACs (% of dense, light)", fontsize=figures.MEDIUM)

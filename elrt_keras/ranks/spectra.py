@@ -1,0 +1,110 @@
+"""The singular spectra of a model's kernels, dense or composed, as the formats unfold them."""
+
+import fnmatch
+import typing
+
+import keras
+import numpy as np
+
+from elrt_keras import formats
+from elrt_keras.layers import FactorizedLayer
+from elrt_keras.ranks.plan import RankPlan
+from elrt_keras.ranks.survey import REPLACEABLE, suitable_format
+from elrt_keras.traversal import iterate_replaceable
+
+
+class LayerSpectra(typing.NamedTuple):
+    """The spectra of one kernel, by rank of a format.
+
+    Attributes:
+        values: `{rank name: σ}`, the singular values in descending order, as many as the full rank.
+        ranks: `{rank name: rank}` of a low-rank or planned layer; empty for a dense one.
+    """
+
+    values: dict
+    ranks: dict
+
+
+def layer_spectra(model, format="tucker2", plan=None, layers=None):
+    """`{path: LayerSpectra}` of the layers of a model that are low-rank or could be, each under its first name.
+
+    Args:
+        model: a built model.
+        format: name of the format in which dense kernels are unfolded; those of one position are matrices (`svd`).
+            Layers with a number of spatial dimensions that it is not defined for are left out.
+        plan: `RankPlan` or mapping of its entries, which gives dense layers other formats, and ranks.
+        layers: name or pattern, or a list of them; `None` for all.
+
+    Raises:
+        ValueError: for a model without such layers, a name that matches none, weights that are not finite, or ranks
+            above the full ones.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3, name="head", kernel_initializer="ones")])
+    >>> spectra = elrt_keras.ranks.spectra.layer_spectra(model)["head"]
+    >>> [round(float(value), 3) for value in spectra.values["r"]]  # √24, and rounding
+    [4.899, 0.0, 0.0]
+    """
+    formats.get(format)
+    plan = RankPlan({} if plan is None else plan)
+    by_path = _kernel_layers(model, format, plan)
+    missing = sorted(set(plan.factorized()) - set(by_path))
+    if missing:
+        raise ValueError(f"Expected a plan of layers among {list(by_path)}. Received: {missing}")
+    return {path: _spectra_of(path, *by_path[path], plan) for path in _matching(by_path, layers)}
+
+
+def _kernel_layers(model, format, plan):
+    """`{path: (layer, Format)}`."""
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"Expected a Keras model. Received: model={model!r}")
+    found, seen = {}, set()
+    for path, layer in iterate_replaceable(model):
+        if id(layer) in seen or not layer.built:
+            continue
+        seen.add(id(layer))
+        if isinstance(layer, FactorizedLayer):
+            found[path] = layer, layer.format
+        elif type(layer) in REPLACEABLE and getattr(layer, "groups", 1) == 1:
+            planned = path in plan and not plan[path].is_dense
+            layer_format = formats.get(plan[path].format if planned else suitable_format(layer, format))
+            if planned or REPLACEABLE[type(layer)] in layer_format.spatial_dims:
+                found[path] = layer, layer_format
+    if not found:
+        raise ValueError(
+            f"Expected a model with built convolutions or dense layers for format {format!r}. "
+            f"Received: model={model.name!r}"
+        )
+    return found
+
+
+def _matching(paths, patterns):
+    if patterns is None:
+        return list(paths)
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    for pattern in patterns:
+        if not fnmatch.filter(paths, pattern):
+            raise ValueError(
+                f"Nothing matched. Expected a name or pattern among {list(paths)}. Received: layers={pattern!r}"
+            )
+    return [path for path in paths if any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)]
+
+
+def _spectra_of(path, layer, layer_format, plan):
+    kernel = np.asarray(keras.ops.convert_to_numpy(layer.kernel)).astype("float64")
+    if not np.all(np.isfinite(kernel)):
+        raise ValueError(f"Expected weights of finite numbers. Received: NaN or infinity in layer {path!r}")
+    if kernel.ndim - 2 not in layer_format.spatial_dims:
+        raise ValueError(
+            f"Expected a kernel of {layer_format.spatial_dims} spatial dimensions for format {layer_format.name!r}. "
+            f"Received: layer {path!r} with a kernel of shape {kernel.shape}"
+        )
+    ranks = ()
+    if isinstance(layer, FactorizedLayer):
+        ranks = layer.ranks
+    elif path in plan and not plan[path].is_dense:
+        ranks = layer_format.resolve_ranks(kernel.shape, plan[path].ranks)
+    squares = layer_format.spectra(kernel)
+    values = {name: np.sqrt(one) for name, one in zip(layer_format.rank_names, squares)}
+    return LayerSpectra(values, dict(zip(layer_format.rank_names, ranks)))

@@ -1,0 +1,138 @@
+"""Histories of training and measured results as numbers, in whichever form they come."""
+
+import collections.abc
+import csv
+import math
+import numbers
+import os
+
+from elrt_keras.tables import short_names
+
+ACCURACIES = {"accuracy": 100.0, "test_accuracy": 100.0}  # entry → factor to %
+LATENCIES = {"median_ms": 1.0, "latency_ms": 1.0, "latency": 1e3}  # entry → factor to ms
+MACS = {"macs": 1e-6}  # entry → factor to millions
+
+
+def columns(history):
+    """A history of training as `{column: values}`, its values as they were written.
+
+    Args:
+        history: what `fit` returned, its `.history`, a list of rows by epoch, or the path of a `history.csv` or of a
+            directory with one.
+
+    Raises:
+        ValueError: for anything else, or a file that cannot be read.
+
+    Example:
+
+    >>> elrt_keras.records.columns([{"epoch": 0, "loss": 2.5}, {"epoch": 1, "loss": 2.0}])
+    {'epoch': [0, 1], 'loss': [2.5, 2.0]}
+    """
+    if isinstance(history, (str, os.PathLike)):
+        history = _read(history)
+    if isinstance(getattr(history, "history", None), dict):  # keras.callbacks.History
+        history = {"epoch": history.epoch, **history.history}
+    if isinstance(history, collections.abc.Mapping):
+        values = list(history.values())
+        if all(isinstance(one, (list, tuple)) and len(one) == len(values[0]) for one in values):
+            return dict(history)
+    elif isinstance(history, (list, tuple)) and all(isinstance(row, collections.abc.Mapping) for row in history):
+        return {name: [row.get(name) for row in history] for name in dict.fromkeys(k for row in history for k in row)}
+    raise ValueError(f"Expected a history of training: {{column: values}} or its rows. Received: {str(history):.200}")
+
+
+def _read(path):
+    path = os.path.join(path, "history.csv") if os.path.isdir(path) else path
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        raise ValueError(f"Expected a history as CSVLogger writes it. Received: {str(path)!r}: {error}") from error
+
+
+def number(value):
+    """A value of a history as a float; NaN where there is none (`CSVLogger` writes `NA`).
+
+    Raises:
+        ValueError: for what is no number.
+    """
+    if value in (None, "", "NA"):
+        return math.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"Expected numbers in a history. Received: {value!r}") from None
+
+
+def entry(result, name):
+    """The entry `name` of a mapping, or attribute of an object; `None` where there is none."""
+    return result.get(name) if isinstance(result, collections.abc.Mapping) else getattr(result, name, None)
+
+
+def points(results, costs):
+    """`{index: (cost, accuracy)}` of the results that have both numbers, the accuracy in %.
+
+    Args:
+        results: list of mappings or objects.
+        costs: `LATENCIES` or `MACS`.
+
+    Raises:
+        ValueError: for an accuracy that is no number from 0 to 1, or a cost that is none of at least 0.
+
+    Example:
+
+    >>> elrt_keras.records.points([{"accuracy": 0.5, "macs": 2e6}, {"accuracy": 0.5}], elrt_keras.records.MACS)
+    {0: (2.0, 50.0)}
+    """
+    found = {}
+    for index, result in enumerate(results):
+        cost, accuracy = _scaled(result, costs, math.inf), _scaled(result, ACCURACIES, 1.0)
+        if cost is not None and accuracy is not None:
+            found[index] = (cost, accuracy)
+    return found
+
+
+def _scaled(result, factors, highest):
+    """The first entry that the result has, times its factor."""
+    for name, factor in factors.items():
+        value = entry(result, name)
+        if value is not None:
+            if not isinstance(value, numbers.Real) or not (0 <= value <= highest) or math.isinf(value):
+                kind = "a number from 0 to 1" if highest == 1 else "a finite number of at least 0"
+                raise ValueError(f"Expected {kind}. Received: {name}={value!r}")
+            return factor * float(value)
+    return None
+
+
+def names(results):
+    """What to call each result: its `name`, `path` (as short as tells them apart), or `model` and `format`.
+
+    Example:
+
+    >>> elrt_keras.records.names([{"path": "a/export/int8.tflite"}, {"path": "b/export/int8.tflite"}])
+    ['a/int8', 'b/int8']
+    """
+    paths = [entry(result, "path") for result in results]
+    known = dict.fromkeys(path for path in paths if path is not None)
+    short = dict(zip(known, short_names(list(known)) if known else ()))
+
+    def name(number, result, path):
+        model = " ".join(str(part) for part in (entry(result, "model"), entry(result, "format")) if part is not None)
+        return str(entry(result, "name") or short.get(path) or model or f"result {number}")
+
+    return [name(*one) for one in zip(range(1, len(results) + 1), results, paths)]
+
+
+def pareto_front(points):
+    """The points `(cost, accuracy)` that no other beats, by rising cost: none is as cheap and more accurate.
+
+    Example:
+
+    >>> elrt_keras.records.pareto_front([(3, 0.7), (1, 0.6), (2, 0.8)])
+    [(1, 0.6), (2, 0.8)]
+    """
+    front = []
+    for cost, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or accuracy > front[-1][1]:
+            front.append((cost, accuracy))
+    return front

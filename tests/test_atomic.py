@@ -1,0 +1,41 @@
+"""Files are whole or not there, with the permissions of any other file."""
+
+import subprocess
+import sys
+
+import pytest
+
+from elrt_keras.atomic import write_bytes
+
+
+def test_content_and_permissions(tmp_path):
+    (tmp_path / "plain").write_bytes(b"new")
+    for _ in range(2):  # a new file, then one in the place of another
+        write_bytes(tmp_path / "file", b"new")
+        assert (tmp_path / "file").read_bytes() == b"new"
+        assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "none" / "file", tmp_path / "folder"):
+        with pytest.raises(OSError, match=str(path)):
+            write_bytes(path, b"new")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        "elrt_keras.atomic.write_bytes('file', bytes(2000))",
+        "elrt_keras.RankPlan({f'layer{i}': ('svd', 8) for i in range(99)}).save('file')",
+    ],
+)
+def test_a_full_disk_leaves_the_old_file_and_no_part(tmp_path, write):
+    (tmp_path / "file").write_bytes(b"old")
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))"
+    program = f"import elrt_keras, elrt_keras.atomic\n{limit}\n{write}"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert "File too large: 'file'" in done.stderr
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_bytes() == b"old"
