@@ -213,11 +213,18 @@ def _callbacks(job, progress, warms_up):
         # After the CSV file, whose columns have to be those of the low-rank epochs.
         callbacks.append(elrt.callbacks.StableRankStopping(config.format))
     if job.distribution.is_chief:
-        callbacks.append(keras.callbacks.TensorBoard(os.path.join(run_dir, "tensorboard"), write_graph=False))
+        callbacks.append(_TensorBoard(os.path.join(run_dir, "tensorboard"), write_graph=False))
     # Whether ranks have settled is seen from one end of an epoch to the next, so such an epoch is not divided.
     every_s = None if stops_by_itself or not config.checkpoint_minutes else 60 * config.checkpoint_minutes
     callbacks.append(faults.Checkpointing(run_dir, progress, job.distribution, job.request, every_s))
     return callbacks
+
+
+class _TensorBoard(keras.callbacks.TensorBoard):
+    """Logs epochs. Keras makes a summary of each batch as well, which it does not write, and 2 KB stay of each."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        super().on_train_batch_end(batch)
 
 
 class _EpochNotes(keras.callbacks.Callback):

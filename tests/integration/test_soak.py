@@ -7,8 +7,11 @@ import subprocess
 import sys
 import time
 
+import keras
 import numpy as np
 import pytest
+
+from elrt_keras.launch import training
 
 MINUTES = float(os.environ.get("ELRT_SOAK_MINUTES", "60"))
 # Steps, epochs, validation and checkpoints, many of each: an epoch of the digits takes a second or two.
@@ -20,6 +23,23 @@ def resident_mb(pid):
         if line.startswith("VmRSS"):
             return int(line.split()[1]) / 1024
     raise AssertionError("no VmRSS: the process has ended")
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads /proc")
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="what TensorFlow keeps of summaries")
+def test_the_logs_of_many_steps_take_no_memory(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="softmax")])
+    model.compile("sgd", "categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
+    images, labels = np.zeros((10000, 4), "float32"), np.eye(3, dtype="float32")[np.zeros(10000, int)]
+
+    def train(epochs):
+        callbacks = [training._TensorBoard(str(tmp_path), write_graph=False)]
+        model.fit(images, labels, batch_size=1, epochs=epochs, verbose=0, callbacks=callbacks)
+        return resident_mb(os.getpid())
+
+    before = train(1)
+    assert train(1) - before < 3  # by Keras' own it is 8 MB
+    assert list((tmp_path / "train").iterdir())
 
 
 @pytest.mark.slow
