@@ -20,6 +20,14 @@ def smaller_gram(matrix):
 
     Args:
         matrix: tensor of shape `(m, n)`.
+
+    Returns:
+        A tensor of shape `(Φ, Φ)` with Φ = min(m, n).
+
+    Example:
+
+    >>> elrt_keras.regularizers.smaller_gram(keras.ops.ones((2, 5))).shape == (2, 2)
+    True
     """
     if keras.backend.standardize_dtype(matrix.dtype) != "float64":
         matrix = ops.cast(matrix, "float32")
@@ -29,9 +37,37 @@ def smaller_gram(matrix):
 
 
 def gram_deviation(matrix):
-    """`S − I` of the smaller Gram matrix `S`, of shape `(Φ, Φ)`."""
+    """`S − I` of the smaller Gram matrix `S`, of shape `(Φ, Φ)`.
+
+    Args:
+        matrix: tensor of shape `(m, n)`.
+
+    Example:
+
+    >>> float(keras.ops.sum(elrt_keras.regularizers.gram_deviation(keras.ops.eye(4, 2))))
+    0.0
+    """
     gram = smaller_gram(matrix)
     return gram - ops.eye(gram.shape[0], dtype=gram.dtype)
+
+
+@ops.custom_gradient
+def _squared_deviation(matrix):
+    """‖S − I‖_F². Its gradient, `4·A·(S − I)` or `4·(S − I)·A`, is one matrix product; derived from `AᵀA` it is two.
+
+    Args:
+        matrix: tensor of shape `(m, n)`, float32 or float64.
+    """
+    deviation = gram_deviation(matrix)
+
+    def gradient(*arguments, upstream=None):
+        if upstream is None:  # PyTorch gives it by name, the others alone
+            (upstream,) = arguments
+        rows, columns = matrix.shape
+        product = ops.matmul(matrix, deviation) if rows >= columns else ops.matmul(deviation, matrix)
+        return 4.0 * upstream * product
+
+    return ops.sum(ops.square(deviation)), gradient
 
 
 def orthogonality_error(matrix):
@@ -59,7 +95,14 @@ class OrthogonalityRegularizer(keras.regularizers.Regularizer):
         strength: float ≥ 0, λ (ρ in ELRT).
 
     Raises:
-        ValueError: for a negative or non-finite strength.
+        ValueError: for a negative or non-finite strength; when called, for a weight with fewer than two axes.
+
+    Example:
+
+    >>> regularizer = elrt_keras.regularizers.DoubleSoftOrthogonality(1e-2)
+    >>> regularizer.strength = 1e-3
+    >>> regularizer.get_config()["strength"]
+    0.001
     """
 
     def __init__(self, strength=1e-3):
@@ -71,6 +114,7 @@ class OrthogonalityRegularizer(keras.regularizers.Regularizer):
 
     @property
     def strength(self):
+        """The factor before the penalty, a float; may be set."""
         return self._strength
 
     @strength.setter
@@ -114,6 +158,9 @@ class SoftOrthogonality(OrthogonalityRegularizer):
         strength: float ≥ 0, λ.
         normalize: whether to divide by Φ.
 
+    Raises:
+        ValueError: for a negative or non-finite strength.
+
     Example:
 
     >>> penalty = elrt_keras.regularizers.SoftOrthogonality(0.5)(np.zeros((4, 2), dtype="float32"))
@@ -126,7 +173,9 @@ class SoftOrthogonality(OrthogonalityRegularizer):
         self.normalize = bool(normalize)
 
     def penalty(self, matrix):
-        value = ops.sum(ops.square(gram_deviation(matrix)))
+        if keras.backend.standardize_dtype(matrix.dtype) != "float64":
+            matrix = ops.cast(matrix, "float32")
+        value = _squared_deviation(matrix)
         return value / min(matrix.shape) if self.normalize else value
 
     def get_config(self):
@@ -143,6 +192,9 @@ class DoubleSoftOrthogonality(SoftOrthogonality):
     Args:
         strength: float ≥ 0, ρ.
         normalize: whether to divide by Φ = min(m, n), the rank of a factor matrix.
+
+    Raises:
+        ValueError: for a negative or non-finite strength.
 
     Example:
 
@@ -163,6 +215,9 @@ class MutualCoherence(OrthogonalityRegularizer):
 
     Args:
         strength: float ≥ 0, λ.
+
+    Raises:
+        ValueError: for a negative or non-finite strength.
 
     Example:
 
@@ -185,6 +240,9 @@ class SpectralIsometry(OrthogonalityRegularizer):
     Args:
         strength: float ≥ 0, λ.
         power_iterations: int ≥ 1, matrix–vector products in all.
+
+    Raises:
+        ValueError: for a negative or non-finite strength, or another number of iterations.
 
     Example:
 

@@ -67,6 +67,24 @@ def test_srip_gradient_is_that_of_the_norm():
     np.testing.assert_allclose(got, expected, atol=1e-3 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gradient_of_so_is_that_of_its_formula(shape, dtype):
+    variable = keras.Variable(random_array(*shape, seed=3), dtype=dtype)
+    penalty = regularizers.SoftOrthogonality(0.5)
+    (got,) = gradients(lambda: 3.0 * penalty(variable.value), [variable])
+    matrix, step = to_numpy(variable), 1e-5
+    expected = np.zeros_like(matrix)
+    for index in np.ndindex(*matrix.shape):
+        shift = np.zeros_like(matrix)
+        shift[index] = step
+        up, down = (np.sum(smaller(matrix + s * shift) ** 2) for s in (1, -1))
+        expected[index] = 3.0 * 0.5 / min(shape) * (up - down) / (2 * step)
+    # Computed in float32 from either type; what comes back has the rounding of the variable's.
+    tolerance = 1e-5 if dtype == "float32" else 2.0**-8
+    np.testing.assert_allclose(got, expected, rtol=2 * tolerance, atol=tolerance * np.abs(expected).max())
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("normalize", [True, False])
 def test_gradient_of_dso_is_twice_that_of_so(shape, normalize):

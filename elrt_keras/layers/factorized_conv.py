@@ -19,6 +19,15 @@ class FactorizedConv(FactorizedLayer):
 
     The state is the factors (and the bias). The chain of stages equals one convolution with `compose(factors)`,
     padding, strides and dilation included: only the spatial stages have any, and no stage but the last has a bias.
+
+    Arguments, shapes and errors are those of a leaf such as `Tucker2Conv2D`; a leaf names the format and the number of
+    spatial axes.
+
+    Example:
+
+    >>> layer = elrt_keras.layers.SVDConv2D(8, 3, ranks=4, strides=2, padding="same")
+    >>> isinstance(layer, elrt_keras.layers.FactorizedConv), layer.compute_output_shape((None, 9, 9, 3))
+    (True, (None, 5, 5, 8))
     """
 
     def __init__(
@@ -105,9 +114,10 @@ class FactorizedConv(FactorizedLayer):
         return inputs
 
     def _run_training(self, inputs, *factors):
-        # Stages of one position are matrix products over the pixels: quicker forwards and, most of all, backwards. When
-        # not training they stay convolutions, which is what an exported graph shall have.
-        if not self._runs_chain or self.data_format != "channels_last":
+        # On TensorFlow stages of one position are quicker as matrix products over the pixels, above all their gradient.
+        # When not training they stay convolutions, which is what an exported graph shall have.
+        as_products = keras.backend.backend() == "tensorflow" and self.data_format == "channels_last"
+        if not (as_products and self._runs_chain):
             return self._run(inputs, *factors)
         for stage, factor in zip(self._stages, factors):
             run = _mix_channels if _mixes_channels(stage) else self._convolve
