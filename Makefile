@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) -q
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all lint docs bench report clean
 .DEFAULT_GOAL := test
 
 $(VENV)/.installed: setup.py requirements-test.txt
@@ -32,8 +32,22 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# The site, into site/; a broken link or a page that is missing fails.
+docs: $(VENV)/.installed
+	KERAS_BACKEND=tensorflow NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The short set: some minutes. CONTRIBUTING.md has the whole one.
 bench: $(VENV)/.installed
+	KERAS_BACKEND=tensorflow $(BIN)/python -m benchmarks.steps --models=resnet20
+	KERAS_BACKEND=tensorflow $(BIN)/python -m benchmarks.operations --models=resnet20
+	KERAS_BACKEND=tensorflow $(BIN)/python -m benchmarks.inference --models=resnet20
+	$(BIN)/python -m benchmarks.imports --rounds=3
+	$(MAKE) report
+
+# The pages of docs/ that are made from benchmarks/results/.
+report: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m benchmarks.performance
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache

@@ -44,6 +44,7 @@ setup(
         "optimize": ["tensorflow-model-optimization>=0.8", "tf-keras>=2.21"],
         # elrt-train --cluster=kubernetes.
         "kubernetes": ["kubernetes>=31"],
+        "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=1.0"],
         "dev": [
             "ai-edge-litert>=2.3",
             "build",
@@ -51,6 +52,8 @@ setup(
             "jax>=0.10",
             "keras-hub>=0.32",
             "kubernetes>=31",
+            "mkdocs-material>=9.6",
+            "mkdocstrings[python]>=1.0",
             "onnxruntime>=1.20",
             "pytest>=8",
             "pytest-timeout>=2.3",

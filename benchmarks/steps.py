@@ -1,63 +1,61 @@
 """Times training steps: dense, low-rank, thinned, without the penalty, and written out in stock layers.
 
   python -m benchmarks.steps
-  python -m benchmarks.steps --models=resnet20 --rounds=20
+  python -m benchmarks.steps --models=resnet20 --variants=low_rank_0.4,without_penalty_0.4 --rounds=60 --name=penalty
+  KERAS_BACKEND=jax python -m benchmarks.steps --name=gpu --precision=mixed_bfloat16 --batch_size=1024
 
 One process per model, in which all variants take turns. Files in `benchmarks/results/steps/`.
 """
 
-import json
-import pathlib
 import subprocess
 import sys
 
 from absl import app, flags
 
-from benchmarks import machine
-from benchmarks.variants import BATCHES, BUDGETS
+from benchmarks import evidence
+from benchmarks.variants import BATCHES, NAMES
 
 _MODELS = flags.DEFINE_list("models", list(BATCHES), "Builders.")
+_VARIANTS = flags.DEFINE_list("variants", list(NAMES), "What takes turns.")
 _ROUNDS = flags.DEFINE_integer("rounds", 15, "Steps of each variant.")
+_BATCH = flags.DEFINE_integer("batch_size", None, "Batch size; by default 128 of 32x32 or 16 of 224x224.")
+_PRECISION = flags.DEFINE_string("precision", "float32", "Dtype policy.")
 _NAME = flags.DEFINE_string("name", "cpu", "Start of the names of the result files.")
 _ONE = flags.DEFINE_string("one", None, "The model of this process; the driver sets it.")
-_RESULTS = pathlib.Path(__file__).parent / "results" / "steps"
-
-
-def variants(name):
-    """`{variant: model}`."""
-    import elrt_keras as elrt
-    from benchmarks.variants import low_rank, thinned
-
-    dense = elrt.models.build(name)
-    models = {"dense": dense, **{f"low_rank_{budget}": low_rank(dense, budget) for budget in BUDGETS}}
-    models["without_penalty_0.4"] = low_rank(dense, 0.4, regularizer=None)
-    models["stock_layers_0.4"] = elrt.expand(models["without_penalty_0.4"])
-    models["thin_0.4"] = thinned(name, elrt.count_costs(models["low_rank_0.4"]).macs)
-    return models
 
 
 def measure(name):
     """Times all variants of one model and writes the file."""
-    import elrt_keras as elrt
-    from benchmarks.variants import interleaved, ratios, training_step
+    import keras
 
-    models = variants(name)
-    steps = {variant: training_step(model, BATCHES[name]) for variant, model in models.items()}
+    import elrt_keras as elrt
+    from benchmarks.variants import interleaved, make, ratios, training_step
+
+    keras.config.set_dtype_policy(_PRECISION.value)
+    batch_size = _BATCH.value or BATCHES[name]
+    models = {variant: make(name, variant) for variant in _VARIANTS.value}
+    steps = {variant: training_step(model, batch_size) for variant, model in models.items()}
     seconds = interleaved(steps, _ROUNDS.value)
     costs = {variant: elrt.count_costs(model) for variant, model in models.items()}
     result = {
         "model": name,
-        "batch_size": BATCHES[name],
+        "batch_size": batch_size,
+        "precision": _PRECISION.value,
         "seconds": seconds,
         "macs": {variant: cost.macs for variant, cost in costs.items()},
         "params": {variant: cost.params for variant, cost in costs.items()},
-        "command": f"python -m benchmarks.steps --models={name} --rounds={_ROUNDS.value}",
-        "machine": machine.describe(),
     }
-    _RESULTS.mkdir(parents=True, exist_ok=True)
-    (_RESULTS / f"{_NAME.value}_{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    for variant, (middle, low, high) in ratios(seconds, "dense").items():
-        reduction = costs["dense"].macs / costs[variant].macs
+    command = f"python -m benchmarks.steps --models={name} --rounds={_ROUNDS.value} --name={_NAME.value}"
+    for flag, value, default in (
+        ("variants", ",".join(_VARIANTS.value), ",".join(NAMES)),
+        ("batch_size", batch_size, BATCHES[name]),
+        ("precision", _PRECISION.value, "float32"),
+    ):
+        command += "" if value == default else f" --{flag}={value}"
+    evidence.write("steps", f"{_NAME.value}_{name}", result, command)
+    base = _VARIANTS.value[0]
+    for variant, (middle, low, high) in ratios(seconds, base).items():
+        reduction = costs[base].macs / costs[variant].macs
         print(f"{name} {variant}: {middle:.3f}x ({low:.3f}-{high:.3f}), MACs {reduction:.2f}x", flush=True)
 
 

@@ -1,5 +1,6 @@
 """The networks that are compared, on random images: dense, low-rank, thinned, and chains as stock layers."""
 
+import functools
 import statistics
 import time
 
@@ -12,10 +13,43 @@ import elrt_keras as elrt
 BATCHES = {"resnet20": 128, "resnet56": 128, "vgg16_cifar": 128, "resnet18": 16, "resnet50": 16}
 BUDGETS = (0.5, 0.4, 0.25)
 STRENGTH = 0.01  # of double soft orthogonality, the default of elrt-train
+NAMES = (
+    "dense",
+    *(f"low_rank_{budget}" for budget in BUDGETS),
+    "without_penalty_0.4",
+    "stock_layers_0.4",
+    "recomputed_0.4",
+    *(f"thin_{budget}" for budget in BUDGETS),
+)
+
+
+def make(name, variant):
+    """The builder `name` as one of `NAMES`.
+
+    `low_rank` is what a user gets: uniform Tucker-2 ranks and ELRT's penalty. `stock_layers` is the same chain as three
+    `Conv2D`, without the penalty, as is `without_penalty`. `recomputed` is `low_rank` with `recompute=True`. `thin` is
+    the dense network with fewer channels.
+    """
+    kind, _, budget = variant.rpartition("_")
+    dense = built(name)
+    if variant == "dense":
+        return dense
+    if kind in ("low_rank", "recomputed"):
+        return low_rank(dense, float(budget), recompute=kind == "recomputed")
+    if kind == "thin":
+        return thinned(name, elrt.count_costs(make(name, f"without_penalty_{budget}")).macs)
+    plain = low_rank(dense, float(budget), regularizer=None)
+    return elrt.expand(plain) if kind == "stock_layers" else plain
+
+
+@functools.cache
+def built(name):
+    """The builder's dense network, made once."""
+    return elrt.models.build(name)
 
 
 def low_rank(dense, max_macs, regularizer="dso", **options):
-    """The low-rank twin that a user gets: uniform Tucker-2 ranks and, if not told otherwise, ELRT's penalty."""
+    """The low-rank twin of a model at uniform Tucker-2 ranks."""
     penalty = elrt.regularizers.BY_NAME[regularizer](STRENGTH) if regularizer else None
     return elrt.factorize(dense, elrt.plan_ranks(dense, max_macs=max_macs), factor_regularizer=penalty, **options)
 
@@ -30,8 +64,18 @@ def thinned(name, macs):
     return elrt.models.build(name, width=low)
 
 
-def training_step(model, batch_size, jit_compile=False, seed=0):
-    """A function that trains one step on a fixed random batch and returns when it is done; already compiled."""
+def in_order(results):
+    """The results `{builder: result}` of the models that are measured, as a list in the order of `BATCHES`."""
+    return [results[name] for name in BATCHES if name in results]
+
+
+def training_step(model, batch_size, jit_compile=None, seed=0):
+    """A function that trains one step on a fixed random batch and returns when it is done; already compiled.
+
+    `jit_compile` is by default what `elrt-train` takes: XLA on JAX alone.
+    """
+    if jit_compile is None:
+        jit_compile = keras.backend.backend() == "jax"
     random = np.random.default_rng(seed)
     images = random.integers(0, 256, (batch_size, *model.input_shape[1:])).astype("float32")
     labels = keras.utils.to_categorical(random.integers(0, model.output_shape[-1], batch_size), model.output_shape[-1])

@@ -14,6 +14,16 @@ def factor_errors(model):
     """Orthogonality error of each orthogonal factor of a model: `{"layer/factor": error}`.
 
     The error is ‖S − I‖_F / √Φ with S the smaller Gram matrix (see `elrt_keras.regularizers.orthogonality_error`).
+
+    Args:
+        model: a built model; one without low-rank layers gives an empty dict.
+
+    Example:
+
+    >>> layer = elrt_keras.layers.Tucker2Conv2D(6, 3, ranks=(2, 3), name="conv")
+    >>> errors = elrt_keras.callbacks.factor_errors(keras.Sequential([keras.Input((8, 8, 4)), layer]))
+    >>> {name: round(error, 4) for name, error in errors.items()}
+    {'conv/factor_in': 0.0, 'conv/factor_out': 0.0}
     """
     errors = {}
     for path, layer in iterate_layers(model):

@@ -14,6 +14,9 @@ class Stiefel(keras.constraints.Constraint):
     a matrix by flattening all axes but the last. Source of the retraction: Absil, Mahony, Sepulchre, "Optimization
     Algorithms on Matrix Manifolds", 2008, section 4.1.1.
 
+    Raises:
+        ValueError: when called, for a weight with fewer than two axes.
+
     Example:
 
     >>> weight = np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]], dtype="float32")

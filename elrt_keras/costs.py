@@ -21,9 +21,22 @@ _SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
 
 @dataclasses.dataclass(frozen=True)
 class LayerCosts:
-    """One layer's costs for one example. `calls` > 1 for a shared layer, whose MACs count each time.
+    """One layer's costs for one example.
 
-    `input_shape` and `output_shape` are those of the first call, with a batch size of 1.
+    Attributes:
+        name, type: of the layer.
+        params: number of its trained parameters.
+        macs: multiply-accumulates of all its calls.
+        activation_bytes: bytes of the outputs of all its calls.
+        calls: how often it runs: more than once for a shared layer.
+        input_shape, output_shape: those of the first call, with a batch size of 1.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3, name="conv", use_bias=False)])
+    >>> row = elrt_keras.count_costs(model).layers[-1]
+    >>> row.name, row.macs, row.output_shape
+    ('conv', 3888, (1, 6, 6, 4))
     """
 
     name: str
@@ -45,6 +58,12 @@ class ModelCosts:
         macs: multiply-accumulates.
         activation_bytes: bytes of the outputs of all layers, chain stages included.
         layers: list of `LayerCosts`, in the order of execution.
+
+    Example:
+
+    >>> costs = elrt_keras.count_costs(keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, use_bias=False)]))
+    >>> costs.params, costs.macs, costs.activation_bytes
+    (32, 32, 16)
     """
 
     params: int

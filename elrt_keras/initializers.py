@@ -21,6 +21,19 @@ class FactorInitializer(keras.initializers.Initializer):
     """Base class: subclasses implement `factors`. One instance serves one layer; `with_seed` makes the next.
 
     Called twice, an instance returns the same values, as every seeded Keras initializer does.
+
+    Args:
+        kernel_initializer: the initializer of the dense kernel, whose variance the composed kernel gets.
+        seed: int ≥ 0, or `None` for a random one (fixed by `keras.utils.set_random_seed`).
+
+    Raises:
+        ValueError: for `kernel_initializer=None`, another kind of seed, or a call with one shape, as for a stock layer.
+
+    Example:
+
+    >>> first = elrt_keras.initializers.OrthogonalFactors(seed=0)
+    >>> first.with_seed(1).seed != first.with_seed(2).seed  # one for each layer of a model
+    True
     """
 
     def __init__(self, kernel_initializer="he_normal", seed=None):
@@ -177,8 +190,16 @@ _BY_NAME = {"orthogonal_factors": OrthogonalFactors, "spectral": Spectral}
 def get(identifier):
     """A `FactorInitializer` or stock Keras initializer from a name, config, or object.
 
+    Args:
+        identifier: `"orthogonal_factors"`, `"spectral"`, or what `keras.initializers.get` takes.
+
     Raises:
         ValueError: for an unknown name, or an array, which fits one shape and factors have several.
+
+    Example:
+
+    >>> type(elrt_keras.initializers.get("spectral")).__name__
+    'Spectral'
     """
     if isinstance(identifier, str) and identifier in _BY_NAME:
         return _BY_NAME[identifier]()
@@ -201,6 +222,18 @@ def draw_factors(initializer, factor_format, kernel_shape, ranks):
 
     Keras may ask for initial values while it traces a graph, where nothing has a value yet. Graphs, traces and scopes
     belong to a thread, so the draw happens in a thread of its own, where every backend computes eagerly.
+
+    Args:
+        initializer: a `FactorInitializer`, or a stock Keras initializer, which fills each factor on its own.
+        factor_format: a `Format` or its name.
+        kernel_shape: shape of the dense kernel, `(*kernel_size, C_in, C_out)`.
+        ranks: tuple of ints, one per rank of the format.
+
+    Example:
+
+    >>> initializer = elrt_keras.initializers.get("orthogonal_factors")
+    >>> [f.shape for f in elrt_keras.initializers.draw_factors(initializer, "svd", (3, 3, 4, 6), (2,))]
+    [(3, 3, 4, 2), (1, 1, 2, 6)]
     """
 
     def draw():

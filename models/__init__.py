@@ -54,7 +54,13 @@ __all__ = ["build", "default_input_shape", "list_models", *_BUILDERS]
 
 
 def list_models():
-    """The names that `build` knows."""
+    """The names that `build` knows.
+
+    Example:
+
+    >>> elrt_keras.models.list_models()[:3]
+    ['resnet20', 'resnet32', 'resnet44']
+    """
     return list(_BUILDERS)
 
 
@@ -92,7 +98,16 @@ def build(name, input_shape=None, classes=None, plan=None, normalization=None, *
 
 
 def default_input_shape(name):
-    """The shape of one image that `build(name)` takes by default."""
+    """The shape of one image that `build(name)` takes by default: `(height, width, channels)`.
+
+    Raises:
+        ValueError: for an unknown name.
+
+    Example:
+
+    >>> elrt_keras.models.default_input_shape("mobilenet_v2")
+    (224, 224, 3)
+    """
     return _builder(name).__signature__.parameters["input_shape"].default
 
 

@@ -55,7 +55,12 @@ def builder(name, features, *, input_shape, classes, options=None, head=None, do
     ]
     build.__signature__ = inspect.Signature(parameters)
     build.__name__ = build.__qualname__ = name
-    build.__doc__ = f"{doc}\n\nArguments: see `elrt_keras.models.build`."
+    shape = ", ".join(map(str, input_shape))
+    build.__doc__ = (
+        f"{doc}\n\nInput: raw pixels `(batch, height, width, channels)`, by default `(batch, {shape})`. Output: class "
+        f"probabilities `(batch, classes)`, by default {classes} of them. Arguments, errors and an example: "
+        "`elrt_keras.models.build`."
+    )
     return build
 
 

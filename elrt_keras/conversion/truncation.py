@@ -93,6 +93,8 @@ class ShrinkPoint:
         macs, params: its costs.
         loss: the part of a layer's squared norm that truncation left out, on average over the low-rank layers.
         metric: what `evaluate` returned, or `None`.
+
+    Example: see `ShrinkCurve`.
     """
 
     model: keras.Model = dataclasses.field(repr=False)
@@ -109,6 +111,13 @@ class ShrinkCurve:
     Attributes:
         dense_macs, dense_params: costs of the dense model.
         points: list of `ShrinkPoint`, the model as it was trained first.
+
+    Example:
+
+    >>> layer = elrt_keras.layers.Tucker2Conv2D(32, 3, ranks=(16, 16), name="conv")
+    >>> curve = elrt_keras.shrink_curve(keras.Sequential([keras.Input((8, 8, 32)), layer]), [0.2])
+    >>> [point.model.get_layer("conv").ranks[0] for point in curve.points]
+    [16, 8]
     """
 
     dense_macs: int

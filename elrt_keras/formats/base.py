@@ -20,7 +20,20 @@ _FORMATS = {}
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One convolution of a chain. Its kernel is the factor at the same position."""
+    """One convolution of a chain. Its kernel is the factor at the same position.
+
+    Attributes:
+        kernel_size, strides, dilation_rate: tuples of ints, one per spatial axis.
+        in_channels, out_channels: ints.
+        depthwise: whether each channel is convolved by itself; the factor then has shape `(*kernel_size, C, 1)`,
+            otherwise `(*kernel_size, in_channels, out_channels)`.
+
+    Example:
+
+    >>> chain = elrt_keras.formats.get("tucker2").stages((3, 3, 16, 32), (8, 12), (2, 2), (1, 1))
+    >>> [(stage.kernel_size, stage.strides, stage.out_channels) for stage in chain]
+    [((1, 1), (1, 1), 8), ((3, 3), (2, 2), 12), ((1, 1), (1, 1), 32)]
+    """
 
     kernel_size: tuple
     in_channels: int
@@ -35,6 +48,16 @@ class MatrixView:
     """How the factor at position `index` is read as a matrix: `rows` and `columns` are axes of the factor.
 
     Orthogonality is a property of this matrix, whatever the shape the convolution wants the factor in.
+
+    Attributes:
+        index: int, the factor's position in the chain.
+        rows, columns: tuples of ints, all axes of the factor between them.
+
+    Example:
+
+    >>> (view,) = elrt_keras.formats.get("spatial_svd").orthogonal_factors(2)
+    >>> view.to_matrix(np.zeros((1, 3, 4, 16))).shape == (4, 48)  # r × k_w·C_out
+    True
     """
 
     index: int
@@ -57,7 +80,18 @@ class MatrixView:
 
 @dataclasses.dataclass(frozen=True)
 class ChainCosts:
-    """What one example costs: weights, multiply-accumulates, and elements of all stage outputs."""
+    """What one example costs in a chain without biases.
+
+    Attributes:
+        params: number of weights.
+        macs: multiply-accumulates: weights times positions of the output, summed over the stages.
+        activations: elements of all stage outputs.
+
+    Example:
+
+    >>> elrt_keras.formats.get("tucker2").costs((3, 3, 16, 32), (8, 12), (8, 8), (1, 1), "same", (1, 1))
+    ChainCosts(params=1376, macs=88064, activations=3328)
+    """
 
     params: int
     macs: int
@@ -105,6 +139,20 @@ class Format:
 
     All kernels have shape `(*kernel_size, C_in, C_out)`; all factors are convolution kernels themselves. A dense
     layer's matrix is a kernel without spatial axes.
+
+    Attributes:
+        name: str, by which `get` finds the format.
+        spatial_dims: tuple of ints, the numbers of spatial axes it is defined for; 0 stands for a dense layer.
+        rank_names: tuple of str, one per rank.
+        factor_names: tuple of str, one per factor, in the order of the chain.
+        core_index: int, the factor that carries the scale: initializers scale it to reach the dense variance.
+
+    Example:
+
+    >>> tucker2 = elrt_keras.formats.get("tucker2")
+    >>> factors = tucker2.decompose(np.ones((3, 3, 4, 6), dtype="float32"), (1, 1))
+    >>> np.allclose(keras.ops.convert_to_numpy(tucker2.compose(factors)), 1, atol=1e-5)
+    True
     """
 
     name = None
@@ -231,21 +279,44 @@ def _rounded_up(fraction, limit):
 
 
 def register(format_class):
-    """Class decorator: makes the format known to `get` under its `name`."""
+    """Class decorator: makes the format known to `get` under its `name`.
+
+    Args:
+        format_class: a subclass of `Format`; it is instantiated once, without arguments.
+
+    Example:
+
+    >>> elrt_keras.formats.register(type(elrt_keras.formats.get("svd"))).name
+    'svd'
+    """
     _FORMATS[format_class.name] = format_class()
     return format_class
 
 
 def names():
-    """The registered format names, sorted."""
+    """The registered format names, sorted.
+
+    Example:
+
+    >>> set(elrt_keras.formats.names()) >= {"cp", "spatial_svd", "svd", "tensor_train", "tucker2"}
+    True
+    """
     return sorted(_FORMATS)
 
 
 def get(name):
     """The format called `name`.
 
+    Args:
+        name: str, or a `Format`, which is returned as it is.
+
     Raises:
         ValueError: for an unknown name; the message lists the known ones.
+
+    Example:
+
+    >>> elrt_keras.formats.get("tucker2").max_ranks((3, 3, 16, 32))
+    (16, 32)
     """
     if isinstance(name, Format):
         return name

@@ -25,7 +25,7 @@ _DOCUMENT = """{dims}-D convolution {title}
         ranks: `({ranks})`; or an int for {each}; or a float in (0, 1], a fraction of the full ranks
             `{full}`, rounded up.
         strides, padding, data_format, dilation_rate, activation, use_bias: as in `keras.layers.Conv{dims}D`.
-        groups: 1. More is refused: groups share no factors.
+        groups: must be 1, since the groups of a kernel share no factors.
         factor_initializer: an initializer of `elrt_keras.initializers` (all factors together) or of Keras (each factor
             on its own), by name or object.
         factor_regularizer: acts on each orthogonal factor, read as a matrix: {orthogonal}.

@@ -47,6 +47,18 @@ class FactorizedLayer(keras.layers.Layer):
             them, so that both accept and refuse the same.
         ranks, factor_initializer, factor_regularizer, factor_constraint, execution, recompute: as in the subclasses.
         **kwargs: `name`, `dtype`, `trainable`, `activity_regularizer`.
+
+    Raises:
+        ValueError: for arguments that the stock layer refuses, ranks out of range, or an unknown `execution`.
+
+    Example:
+
+    >>> layer = elrt_keras.layers.Tucker2Conv2D(32, 3, ranks=0.5, execution="chain")
+    >>> layer.build((None, 8, 8, 16))
+    >>> layer.ranks, [tuple(factor.shape) for factor in layer.factors]
+    ((8, 16), [(1, 1, 16, 8), (3, 3, 8, 16), (1, 1, 16, 32)])
+    >>> layer.kernel.shape == (3, 3, 16, 32)
+    True
     """
 
     format_name = None
@@ -91,10 +103,12 @@ class FactorizedLayer(keras.layers.Layer):
 
     @property
     def ranks(self):
+        """The ranks as given until the layer is built, then a tuple of ints, one per rank of the format."""
         return self._ranks if self._resolved_ranks is None else self._resolved_ranks
 
     @property
     def kernel(self):
+        """The composed dense kernel, `(*kernel_size, C_in, C_out)`; known once the layer is built."""
         if not self.built:
             raise AttributeError("You must build the layer before accessing `kernel`.")
         return self.format.compose([ops.convert_to_tensor(factor) for factor in self.factors])

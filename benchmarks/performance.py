@@ -1,0 +1,182 @@
+"""Writes `docs/performance.md` and its pictures from the JSON files under `benchmarks/results/`.
+
+python -m benchmarks.performance
+"""
+
+import pathlib
+import statistics
+
+import numpy as np
+
+from benchmarks import evidence, pictures
+from benchmarks.markdown import commands, quartiles, section, spread, table
+from benchmarks.training_sections import close_section, executions_section, operations_section, training_section
+from benchmarks.variants import in_order, ratios
+
+_DOCS = pathlib.Path(__file__).parent.parent / "docs"
+
+
+def memory_section():
+    """Peak memory of training."""
+    results = in_order(evidence.read("training_memory"))
+    if not results:
+        return ""
+    rows = []
+    for result in results:
+        small, full = result["batch_sizes"]
+        fixed, total = ({v: statistics.median(b) / 2**20 for v, b in taken.items()} for taken in result["bytes"])
+        per_image = {v: (total[v] - fixed[v]) / (full - small) for v in total}
+        for variant in total:
+            rows.append(
+                [
+                    result["model"],
+                    full,
+                    variant.replace("_", " "),
+                    f"{total[variant]:,.0f}",
+                    f"{total[variant] / total['dense']:.2f}",
+                    f"{fixed[variant]:,.0f}",
+                    f"{per_image[variant]:.2f}",
+                    f"{per_image[variant] / per_image['dense']:.2f}",
+                ]
+            )
+    header = [
+        "model",
+        "batch",
+        "variant",
+        "peak, MiB",
+        "of dense",
+        "at a batch of 2, MiB",
+        "per image, MiB",
+        "of dense",
+    ]
+    return section(
+        "Memory",
+        """Peak resident memory of a training process, less what it held before the model was built. The chain keeps two
+        more activations for each layer; `recompute=True` keeps none of them and runs the chain a second time for the
+        gradient. What is there at a batch of two are weights and, on TensorFlow, the compiled graph, which for small
+        networks is most of it.""",
+        table(header, rows),
+        commands(results),
+    )
+
+
+def peers_section():
+    """Single layers on PyTorch beside tensorly-torch."""
+    result = evidence.read("peers").get("torch")
+    if result is None:
+        return ""
+    base = "elrt_keras Tucker2Conv2D"
+    names = [name for name in result["rows"][0]["seconds"] if name != base]
+    rows = []
+    for row in result["rows"]:
+        times = ratios(row["seconds"], base)
+        shape = f"{row['batch_size']}×{row['size']}×{row['size']}×{row['channels']}, ranks {row['rank']}"
+        middle = 1e3 * statistics.median(row["seconds"][base])
+        rows.append([shape, f"{middle:.1f}", *(quartiles(times[name]) for name in names)])
+    return section(
+        "Beside tensorly-torch and PyTorch's own layers",
+        f"""Forward and backward of one 3×3 convolution, as many channels out as in, PyTorch, {result["threads"]}
+        threads: how many times faster than this package's channels-last layer each of them is, below 1 slower.
+        tensorly-torch and PyTorch's own layers get channels first.""",
+        table(["input, ranks", "Tucker2Conv2D, ms", *names], rows),
+        commands([result]),
+    )
+
+
+def inference_section():
+    """Speed-ups on LiteRT."""
+    results = in_order(evidence.read("inference"))
+    if not results:
+        return ""
+    rows = []
+    for result in results:
+        for row in result["rows"]:
+            speedups = ratios(row["seconds"], "dense")
+            cells = []
+            for variant in [v for v in row["seconds"] if v != "dense"]:
+                reduction = result["macs"]["dense"] / result["macs"][variant]
+                cells.append(
+                    f"{speedups[variant][0]:.2f}× of {reduction:.2f}× ({speedups[variant][0] / reduction:.2f})"
+                )
+            dense = 1e3 * statistics.median(row["seconds"]["dense"])
+            rows.append([result["model"], row["quantization"], row["threads"], f"{dense:.2f}", *cells])
+    variants = [v.replace("_", " ") for v in results[0]["rows"][0]["seconds"] if v != "dense"]
+    return section(
+        "Inference on LiteRT",
+        """One image, all files of a model in turns: speed-up against dense of the MACs reduction (and their ratio).
+        Uniform ranks; ranks planned for measured time are in [results.md](results.md).""",
+        table(["model", "type", "threads", "dense, ms", *variants], rows),
+        commands(results),
+    )
+
+
+def growth_section(images):
+    """Log-log plots of times over sizes, with their slopes."""
+    result = evidence.read("growth").get("cpu")
+    if result is None:
+        return ""
+    picture = images / "growth.png"
+    pictures.growth(result["curves"], picture)
+    rows = []
+    for name, curve in result["curves"].items():
+        for series, points in curve["seconds"].items():
+            x, y = np.log([float(size) for size in points]), np.log(list(points.values()))
+            if len(x) > 2:
+                slope, last = np.polyfit(x, y, 1)[0], (y[-1] - y[-2]) / (x[-1] - x[-2])
+                rows.append([name.replace("_", " "), curve["axis"], series, f"{slope:.2f}", f"{last:.2f}"])
+    return section(
+        "Growth",
+        """Forward and backward of a 3×3 convolution at batch 32, of a whole training step, and of planning. Slopes are
+        exponents: 2 means that twice the size takes four times as long.""",
+        f"![Times over sizes](images/{picture.name})",
+        table(["curve", "over", "of", "slope", "slope between the last two points"], rows),
+        commands([result]),
+    )
+
+
+def imports_section():
+    """How long the import takes."""
+    result = evidence.read("imports").get("all")
+    if result is None:
+        return ""
+    rows = [
+        [
+            backend,
+            spread(found["keras"], 2),
+            spread(found["elrt_keras"], 2),
+            f"{statistics.median(found['elrt_keras']) - statistics.median(found['keras']):+.2f}",
+            "yes" if found["tensorflow_loaded"] else "no",
+        ]
+        for backend, found in result["backends"].items()
+    ]
+    header = ["backend", "import keras, s", "import elrt_keras, s", "difference of the medians, s", "loads TensorFlow"]
+    return section("Import", "Fresh processes, in turns.", table(header, rows), commands([result]))
+
+
+def page(images):
+    """The whole page as text; its pictures go into the folder `images`."""
+    parts = [
+        "# Performance\n\nGenerated by `python -m benchmarks.performance` from `benchmarks/results/`; not edited by "
+        "hand. Every ratio is taken within one run, in turns.\n",
+        training_section(images),
+        training_section(images, "gpu", "Training step on a GPU"),
+        operations_section(),
+        executions_section(),
+        close_section(),
+        memory_section(),
+        peers_section(),
+        inference_section(),
+        growth_section(images),
+        imports_section(),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def main():
+    """Writes the page."""
+    (_DOCS / "performance.md").write_text(page(_DOCS / "images"), encoding="utf-8")
+    print(_DOCS / "performance.md")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""The sections of the page on performance that are about training steps and their parts."""
+
+import statistics
+
+from benchmarks import evidence, pictures
+from benchmarks.markdown import commands, quartiles, section, table
+from benchmarks.variants import in_order, ratios
+
+_GOAL = 0.75  # speed-up over MACs reduction
+
+
+def steps_of(start):
+    """Results of `benchmarks.steps` whose files begin with a name."""
+    found = evidence.read("steps")
+    return in_order(
+        {name.removeprefix(f"{start}_"): row for name, row in found.items() if name.startswith(f"{start}_")}
+    )
+
+
+def training_section(images, start="cpu", title="Training step"):
+    """Speed-ups of forward, backward and update against the dense model."""
+    results = steps_of(start)
+    if not results:
+        return ""
+    rows = []
+    for result in results:
+        speedups = ratios(result["seconds"], "dense")
+        for variant in [v for v in result["seconds"] if v.startswith(("low_rank", "thin", "recomputed"))]:
+            reduction = result["macs"]["dense"] / result["macs"][variant]
+            seconds = statistics.median(result["seconds"][variant])
+            rows.append(
+                [
+                    result["model"],
+                    result["batch_size"],
+                    variant.replace("_", " "),
+                    f"{1e3 * statistics.median(result['seconds']['dense']):,.0f}",
+                    f"{1e3 * seconds:,.0f}",
+                    quartiles(speedups[variant]),
+                    f"{reduction:.2f}×",
+                    f"{speedups[variant][0] / reduction:.2f}",
+                    # Forward, gradient of the weights and gradient of the inputs, two operations each.
+                    f"{6e-12 * result['macs'][variant] * result['batch_size'] / seconds:.2f}",
+                ]
+            )
+    picture = images / f"steps_{start}.png"
+    pictures.speedups(results, _GOAL, picture)
+    header = ["model", "batch", "variant", "dense, ms", "variant, ms", "speed-up", "MACs reduction", "ratio", "TFLOP/s"]
+    return section(
+        title,
+        f"""Forward, backward and update on random images, {results[0]["precision"]}, {results[0]["machine"]["backend"]}
+        backend. All variants of a model take turns, in another order each round: median of the speed-ups of the rounds
+        (lower to upper quartile). *Low rank* has uniform Tucker-2 ranks at that part of the MACs and double soft
+        orthogonality; *thin* is the dense network with fewer channels and as many MACs; *recomputed* is low-rank with
+        `recompute=True`. The goal was a ratio of {_GOAL} of the speed-up to the MACs reduction.""",
+        table(header, rows),
+        f"![Speed-up over MACs reduction](images/{picture.name})",
+        commands(results),
+    )
+
+
+def operations_section():
+    """What part of a step are convolutions, and what that allows."""
+    results = in_order(evidence.read("operations"))
+    if not results:
+        return ""
+    rows = []
+    for result in results:
+        for variant, kinds in result["milliseconds"].items():
+            products = sum(value for kind, value in kinds.items() if kind.startswith(("Conv2D", "MatMul")))
+            total = sum(kinds.values())
+            largest = [
+                f"{kind} {value:.0f}" for kind, value in kinds.items() if not kind.startswith(("Conv2D", "MatMul"))
+            ]
+            rows.append(
+                [
+                    result["model"],
+                    variant.replace("_", " "),
+                    f"{total:,.0f}",
+                    f"{products:,.0f}",
+                    f"{products / total:.0%}",
+                    ", ".join(largest[:4]),
+                ]
+            )
+    header = [
+        "model",
+        "variant",
+        "all operations, ms",
+        "convolutions and products, ms",
+        "their part",
+        "largest others, ms",
+    ]
+    return section(
+        "Where a step spends its time",
+        """TensorFlow's profiler, milliseconds of all threads for one step. What is no convolution or matrix product,
+        most of it batch-norm and its gradient, costs the same at every rank: it bounds what fewer MACs can save.""",
+        table(header, rows),
+        commands(results),
+    )
+
+
+def executions_section():
+    """The ways to run one layer."""
+    result = evidence.read("executions").get("cpu")
+    if result is None:
+        return ""
+    base = "matrix products"
+    names = [name for name in result["rows"][0]["seconds"] if name != base]
+    rows = []
+    for row in result["rows"]:
+        batch_size, size, channels, rank = row["shape"]
+        times = ratios(row["seconds"], base)
+        middle = 1e3 * statistics.median(row["seconds"][base])
+        shape = f"{batch_size}×{size}×{size}×{channels}, ranks {rank}"
+        rows.append([shape, f"{middle:.1f}", *(quartiles(times[name]) for name in names)])
+    return section(
+        "Ways to run the chain",
+        """Forward and backward of one Tucker-2 convolution, 3×3, TensorFlow: how many times faster than the chain with
+        its 1×1 stages as matrix products, which is what the layers do while training; below 1 slower.""",
+        table(["input, ranks", f"{base}, ms", *names], rows),
+        commands([result]),
+    )
+
+
+def close_section():
+    """What the penalty costs, and the layer beside three stock convolutions."""
+    results = steps_of("close")
+    if not results:
+        return ""
+    rows = []
+    for result in results:
+        penalty = ratios(result["seconds"], "low_rank_0.4")["without_penalty_0.4"]
+        stock = ratios(result["seconds"], "without_penalty_0.4")["stock_layers_0.4"]
+        rows.append(
+            [
+                result["model"],
+                len(result["seconds"]["low_rank_0.4"]),
+                quartiles([100 * (value - 1) for value in penalty], 1, " %"),
+                quartiles(stock),
+            ]
+        )
+    header = ["model", "rounds", "the penalty adds", "three stock Conv2D are as fast as one layer, times"]
+    return section(
+        "The penalty, and three convolutions written by hand",
+        """Low-rank models at 0.4 of the MACs, with and without double soft orthogonality, and as stock layers
+        (`elrt.expand`) without it; all take turns. Below 1 in the last column, the stock layers are slower.""",
+        table(header, rows),
+        commands(results),
+    )
