@@ -7,13 +7,11 @@ One image at a time; all files of a model take turns. Weights are random: they d
 model. Files in `benchmarks/results/inference/`.
 """
 
-import subprocess
-import sys
-
 import numpy as np
 from absl import app, flags
 
 from benchmarks import evidence
+from benchmarks.processes import run_each
 from benchmarks.variants import BATCHES, BUDGETS
 
 _MODELS = flags.DEFINE_list("models", list(BATCHES), "Builders.")
@@ -59,8 +57,7 @@ def main(argv):
     if _ONE.value is not None:
         measure(_ONE.value)
         return
-    for name in _MODELS.value:
-        subprocess.run([sys.executable, "-m", "benchmarks.inference", *sys.argv[1:], f"--one={name}"], check=True)
+    run_each("benchmarks.inference", _MODELS.value)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ of times. Files in `benchmarks/results/latency/`.
 import json
 import os
 import pathlib
-import subprocess
-import sys
 import tempfile
 import time
 
@@ -20,6 +18,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import machine
+from benchmarks.processes import run_each
 
 _MODELS = flags.DEFINE_list("models", ["vgg16", "resnet18", "vgg16_cifar", "resnet20"], "Builders.")
 _BUDGETS = flags.DEFINE_list("budgets", ["0.7", "0.5"], "Values of max_latency.")
@@ -73,8 +72,7 @@ def main(argv):
         return
     for name in _MODELS.value:
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "benchmarks.latency", *sys.argv[1:], f"--one={name}"]
-            subprocess.run(command, check=True, env={**os.environ, "ELRT_CACHE_DIR": folder})
+            run_each("benchmarks.latency", [name], {**os.environ, "ELRT_CACHE_DIR": folder})
 
 
 if __name__ == "__main__":

@@ -8,13 +8,12 @@ Milliseconds are those of all threads together. One process per model. Files in 
 
 import collections
 import pathlib
-import subprocess
-import sys
 import tempfile
 
 from absl import app, flags
 
 from benchmarks import evidence
+from benchmarks.processes import run_each
 from benchmarks.variants import BATCHES
 
 _MODELS = flags.DEFINE_list("models", list(BATCHES), "Builders.")
@@ -47,8 +46,7 @@ def main(argv):
     """Profiles the models asked for, each in a process of its own."""
     del argv
     if _ONE.value is None:
-        for name in _MODELS.value:
-            subprocess.run([sys.executable, "-m", "benchmarks.operations", *sys.argv[1:], f"--one={name}"], check=True)
+        run_each("benchmarks.operations", _MODELS.value)
         return
     from benchmarks.variants import make, training_step
 

@@ -7,12 +7,10 @@
 One process per model, in which all variants take turns. Files in `benchmarks/results/steps/`.
 """
 
-import subprocess
-import sys
-
 from absl import app, flags
 
 from benchmarks import evidence
+from benchmarks.processes import run_each
 from benchmarks.variants import BATCHES, NAMES
 
 _MODELS = flags.DEFINE_list("models", list(BATCHES), "Builders.")
@@ -65,8 +63,7 @@ def main(argv):
     if _ONE.value is not None:
         measure(_ONE.value)
         return
-    for name in _MODELS.value:
-        subprocess.run([sys.executable, "-m", "benchmarks.steps", *sys.argv[1:], f"--one={name}"], check=True)
+    run_each("benchmarks.steps", _MODELS.value)
 
 
 if __name__ == "__main__":
