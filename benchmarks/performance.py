@@ -9,8 +9,14 @@ import statistics
 import numpy as np
 
 from benchmarks import evidence, pictures
-from benchmarks.markdown import commands, quartiles, section, spread, table
-from benchmarks.training_sections import close_section, executions_section, operations_section, training_section
+from benchmarks.markdown import commands, section, spread, table
+from benchmarks.training_sections import (
+    close_section,
+    executions_section,
+    operations_section,
+    relative_table,
+    training_section,
+)
 from benchmarks.variants import in_order, ratios
 
 _DOCS = pathlib.Path(__file__).parent.parent / "docs"
@@ -65,20 +71,16 @@ def peers_section():
     result = evidence.read("peers").get("torch")
     if result is None:
         return ""
-    base = "elrt_keras Tucker2Conv2D"
-    names = [name for name in result["rows"][0]["seconds"] if name != base]
     rows = []
     for row in result["rows"]:
-        times = ratios(row["seconds"], base)
         shape = f"{row['batch_size']}×{row['size']}×{row['size']}×{row['channels']}, ranks {row['rank']}"
-        middle = 1e3 * statistics.median(row["seconds"][base])
-        rows.append([shape, f"{middle:.1f}", *(quartiles(times[name]) for name in names)])
+        rows.append((shape, row["seconds"]))
     return section(
         "Beside tensorly-torch and PyTorch's own layers",
         f"""Forward and backward of one 3×3 convolution, as many channels out as in, PyTorch, {result["threads"]}
         threads: how many times faster than this package's channels-last layer each of them is, below 1 slower.
         tensorly-torch and PyTorch's own layers get channels first.""",
-        table(["input, ranks", "Tucker2Conv2D, ms", *names], rows),
+        relative_table("input, ranks", rows, "elrt_keras Tucker2Conv2D"),
         commands([result]),
     )
 

@@ -98,25 +98,31 @@ def operations_section():
     )
 
 
+def relative_table(heading, rows, base):
+    """A table of how many times faster than `base` each of the others is; `rows` are `(label, seconds)`."""
+    others = [name for name in rows[0][1] if name != base]
+    cells = []
+    for label, seconds in rows:
+        times = ratios(seconds, base)
+        middle = 1e3 * statistics.median(seconds[base])
+        cells.append([label, f"{middle:.1f}", *(quartiles(times[name]) for name in others)])
+    return table([heading, f"{base.removeprefix('elrt_keras ')}, ms", *others], cells)
+
+
 def executions_section():
     """The ways to run one layer."""
     result = evidence.read("executions").get("cpu")
     if result is None:
         return ""
-    base = "matrix products"
-    names = [name for name in result["rows"][0]["seconds"] if name != base]
     rows = []
     for row in result["rows"]:
         batch_size, size, channels, rank = row["shape"]
-        times = ratios(row["seconds"], base)
-        middle = 1e3 * statistics.median(row["seconds"][base])
-        shape = f"{batch_size}×{size}×{size}×{channels}, ranks {rank}"
-        rows.append([shape, f"{middle:.1f}", *(quartiles(times[name]) for name in names)])
+        rows.append((f"{batch_size}×{size}×{size}×{channels}, ranks {rank}", row["seconds"]))
     return section(
         "Ways to run the chain",
         """Forward and backward of one Tucker-2 convolution, 3×3, TensorFlow: how many times faster than the chain with
         its 1×1 stages as matrix products, which is what the layers do while training; below 1 slower.""",
-        table(["input, ranks", f"{base}, ms", *names], rows),
+        relative_table("input, ranks", rows, "matrix products"),
         commands([result]),
     )
 
