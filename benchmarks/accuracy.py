@@ -4,8 +4,9 @@
   KERAS_BACKEND=jax python -m benchmarks.accuracy --grid=… --data=… --parallel=8 --time_limit_s=560
 
 A grid file holds `data` (how the data is called in tables), `defaults` (fields of TrainConfig) and `runs`: each a
-`name` and further fields, of which a list stands for one run per value. Neither TensorFlow nor TFDS is needed on JAX
-and PyTorch.
+`name` and further fields, of which a list stands for one run per value; `short` are fields for `--short`, the same runs
+on a schedule that a machine without a GPU can do, kept in `benchmarks/results/<grid>_short/`. Neither TensorFlow nor
+TFDS is needed on JAX and PyTorch.
 """
 
 import dataclasses
@@ -25,15 +26,18 @@ _HERE = pathlib.Path(__file__).parent
 FLAGS = flags.FLAGS
 
 
-def expanded(grid):
+def expanded(grid, short=False):
     """`{name: fields}` of all runs of a grid: one per combination of the values that are lists.
 
     Raises:
-        ValueError: if two runs have the same name.
+        ValueError: if two runs have the same name, or the grid has no short schedule and one is asked for.
     """
+    if short and "short" not in grid:
+        raise ValueError(f"Expected a grid with `short` fields. Received: {sorted(grid)}")
+    schedule = grid["short"] if short else {}
     runs = {}
     for entry in grid["runs"]:
-        fields = {**grid.get("defaults", {}), **entry}
+        fields = {**grid.get("defaults", {}), **entry, **schedule}
         name = fields.pop("name")
         lists = {field: values for field, values in fields.items() if isinstance(values, list)}
         for values in itertools.product(*lists.values()):
@@ -153,13 +157,15 @@ def run_one(name, grid, folder):
     """Trains one run in this process and writes its JSON."""
     from benchmarks.in_memory import load_cifar10
 
-    state = pathlib.Path(FLAGS.state) / f"{name}.npz"
+    state = pathlib.Path(FLAGS.state) / folder.name / f"{name}.npz"
     stop_at = float(os.environ.get("ELRT_STOP_AT", "inf"))
-    found = train(name, expanded(grid)[name], load_cifar10(FLAGS.data), state, stop_at)
+    found = train(name, expanded(grid, FLAGS.short)[name], load_cifar10(FLAGS.data), state, stop_at)
     if found is None:
         print(f"{name}: time is up; kept in {state}", flush=True)
         return
-    found |= {"data": grid["data"], "command": f"python -m benchmarks.accuracy --grid={FLAGS.grid} --only={name}"}
+    short = " --short" if FLAGS.short else ""
+    command = f"python -m benchmarks.accuracy --grid={FLAGS.grid}{short} --only={name}"
+    found |= {"data": grid["data"], "command": command}
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f"{name}.tmp"
     temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -171,12 +177,16 @@ def main(argv):
     """Runs what is missing of the grid, several runs side by side."""
     grid_path = pathlib.Path(FLAGS.grid)
     grid = json.loads(grid_path.read_text(encoding="utf-8"))
-    folder = pathlib.Path(FLAGS.results or _HERE / "results" / grid_path.stem)
+    runs = expanded(grid, FLAGS.short)
+    folder = pathlib.Path(FLAGS.results or _HERE / "results" / f"{grid_path.stem}{'_short' if FLAGS.short else ''}")
     if FLAGS.one:
         run_one(FLAGS.one, grid, folder)
         return
-    names = [n for n in (FLAGS.only or expanded(grid)) if not (folder / f"{n}.json").exists()]
-    print(f"{len(names)} of {len(expanded(grid))} runs are missing", flush=True)
+    unknown = set(FLAGS.only or ()) - set(runs)
+    if unknown:
+        sys.exit(f"Expected runs of the grid: {', '.join(runs)}. Received: --only={','.join(sorted(unknown))}")
+    names = [name for name in (FLAGS.only or runs) if not (folder / f"{name}.json").exists()]
+    print(f"{len(names)} of {len(FLAGS.only or runs)} runs are missing", flush=True)
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     if FLAGS.time_limit_s:
         environment["ELRT_STOP_AT"] = str(time.time() + FLAGS.time_limit_s)
@@ -185,7 +195,7 @@ def main(argv):
         up = FLAGS.time_limit_s and time.time() > float(environment["ELRT_STOP_AT"])
         while names and len(running) < FLAGS.parallel and not up:
             name = names.pop(0)
-            flags_text = [f"--{flag}={getattr(FLAGS, flag)}" for flag in ("grid", "data", "state")]
+            flags_text = [f"--{flag}={getattr(FLAGS, flag)}" for flag in ("grid", "data", "state", "short")]
             command = [sys.executable, "-m", "benchmarks.accuracy", *flags_text, f"--results={folder}", f"--one={name}"]
             running[name] = subprocess.Popen(command, env=environment)
         for name, process in list(running.items()):
@@ -204,6 +214,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("grid", None, "Grid file (JSON).", required=True)
     flags.DEFINE_string("data", None, "Folder with the TFRecord files of CIFAR-10, at any depth.", required=True)
     flags.DEFINE_string("results", None, "Where the JSON files go; default: benchmarks/results/<name of the grid>.")
+    flags.DEFINE_bool("short", False, "The short schedule of the grid.")
     flags.DEFINE_string("state", ".cache/accuracy", "Where unfinished runs are kept.")
     flags.DEFINE_integer("parallel", 1, "Runs side by side.")
     flags.DEFINE_float("time_limit_s", None, "Stop at the end of an epoch once this many seconds are over.")

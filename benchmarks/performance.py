@@ -11,6 +11,7 @@ import numpy as np
 from benchmarks import evidence, pictures
 from benchmarks.markdown import commands, section, spread, table
 from benchmarks.training_sections import (
+    batch_norm_section,
     close_section,
     executions_section,
     operations_section,
@@ -162,6 +163,7 @@ def page(images):
         "hand. Every ratio is taken within one run, in turns.\n",
         training_section(images),
         training_section(images, "gpu", "Training step on a GPU"),
+        batch_norm_section(),
         operations_section(),
         executions_section(),
         close_section(),

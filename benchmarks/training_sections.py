@@ -51,9 +51,32 @@ def training_section(images, start="cpu", title="Training step"):
         backend. All variants of a model take turns, in another order each round: median of the speed-ups of the rounds
         (lower to upper quartile). *Low rank* has uniform Tucker-2 ranks at that part of the MACs and double soft
         orthogonality; *thin* is the dense network with fewer channels and as many MACs; *recomputed* is low-rank with
-        `recompute=True`. The goal was a ratio of {_GOAL} of the speed-up to the MACs reduction.""",
+        `recompute=True`. Batch-norm is fused (`elrt.fuse_batch_norm`) in all of them. The goal was a ratio of {_GOAL}
+        of the speed-up to the MACs reduction.""",
         table(header, rows),
         f"![Speed-up over MACs reduction](images/{picture.name})",
+        commands(results),
+    )
+
+
+def batch_norm_section():
+    """What fused batch-norm saves of a step."""
+    results = [result for result in steps_of("cpu") if "unfused_1.0" in result["seconds"]]
+    if not results:
+        return ""
+    rows = []
+    for result in results:
+        cells = [result["model"]]
+        for fused, unfused in (("dense", "unfused_1.0"), ("low_rank_0.4", "unfused_0.4")):
+            middle = 1e3 * statistics.median(result["seconds"][unfused])
+            cells += [f"{middle:,.0f}", quartiles(ratios(result["seconds"], unfused)[fused])]
+        rows.append(cells)
+    header = ["model", "dense, stock, ms", "fused", "low rank 0.4, stock, ms", "fused"]
+    return section(
+        "Fused batch-norm",
+        """The same training steps with Keras' batch-norm as it is, and how many times faster they are after
+        `elrt.fuse_batch_norm(model)`, which `elrt-train` does by itself.""",
+        table(header, rows),
         commands(results),
     )
 

@@ -19,6 +19,8 @@ NAMES = (
     "without_penalty_0.4",
     "stock_layers_0.4",
     "recomputed_0.4",
+    "unfused_1.0",
+    "unfused_0.4",
     *(f"thin_{budget}" for budget in BUDGETS),
 )
 
@@ -28,9 +30,18 @@ def make(name, variant):
 
     `low_rank` is what a user gets: uniform Tucker-2 ranks and ELRT's penalty. `stock_layers` is the same chain as three
     `Conv2D`, without the penalty, as is `without_penalty`. `recomputed` is `low_rank` with `recompute=True`. `thin` is
-    the dense network with fewer channels.
+    the dense network with fewer channels. Batch-norm is fused in all but `unfused`: the dense network (1.0) or a
+    low-rank one as Keras runs it.
     """
     kind, _, budget = variant.rpartition("_")
+    if variant == "unfused_1.0":
+        return elrt.models.build(name)
+    if kind == "unfused":
+        return low_rank(built(name), float(budget))
+    return elrt.fuse_batch_norm(_made(name, variant, kind, budget))
+
+
+def _made(name, variant, kind, budget):
     dense = built(name)
     if variant == "dense":
         return dense

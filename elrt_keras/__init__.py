@@ -10,6 +10,7 @@ low_rank = elrt.factorize(model, plan, factor_regularizer=elrt.regularizers.Doub
 import importlib
 
 from elrt_keras import callbacks, constraints, formats, initializers, layers, regularizers
+from elrt_keras.batch_norm import fuse_batch_norm
 from elrt_keras.conversion import expand, factorize, merge, shrink, shrink_curve
 from elrt_keras.costs import LayerCosts, ModelCosts, count_costs
 from elrt_keras.ranks import LayerPlan, RankPlan, plan_ranks
@@ -28,6 +29,7 @@ __all__ = [
     "export",
     "factorize",
     "formats",
+    "fuse_batch_norm",
     "initializers",
     "layers",
     "merge",

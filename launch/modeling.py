@@ -89,6 +89,7 @@ def _orthogonality(config):
 
 def compile_model(model, config, steps):
     """Compiles a model with the run's optimizer and loss; `steps` to an epoch."""
+    elrt.fuse_batch_norm(model)
     model.compile(
         make_optimizer(config, model, steps),
         keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing),

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import accuracy, in_memory
 from elrt_keras.launch import data as launch_data
+from elrt_keras.launch.config import TrainConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
 CIFAR10 = ROOT.parent / "shared" / "data" / "tfds"
@@ -85,6 +86,20 @@ def test_a_grid_stands_for_one_run_per_combination():
         accuracy.expanded({"runs": [{"name": "a"}, {"name": "a"}]})
 
 
+def test_the_short_schedule_overrides_fields_of_every_run():
+    short = accuracy.expanded({**GRID, "short": {"epochs": 1, "learning_rate": 0.3}}, short=True)
+    assert short == {name: {**run, "epochs": 1, "learning_rate": 0.3} for name, run in accuracy.expanded(GRID).items()}
+    with pytest.raises(ValueError, match="Expected a grid with `short` fields"):
+        accuracy.expanded(GRID, short=True)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "grids").glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("short", [False, True])
+def test_the_runs_of_the_grids_are_valid(path, short):
+    runs = accuracy.expanded(json.loads(path.read_text()), short)
+    assert all(TrainConfig(**fields).dataset == "cifar10" for fields in runs.values())
+
+
 @pytest.mark.tensorflow
 def test_records_are_read_as_written(noise):
     folder, images, labels = noise
@@ -119,7 +134,7 @@ def test_runs_stop_at_the_time_limit_and_go_on_as_if_undisturbed(noise, tmp_path
     parts.mkdir()
     done = driver(whole, data, "--only=low_seed0,dense", "--parallel=2")
     assert done.returncode == 0, done.stderr
-    assert not list((whole / "state").glob("*"))
+    assert not list((whole / "state").rglob("*.npz"))
     stops = 0
     while not (parts / "results" / "low_seed0.json").exists():
         stops += 1
@@ -132,4 +147,6 @@ def test_runs_stop_at_the_time_limit_and_go_on_as_if_undisturbed(noise, tmp_path
     assert len(expected["history"]) == 3 and expected["data"] == "noise"
     dense = json.loads((whole / "results" / "dense.json").read_text())["summary"]
     assert dense["macs_fraction"] == 1 and not dense["orthogonality_error"]
-    assert "0 of 3" in driver(whole, data, "--only=low_seed0,dense").stdout
+    assert "0 of 2" in driver(whole, data, "--only=low_seed0,dense").stdout
+    refused = driver(whole, data, "--only=low_seed7")
+    assert refused.returncode == 1 and "Received: --only=low_seed7" in refused.stderr
