@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) -q
 
-.PHONY: demo test test-all lint docs bench report clean
+.PHONY: demo test test-all lint docs notebooks bench report clean
 .DEFAULT_GOAL := test
 
 $(VENV)/.installed: setup.py requirements-test.txt
@@ -28,9 +28,17 @@ test-all: $(VENV)/.installed
 	KERAS_BACKEND=jax $(PYTEST) -m 'not tensorflow'
 	KERAS_BACKEND=torch $(PYTEST) -m 'not tensorflow'
 
+# Style and types. models/ is linked to where it is installed, for pyright.
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	mkdir -p .cache/typing/elrt_keras
+	ln -sfn ../../../models .cache/typing/elrt_keras/models
+	$(BIN)/pyright
+
+# The outputs of examples/notebooks/ anew, on a machine with nothing else to do: two of them measure times.
+notebooks: $(VENV)/.installed
+	KERAS_BACKEND=tensorflow $(BIN)/python examples/notebooks/execute.py
 
 # The site, into site/; a broken link or a page that is missing fails.
 docs: $(VENV)/.installed

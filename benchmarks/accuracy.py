@@ -1,15 +1,15 @@
 """Accuracy over a grid of runs: one JSON per run in `benchmarks/results/<grid>/`; skips what is done, resumes the rest.
 
-  python -m benchmarks.accuracy --grid=benchmarks/grids/headline.json --data=TFDS_DIR
+  python -m benchmarks.accuracy --grid=benchmarks/grids/resnet20.json --data=TFDS_DIR
   KERAS_BACKEND=jax python -m benchmarks.accuracy --grid=… --data=… --parallel=8 --time_limit_s=560
 
 A grid file holds `data` (how the data is called in tables), `defaults` (fields of TrainConfig) and `runs`: each a
-`name` and further fields, of which a list stands for one run per value; `short` are fields for `--short`, the same runs
-on a schedule that a machine without a GPU can do, kept in `benchmarks/results/<grid>_short/`. Neither TensorFlow nor
-TFDS is needed on JAX and PyTorch.
+`name` and further fields, of which a list stands for one run per value (`benchmarks/runs.py` has what a run may hold
+beside those). `short`, in the grid or in a run, are fields for `--short`: the same runs on a schedule that a machine
+without a GPU can do, kept in `benchmarks/results/<grid>_short/`. Neither TensorFlow nor TFDS is needed on JAX and
+PyTorch.
 """
 
-import dataclasses
 import itertools
 import json
 import os
@@ -19,8 +19,6 @@ import sys
 import time
 
 from absl import app, flags
-
-from benchmarks import machine
 
 _HERE = pathlib.Path(__file__).parent
 FLAGS = flags.FLAGS
@@ -34,11 +32,12 @@ def expanded(grid, short=False):
     """
     if short and "short" not in grid:
         raise ValueError(f"Expected a grid with `short` fields. Received: {sorted(grid)}")
-    schedule = grid["short"] if short else {}
     runs = {}
     for entry in grid["runs"]:
-        fields = {**grid.get("defaults", {}), **entry, **schedule}
-        name = fields.pop("name")
+        fields = {**grid.get("defaults", {}), **entry}
+        name, own_schedule = fields.pop("name"), fields.pop("short", {})
+        if short:
+            fields |= {**grid["short"], **own_schedule}
         lists = {field: values for field, values in fields.items() if isinstance(values, list)}
         for values in itertools.product(*lists.values()):
             chosen = dict(zip(lists, values))
@@ -49,117 +48,14 @@ def expanded(grid, short=False):
     return runs
 
 
-def train(name, fields, data, state_path, stop_at=None):
-    """Trains one run, or goes on with it, until it is done or the time is up.
-
-    Returns:
-        Its evidence as a dict; `None` if the time was up first (the state is in `state_path`).
-    """
-    import keras
-
-    import elrt_keras as elrt
-    from benchmarks.in_memory import epochs_of
-    from elrt_keras.launch import modeling
-    from elrt_keras.launch.config import TrainConfig, parse_schedule
-
-    config = TrainConfig(**fields)
-    if config.warms_up or config.initial_model:
-        raise ValueError(f"Runs from trained weights go through elrt-train. Received: run {name!r}")
-    keras.utils.set_random_seed(config.seed)
-    dense = modeling.dense_model(config, data)
-    model = modeling.build_model(config, dense, modeling.rank_plan(config, dense))
-    modeling.compile_model(model, config, data.train_count // config.batch_size)
-    history = _resumed(model, state_path)
-    schedule = parse_schedule(config.orthogonality_schedule)
-    callback = elrt.callbacks.RegularizationSchedule(schedule) if schedule else None
-    loop = epochs_of(model, config, data)
-    for epoch in range(len(history), config.epochs):
-        if callback is not None:
-            loop.store()
-            callback.set_model(model)
-            callback.on_train_begin()
-            callback.on_epoch_begin(epoch)
-            loop.load()
-        start = time.perf_counter()
-        row = {"epoch": epoch, **loop.train(epoch), "seconds": time.perf_counter() - start, **loop.evaluate()}
-        history.append(row)
-        if epoch % 10 == 9 or epoch + 1 == config.epochs:
-            loop.store()
-            errors = list(elrt.callbacks.factor_errors(model).values())
-            row["orthogonality_error_mean"] = sum(errors) / len(errors) if errors else None
-            print(f"{name} {epoch + 1}/{config.epochs}: {row['val_accuracy']:.4f}", flush=True)
-        if stop_at is not None and time.time() > stop_at and epoch + 1 < config.epochs:
-            loop.store()
-            _keep(model, history, state_path)
-            return None
-    loop.store()
-    return _evidence(name, config, model, dense, history)
-
-
-def _keep(model, history, path):
-    import keras
-    import numpy as np
-
-    values = [keras.ops.convert_to_numpy(v) for v in (*model.variables, *model.optimizer.variables)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez(temporary, *values, history=json.dumps(history))
-    os.replace(temporary, path)
-
-
-def _resumed(model, path):
-    """The history so far, with the model and its optimizer as they were; empty for a new run."""
-    import numpy as np
-
-    if not path.exists():
-        return []
-    model.optimizer.build(model.trainable_variables)
-    with np.load(path) as kept:
-        for index, variable in enumerate((*model.variables, *model.optimizer.variables)):
-            variable.assign(kept[f"arr_{index}"])
-        return json.loads(str(kept["history"]))
-
-
-def _evidence(name, config, model, dense, history):
-    import keras
-
-    import elrt_keras as elrt
-
-    costs, dense_costs = elrt.count_costs(model), elrt.count_costs(dense)
-    seconds = sorted(row["seconds"] for row in history)
-    summary = {
-        "model": config.model,
-        "format": config.format,
-        "epochs": config.epochs,
-        "seed": config.seed,
-        "backend": keras.backend.backend(),
-        "test_accuracy": history[-1]["val_accuracy"],
-        "test_loss": history[-1]["val_loss"],
-        "params": costs.params,
-        "params_fraction": costs.params / dense_costs.params,
-        "macs": costs.macs,
-        "macs_fraction": costs.macs / dense_costs.macs,
-        "seconds_per_epoch": seconds[len(seconds) // 2],
-        "orthogonality_error": elrt.callbacks.factor_errors(model),
-    }
-    layers = {path: layer.ranks for path, layer in elrt.traversal.iterate_layers(model) if hasattr(layer, "factors")}
-    return {
-        "name": name,
-        "config": dataclasses.asdict(config),
-        "ranks": layers,
-        "summary": summary,
-        "history": history,
-        "machine": machine.describe(),
-    }
-
-
 def run_one(name, grid, folder):
     """Trains one run in this process and writes its JSON."""
     from benchmarks.in_memory import load_cifar10
+    from benchmarks.runs import Run
 
     state = pathlib.Path(FLAGS.state) / folder.name / f"{name}.npz"
-    stop_at = float(os.environ.get("ELRT_STOP_AT", "inf"))
-    found = train(name, expanded(grid, FLAGS.short)[name], load_cifar10(FLAGS.data), state, stop_at)
+    run = Run(name, expanded(grid, FLAGS.short)[name], load_cifar10(FLAGS.data), state)
+    found = run.train(float(os.environ.get("ELRT_STOP_AT", "inf")))
     if found is None:
         print(f"{name}: time is up; kept in {state}", flush=True)
         return
@@ -170,7 +66,7 @@ def run_one(name, grid, folder):
     temporary = folder / f"{name}.tmp"
     temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, folder / f"{name}.json")
-    state.unlink(missing_ok=True)
+    run.forget()
 
 
 def main(argv):

@@ -213,7 +213,8 @@ class KerasEpochs:
 
     def train(self, epoch):
         """One epoch; returns `{"loss", "accuracy"}` over its batches."""
-        history = self._model.fit(_Batches(self._data, self._config, epoch), verbose=0).history
+        # Keras would shuffle the batches once more, with a generator that a restart begins anew.
+        history = self._model.fit(_Batches(self._data, self._config, epoch), shuffle=False, verbose=0).history
         return {"loss": history["loss"][0], "accuracy": history["accuracy"][0]}
 
     def evaluate(self, batch_size=1000):

@@ -7,7 +7,11 @@ plan = elrt.plan_ranks(model, max_macs=0.4)
 low_rank = elrt.factorize(model, plan, factor_regularizer=elrt.regularizers.DoubleSoftOrthogonality(1e-3))
 """
 
+# pyright: reportUnsupportedDunderAll=false
+# The lazy rooms are in `__all__` and in __init__.pyi, which is what type checkers read.
+
 import importlib
+from types import ModuleType
 
 from elrt_keras import callbacks, constraints, formats, initializers, layers, regularizers
 from elrt_keras.batch_norm import fuse_batch_norm
@@ -45,11 +49,11 @@ __all__ = [
 _LAZY = ("export", "models", "plot")
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> ModuleType:
     if name in _LAZY:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted(__all__)

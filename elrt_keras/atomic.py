@@ -2,9 +2,12 @@
 
 import os
 import uuid
+from typing import TypeAlias
+
+Path: TypeAlias = str | os.PathLike[str]
 
 
-def write_bytes(path, content):
+def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file so that `path` holds the old content or the new one, never a part.
 
     Args:

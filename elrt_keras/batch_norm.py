@@ -13,7 +13,7 @@ _MULTIPLE_OF = 4
 _DTYPES = ("float32", "float16", "bfloat16")
 
 
-def fuse_batch_norm(model):
+def fuse_batch_norm(model: keras.Model) -> keras.Model:
     """Has the batch-norm layers of a model train as one fused operation, on the TensorFlow backend.
 
     Keras composes

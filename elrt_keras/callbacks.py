@@ -1,5 +1,8 @@
 """Keras callbacks: a schedule for the orthogonality penalty, and a log of how orthogonal the factors are."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import keras
 import numpy as np
 
@@ -10,7 +13,7 @@ from elrt_keras.regularizers import OrthogonalityRegularizer, orthogonality_erro
 from elrt_keras.traversal import iterate_layers
 
 
-def factor_errors(model):
+def factor_errors(model: keras.Model) -> dict[str, float]:
     """Orthogonality error of each orthogonal factor of a model: `{"layer/factor": error}`.
 
     The error is ‖S − I‖_F / √Φ with S the smaller Gram matrix (see `elrt_keras.regularizers.orthogonality_error`).
@@ -54,19 +57,19 @@ class RegularizationSchedule(keras.callbacks.Callback):
     Reference: Bansal et al., arXiv 1810.09102, lower the strength in steps this way.
     """
 
-    def __init__(self, schedule):
+    def __init__(self, schedule: dict[int, float] | Callable[[int], float]):
         super().__init__()
         if not callable(schedule):
             schedule = _validated_steps(schedule)
         self.schedule = schedule
 
-    def strength(self, epoch):
+    def strength(self, epoch: int) -> float:
         """The strength at an epoch (counted from 0)."""
         if callable(self.schedule):
             return float(self.schedule(epoch))
         return self.schedule[max(start for start in self.schedule if start <= epoch)]
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._regularizers = _orthogonality_regularizers(self.model)
         if not self._regularizers:
             raise ValueError(
@@ -74,7 +77,7 @@ class RegularizationSchedule(keras.callbacks.Callback):
                 f"`factor_regularizer=`. Received: model={self.model.name!r}"
             )
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         strength = self.strength(epoch)
         if all(regularizer.strength == strength for regularizer in self._regularizers):
             return
@@ -132,9 +135,9 @@ class OrthogonalityLogger(keras.callbacks.Callback):
 
     def __init__(self):
         super().__init__()
-        self.per_factor = {}
+        self.per_factor: dict[str, list[float]] = {}
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         errors = factor_errors(self.model)
         for name, error in errors.items():
             self.per_factor.setdefault(name, []).append(error)
@@ -169,20 +172,23 @@ class StableRankStopping(keras.callbacks.Callback):
     ranks.
     """
 
-    def __init__(self, format="tucker2", tolerance=0.05, exclude=None):
+    def __init__(self, format: str = "tucker2", tolerance: float = 0.05, exclude: str | Sequence[str] | None = None):
         super().__init__()
         if not (isinstance(tolerance, (int, float)) and np.isfinite(tolerance) and tolerance > 0):
             raise ValueError(f"`tolerance` is a positive number. Received: tolerance={tolerance!r}")
+        self.format: str
+        self.tolerance: float
+        self.exclude: str | Sequence[str] | None
         self.format, self.tolerance, self.exclude = format, tolerance, exclude
-        self.stopped_epoch = None
+        self.stopped_epoch: int | None = None
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._candidates, _ = survey(self.model, self.format, self.exclude)
         if not self._candidates:
             raise ValueError(f"Expected a model with layers that can be factorised. Received: {self.model.name!r}")
         self._last = self._stable_ranks()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         ranks = self._stable_ranks()
         change = float(np.mean(np.abs(ranks - self._last) / self._last))
         self._last = ranks

@@ -1,7 +1,11 @@
 """Constraint that keeps factor matrices exactly orthonormal."""
 
+from typing import Any
+
 import keras
 from keras import ops
+
+from elrt_keras.formats.base import Tensor
 
 
 @keras.saving.register_keras_serializable("elrt_keras")
@@ -25,7 +29,7 @@ class Stiefel(keras.constraints.Constraint):
     True
     """
 
-    def __call__(self, weight):
+    def __call__(self, weight: Tensor) -> Tensor:
         shape = tuple(weight.shape)
         if len(shape) < 2:
             raise ValueError(f"Expected a weight with at least two axes. Received: shape={shape}")
@@ -39,5 +43,5 @@ class Stiefel(keras.constraints.Constraint):
         q = q * ops.cast(signs, q.dtype)
         return ops.cast(ops.reshape(ops.transpose(q) if wide else q, shape), dtype)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {}

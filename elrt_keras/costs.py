@@ -8,6 +8,7 @@ zero, as the literature does.
 import contextlib
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import keras
 
@@ -45,8 +46,8 @@ class LayerCosts:
     macs: int
     activation_bytes: int
     calls: int
-    input_shape: tuple
-    output_shape: tuple
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +70,9 @@ class ModelCosts:
     params: int
     macs: int
     activation_bytes: int
-    layers: list
+    layers: list[LayerCosts]
 
-    def __str__(self):
+    def __str__(self) -> str:
         rows = [
             (row.name, row.type, _shape(row.output_shape), f"{row.params:,}", f"{row.macs:,}")
             for row in self.layers
@@ -81,7 +82,7 @@ class ModelCosts:
         return render_table(["layer", "type", "output", "params", "MACs"], [*rows, total], last_is_total=True)
 
 
-def count_costs(model, input_shape=None):
+def count_costs(model: keras.Model, input_shape: Sequence[int] | None = None) -> ModelCosts:
     """Counts parameters, MACs and activation bytes of a built Keras model, for one example.
 
     The model is traced symbolically once, so nested models, shared layers and subclassed models are counted as they
@@ -157,7 +158,9 @@ def _input_dtype(model):
     return inputs[0].dtype if inputs else "float32"
 
 
-def trace_calls(model, input_shape=None):
+def trace_calls(
+    model: keras.Model, input_shape: Sequence[int] | None = None
+) -> list[tuple[keras.layers.Layer, tuple[int, ...], tuple[int, ...]]]:
     """All calls of leaf layers for one example, in the order of execution: `(layer, input shape, output shape)`.
 
     The shapes hold a batch axis of 1. Arguments and errors are those of `count_costs`.

@@ -2,15 +2,19 @@
 
 import io
 import os
+from typing import TYPE_CHECKING, Any
 
-from elrt_keras.atomic import write_bytes
+from elrt_keras.atomic import Path, write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 WIDTH, DPI = 4.8, 200  # inches, pixels per inch
 SMALL, MEDIUM = 7.5, 9  # points
 _LONGEST = 30  # characters of a name
 
 
-def check_path(path):
+def check_path(path: Path | None) -> None:
     """Refuses a path whose suffix names no kind of picture; `None` is fine.
 
     Raises:
@@ -27,14 +31,14 @@ def _suffix(path):
     return os.path.splitext(path)[1].removeprefix(".").lower()
 
 
-def new(height):
+def new(height: float) -> "Figure":
     """A `Figure` of the usual width and a height in inches."""
     from matplotlib.figure import Figure  # needs no display and leaves a notebook's own figures alone
 
     return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
-def finish(figure, path):
+def finish(figure: Any, path: Path | None) -> "Figure":
     """Saves a figure if `path` is given, in the kind of its suffix. Returns it.
 
     Raises:
@@ -47,7 +51,7 @@ def finish(figure, path):
     return figure
 
 
-def add_legend(figure, place, columns):
+def add_legend(figure: Any, place: str, columns: int) -> None:
     """One legend for all panels, with every label once."""
     handles = {}
     for axis in figure.axes:
@@ -55,7 +59,7 @@ def add_legend(figure, place, columns):
     figure.legend(handles.values(), handles, loc=place, ncols=columns, fontsize=SMALL)
 
 
-def shortened(name):
+def shortened(name: str) -> str:
     """A layer's name, or the end of one that is too long.
 
     Example:

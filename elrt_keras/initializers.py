@@ -7,11 +7,17 @@ the core. A stock Keras initializer (by name or object) is accepted too and then
 
 import concurrent.futures
 import numbers
+from collections.abc import Callable, Sequence
+from typing import Any, Self, TypeAlias
 
 import keras
 import numpy as np
 
 from elrt_keras import formats
+from elrt_keras.formats.base import Shape, Tensor
+
+# What `get` of `keras.initializers`, `keras.regularizers` and `keras.constraints` takes: a name, a config or an object.
+Identifier: TypeAlias = str | dict[str, Any] | Callable[..., Any]
 
 _PACKAGE = "elrt_keras"
 _MAX_SEED = 2**31 - 1
@@ -36,15 +42,17 @@ class FactorInitializer(keras.initializers.Initializer):
     True
     """
 
-    def __init__(self, kernel_initializer="he_normal", seed=None):
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+    def __init__(self, kernel_initializer: Identifier = "he_normal", seed: int | None = None):
+        self.kernel_initializer: Any = keras.initializers.get(kernel_initializer)
         if self.kernel_initializer is None:
             raise ValueError("Expected the initializer of the dense kernel. Received: kernel_initializer=None")
-        self.seed = _validated_seed(seed)
+        self.seed: int | None = _validated_seed(seed)
         # NumPy's global state, so that `keras.utils.set_random_seed` makes a model reproducible.
-        self._seed = int(np.random.randint(_MAX_SEED)) if seed is None else self.seed
+        self._seed: Any = int(np.random.randint(_MAX_SEED)) if seed is None else self.seed
 
-    def factors(self, factor_format, kernel_shape, ranks):
+    def factors(
+        self, factor_format: str | formats.Format, kernel_shape: Shape, ranks: Sequence[int]
+    ) -> list[np.ndarray]:
         """The factors as float32 NumPy arrays, in the order of the chain.
 
         Args:
@@ -54,7 +62,7 @@ class FactorInitializer(keras.initializers.Initializer):
         """
         raise NotImplementedError
 
-    def with_seed(self, index):
+    def with_seed(self, index: int) -> Self:
         """A copy for layer number `index` of a model, seeded by this seed and the index."""
         config = self.get_config()
         config["seed"] = int(np.random.SeedSequence([self._seed, index]).generate_state(1)[0] % _MAX_SEED)
@@ -68,13 +76,13 @@ class FactorInitializer(keras.initializers.Initializer):
             initializer = type(initializer).from_config({**config, "seed": self._seed})
         return np.asarray(keras.ops.convert_to_numpy(initializer(tuple(kernel_shape), dtype="float32")))
 
-    def __call__(self, shape, dtype=None):
+    def __call__(self, shape: Shape, dtype: Any = None) -> Tensor:
         raise ValueError(
             f"{type(self).__name__} initializes all factors of a low-rank layer together: pass it as "
             f"`factor_initializer` of a layer of elrt_keras.layers. Received: a call with shape={shape}"
         )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {"kernel_initializer": keras.initializers.serialize(self.kernel_initializer), "seed": self.seed}
 
 
@@ -97,7 +105,9 @@ class OrthogonalFactors(FactorInitializer):
     [(1, 1, 16, 8), (3, 3, 8, 12), (1, 1, 12, 32)]
     """
 
-    def factors(self, factor_format, kernel_shape, ranks):
+    def factors(
+        self, factor_format: str | formats.Format, kernel_shape: Shape, ranks: Sequence[int]
+    ) -> list[np.ndarray]:
         factor_format = formats.get(factor_format)
         shapes = factor_format.factor_shapes(kernel_shape, ranks)
         streams = np.random.SeedSequence(self._seed).spawn(len(shapes))
@@ -131,7 +141,9 @@ class Spectral(FactorInitializer):
     [(1, 1, 16, 8), (3, 3, 8, 12), (1, 1, 12, 32)]
     """
 
-    def factors(self, factor_format, kernel_shape, ranks):
+    def factors(
+        self, factor_format: str | formats.Format, kernel_shape: Shape, ranks: Sequence[int]
+    ) -> list[np.ndarray]:
         factor_format = formats.get(factor_format)
         dense = self._dense_kernel(kernel_shape)
         return _scaled_to(factor_format, factor_format.decompose(dense, ranks), dense)
@@ -158,25 +170,27 @@ class Decomposed(FactorInitializer):
     [(1, 1, 4, 2), (3, 3, 2, 3), (1, 1, 3, 6)]
     """
 
-    def __init__(self, kernel):
+    def __init__(self, kernel: Tensor):
         super().__init__(kernel_initializer="zeros", seed=0)
         self.kernel = np.asarray(keras.ops.convert_to_numpy(kernel), dtype="float32")
 
-    def factors(self, factor_format, kernel_shape, ranks):
+    def factors(
+        self, factor_format: str | formats.Format, kernel_shape: Shape, ranks: Sequence[int]
+    ) -> list[np.ndarray]:
         if self.kernel.shape != tuple(kernel_shape):
             raise ValueError(
                 f"Expected a kernel of shape {tuple(kernel_shape)}. Received: kernel.shape={self.kernel.shape}"
             )
         return formats.get(factor_format).decompose(self.kernel, ranks)
 
-    def with_seed(self, index):
+    def with_seed(self, index: int) -> Self:
         return self
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {"kernel": self.kernel.tolist()}
 
 
-def _validated_seed(seed):
+def _validated_seed(seed: Any) -> int | None:
     if seed is None:
         return None
     if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:
@@ -187,7 +201,7 @@ def _validated_seed(seed):
 _BY_NAME = {"orthogonal_factors": OrthogonalFactors, "spectral": Spectral}
 
 
-def get(identifier):
+def get(identifier: Identifier) -> Any:
     """A `FactorInitializer` or stock Keras initializer from a name, config, or object.
 
     Args:
@@ -217,7 +231,9 @@ def get(identifier):
     return initializer
 
 
-def draw_factors(initializer, factor_format, kernel_shape, ranks):
+def draw_factors(
+    initializer: Callable[..., Any], factor_format: str | formats.Format, kernel_shape: Shape, ranks: Sequence[int]
+) -> list[np.ndarray]:
     """The initial factors of one layer as NumPy arrays, whatever kind of initializer it has.
 
     Keras may ask for initial values while it traces a graph, where nothing has a value yet. Graphs, traces and scopes

@@ -7,24 +7,40 @@ it after `%matplotlib inline`. `path=` also saves it, in the kind of its suffix 
 import collections.abc
 import math
 import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
+import keras
 import numpy as np
 
 from elrt_keras import figures, formats, records
+from elrt_keras.atomic import Path
 from elrt_keras.ranks import RankPlan
+from elrt_keras.ranks.plan import Entry
 from elrt_keras.ranks.spectra import layer_spectra
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _LIGHT = 0.3  # opacity of what a plan starts from
 _LONGEST = 30  # characters of a name, where a legend has two columns
 _MARKERS = "os^vDP*X<"  # not as many as colours, so that both together differ
 _ERRORS = {"mean": "orthogonality_error_mean", "largest": "orthogonality_error_max"}
-_COSTS = {
+_COSTS: dict[Any, tuple[str, dict[str, float]]] = {
     "latency": ("median latency (ms)", records.LATENCIES),
     "macs": ("MACs of one example (millions)", records.MACS),
 }
 
 
-def spectra(model, *, format="tucker2", plan=None, layers=None, path=None):
+def spectra(
+    model: keras.Model,
+    *,
+    format: str = "tucker2",
+    plan: RankPlan | Mapping[str, Entry] | None = None,
+    layers: str | Sequence[str] | None = None,
+    path: Path | None = None,
+) -> "Figure":
     """Draws the singular values σ_i of every layer's kernel, relative to the largest: how low its rank could be.
 
     A panel a layer, and a line for each rank of its format: the singular values of the unfolding that decides this rank
@@ -74,7 +90,7 @@ def spectra(model, *, format="tucker2", plan=None, layers=None, path=None):
     return figures.finish(figure, path)
 
 
-def orthogonality(history, *, axis=None, path=None):
+def orthogonality(history: Any, *, axis: "Axes | None" = None, path: Path | None = None) -> "Figure":
     """Draws how far the factors were from orthonormal over the epochs: mean and largest error of all factors.
 
     The error of a factor is ‖S − I‖_F / √Φ, S its smaller Gram matrix of Φ × Φ: 0 when orthonormal.
@@ -116,13 +132,13 @@ def orthogonality(history, *, axis=None, path=None):
     if 0 < 10 * min(known) < max(known):
         axis.set_yscale("log")
     axis.set(xlabel="epoch", ylabel="orthogonality error ‖S − I‖$_F$ / √Φ")
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.get_major_locator().set_params(integer=True)  # pyright: ignore[reportCallIssue]  (a MaxNLocator)
     axis.grid(alpha=0.3)
     axis.legend()
     return figures.finish(axis.figure, path)
 
 
-def rank_plan(plan, *, path=None):
+def rank_plan(plan: RankPlan | Mapping[str, Entry] | Path, *, path: Path | None = None) -> "Figure":
     """Draws a rank plan: the ranks of each layer beside its full ranks, and where the MACs go before and after.
 
     Args:
@@ -165,7 +181,13 @@ def rank_plan(plan, *, path=None):
     return figures.finish(figure, path)
 
 
-def tradeoff(results, *, cost=None, axis=None, path=None):
+def tradeoff(
+    results: Iterable[Any],
+    *,
+    cost: Literal["latency", "macs"] | None = None,
+    axis: "Axes | None" = None,
+    path: Path | None = None,
+) -> "Figure":
     """Draws accuracy against latency or MACs, a point a result, and the Pareto front: what nothing else beats in both.
 
     Args:
@@ -256,7 +278,7 @@ def _draw_ranks(axis, plan):
             continue
         layer_format, shape = formats.get(planned.format), plan.costs.get(name, {}).get("kernel_shape")
         fits = shape is not None and len(shape) - 2 in layer_format.spatial_dims
-        full = layer_format.max_ranks(shape) if fits else (math.nan,) * len(planned.ranks)
+        full = layer_format.max_ranks(shape) if fits else (math.nan,) * len(planned.ranks)  # pyright: ignore
         height = 0.8 / len(planned.ranks)
         for index, bar in enumerate(zip(planned.ranks, full)):
             middle = y - 0.4 + height * (index + 0.5)

@@ -5,6 +5,8 @@ import csv
 import math
 import numbers
 import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from elrt_keras.tables import short_names
 
@@ -13,7 +15,7 @@ LATENCIES = {"median_ms": 1.0, "latency_ms": 1.0, "latency": 1e3}  # entry → f
 MACS = {"macs": 1e-6}  # entry → factor to millions
 
 
-def columns(history):
+def columns(history: Any) -> dict[str, Sequence[Any]]:
     """A history of training as `{column: values}`, its values as they were written.
 
     Args:
@@ -50,7 +52,7 @@ def _read(path):
         raise ValueError(f"Expected a history as CSVLogger writes it. Received: {str(path)!r}: {error}") from error
 
 
-def number(value):
+def number(value: Any) -> float:
     """A value of a history as a float; NaN where there is none (`CSVLogger` writes `NA`).
 
     Raises:
@@ -64,12 +66,12 @@ def number(value):
         raise ValueError(f"Expected numbers in a history. Received: {value!r}") from None
 
 
-def entry(result, name):
+def entry(result: Any, name: str) -> Any:
     """The entry `name` of a mapping, or attribute of an object; `None` where there is none."""
     return result.get(name) if isinstance(result, collections.abc.Mapping) else getattr(result, name, None)
 
 
-def points(results, costs):
+def points(results: Sequence[Any], costs: Mapping[str, float]) -> dict[int, tuple[float, float]]:
     """`{index: (cost, accuracy)}` of the results that have both numbers, the accuracy in %.
 
     Args:
@@ -97,14 +99,15 @@ def _scaled(result, factors, highest):
     for name, factor in factors.items():
         value = entry(result, name)
         if value is not None:
-            if not isinstance(value, numbers.Real) or not (0 <= value <= highest) or math.isinf(value):
+            # Typeshed's `numbers` know no comparisons.
+            if not isinstance(value, numbers.Real) or not (0 <= value <= highest) or math.isinf(value):  # pyright: ignore
                 kind = "a number from 0 to 1" if highest == 1 else "a finite number of at least 0"
                 raise ValueError(f"Expected {kind}. Received: {name}={value!r}")
             return factor * float(value)
     return None
 
 
-def names(results):
+def names(results: Sequence[Any]) -> list[str]:
     """What to call each result: its `name`, `path` (as short as tells them apart), or `model` and `format`.
 
     Example:
@@ -123,7 +126,7 @@ def names(results):
     return [name(*one) for one in zip(range(1, len(results) + 1), results, paths)]
 
 
-def pareto_front(points):
+def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     """The points `(cost, accuracy)` that no other beats, by rising cost: none is as cheap and more accurate.
 
     Example:

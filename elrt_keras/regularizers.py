@@ -7,15 +7,18 @@ from Orthogonality Regularizations in Training Deep CNNs?", arXiv 1810.09102; EL
 """
 
 import math
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from elrt_keras.formats.base import Tensor
+
 _PACKAGE = "elrt_keras"
 
 
-def smaller_gram(matrix):
+def smaller_gram(matrix: Tensor) -> Tensor:
     """`AᵀA` or `AAᵀ`, whichever is smaller, accumulated in float32 at least.
 
     Args:
@@ -36,7 +39,7 @@ def smaller_gram(matrix):
     return ops.matmul(transposed, matrix) if rows >= columns else ops.matmul(matrix, transposed)
 
 
-def gram_deviation(matrix):
+def gram_deviation(matrix: Tensor) -> Tensor:
     """`S − I` of the smaller Gram matrix `S`, of shape `(Φ, Φ)`.
 
     Args:
@@ -52,7 +55,7 @@ def gram_deviation(matrix):
 
 
 @ops.custom_gradient
-def _squared_deviation(matrix):
+def _squared_deviation(matrix: Tensor) -> Any:
     """‖S − I‖_F². Its gradient, `4·A·(S − I)` or `4·(S − I)·A`, is one matrix product; derived from `AᵀA` it is two.
 
     Args:
@@ -70,7 +73,7 @@ def _squared_deviation(matrix):
     return ops.sum(ops.square(deviation)), gradient
 
 
-def orthogonality_error(matrix):
+def orthogonality_error(matrix: Tensor) -> float:
     """‖S − I‖_F / √Φ as a float: 0 for a semi-orthogonal matrix, 1 for a zero matrix.
 
     Args:
@@ -105,35 +108,35 @@ class OrthogonalityRegularizer(keras.regularizers.Regularizer):
     0.001
     """
 
-    def __init__(self, strength=1e-3):
+    def __init__(self, strength: float = 1e-3):
         value = _validate_strength(strength)
         self._strength = value
-        self.strength_variable = keras.Variable(
+        self.strength_variable: keras.Variable = keras.Variable(
             value, dtype="float32", trainable=False, name="orthogonality_strength", autocast=False
         )
 
     @property
-    def strength(self):
+    def strength(self) -> float:
         """The factor before the penalty, a float; may be set."""
         return self._strength
 
     @strength.setter
-    def strength(self, value):
+    def strength(self, value: float) -> None:
         self._strength = _validate_strength(value)
         self.strength_variable.assign(self._strength)
 
-    def penalty(self, matrix):
+    def penalty(self, matrix: Tensor) -> Tensor:
         """The penalty of a matrix of shape `(m, n)` at strength 1, a scalar tensor."""
         raise NotImplementedError
 
-    def __call__(self, weight):
+    def __call__(self, weight: Tensor) -> Tensor:
         shape = weight.shape
         if len(shape) < 2:
             raise ValueError(f"Expected a weight with at least two axes. Received: shape={tuple(shape)}")
         penalty = self.penalty(ops.reshape(weight, (math.prod(shape[:-1]), shape[-1])))
         return ops.cast(self.strength_variable, penalty.dtype) * penalty
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {"strength": self.strength}
 
 
@@ -168,17 +171,17 @@ class SoftOrthogonality(OrthogonalityRegularizer):
     0.5
     """
 
-    def __init__(self, strength=1e-3, normalize=True):
+    def __init__(self, strength: float = 1e-3, normalize: bool = True):
         super().__init__(strength)
         self.normalize = bool(normalize)
 
-    def penalty(self, matrix):
+    def penalty(self, matrix: Tensor) -> Tensor:
         if keras.backend.standardize_dtype(matrix.dtype) != "float64":
             matrix = ops.cast(matrix, "float32")
         value = _squared_deviation(matrix)
         return value / min(matrix.shape) if self.normalize else value
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "normalize": self.normalize}
 
 
@@ -203,7 +206,7 @@ class DoubleSoftOrthogonality(SoftOrthogonality):
     0.0
     """
 
-    def penalty(self, matrix):
+    def penalty(self, matrix: Tensor) -> Tensor:
         rows, columns = matrix.shape
         constant = abs(rows - columns)
         return 2.0 * super().penalty(matrix) + (constant / min(rows, columns) if self.normalize else constant)
@@ -225,7 +228,7 @@ class MutualCoherence(OrthogonalityRegularizer):
     0.0
     """
 
-    def penalty(self, matrix):
+    def penalty(self, matrix: Tensor) -> Tensor:
         return ops.max(ops.abs(gram_deviation(matrix)))
 
 
@@ -251,13 +254,13 @@ class SpectralIsometry(OrthogonalityRegularizer):
     3.0
     """
 
-    def __init__(self, strength=1e-3, power_iterations=16):
+    def __init__(self, strength: float = 1e-3, power_iterations: int = 16):
         super().__init__(strength)
         if isinstance(power_iterations, bool) or not isinstance(power_iterations, int) or power_iterations < 1:
             raise ValueError(f"Expected an int of at least 1. Received: power_iterations={power_iterations!r}")
         self.power_iterations = power_iterations
 
-    def penalty(self, matrix):
+    def penalty(self, matrix: Tensor) -> Tensor:
         deviation = gram_deviation(matrix)
         start = np.random.default_rng(0).standard_normal((deviation.shape[0], 1))
         start = (start / np.linalg.norm(start)).astype("float32")
@@ -269,7 +272,7 @@ class SpectralIsometry(OrthogonalityRegularizer):
         # d‖Mv‖ at the leading eigenvector v is the derivative of the spectral norm, so v itself needs no gradient.
         return _norm(ops.matmul(deviation, direction))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "power_iterations": self.power_iterations}
 
 

@@ -2,9 +2,10 @@
 
 import io
 import os
+from collections.abc import Sequence
 
 
-def render_table(header, rows, last_is_total=False):
+def render_table(header: Sequence[str], rows: Sequence[Sequence[str]], last_is_total: bool = False) -> str:
     """A table as a string: first column left-aligned, the others too unless they hold numbers.
 
     Args:
@@ -26,11 +27,11 @@ def render_table(header, rows, last_is_total=False):
             table.add_section()
         table.add_row(*row)
     text = io.StringIO()
-    Console(file=text, width=200, color_system=None).print(table)
+    Console(file=text, width=200, color_system=None, force_jupyter=False).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines() if line.strip())
 
 
-def short_names(paths):
+def short_names(paths: Sequence[str]) -> list[str]:
     """The shortest ends of the paths that tell them apart, without the suffix.
 
     Example:

@@ -2,13 +2,14 @@
 
 import functools
 import weakref
+from collections.abc import Iterator
 
 import keras
 
 _OPENED = weakref.WeakKeyDictionary()
 
 
-def iterate_layers(model, prefix=""):
+def iterate_layers(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
     """All layers of a model that are no models themselves, as `(path, layer)`.
 
     The path of a layer is its name, with the names of the nested models that hold it in front: `"backbone/conv1"`. It
@@ -22,7 +23,7 @@ def iterate_layers(model, prefix=""):
             yield path, layer
 
 
-def iterate_replaceable(model, prefix=""):
+def iterate_replaceable(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
     """As `iterate_layers`, but of the layers that a rebuilt model can have others in the place of.
 
     Subclassed models nested in the model are layers here. Custom layers made of other layers are walked into where they
@@ -37,7 +38,7 @@ def iterate_replaceable(model, prefix=""):
             yield from iterate_replaceable(inner, f"{path}/")
 
 
-def opened(layer):
+def opened(layer: keras.layers.Layer) -> keras.Model | None:
     """A custom layer made of other layers as a functional model of these, sharing them; `None` if it is no such layer.
 
     Its `call` is run on a symbolic input. That works where it takes one tensor and computes with layers and
@@ -68,13 +69,13 @@ def _opened(layer):
     return model if len(model.weights) == len(layer.weights) else None
 
 
-def is_container(layer):
+def is_container(layer: keras.layers.Layer) -> bool:
     """Whether a layer is a Functional or Sequential model, which can be rebuilt with other layers."""
     return isinstance(layer, (keras.Sequential, functional_class()))
 
 
 @functools.cache
-def functional_class():
+def functional_class() -> type[keras.Model]:
     """The class of a functional model. Keras exports no name for it; `keras.Model(inputs, outputs)` returns it."""
     inputs = keras.Input((1,), name="probe")
     return type(keras.Model(inputs, keras.layers.Identity(name="probe_identity")(inputs), name="probe"))

@@ -32,6 +32,7 @@ class TrainConfig:
     """
 
     model: str = "resnet20"
+    width: float = 1.0
     dataset: str = "digits"
     data_dir: str | None = None
     download: bool = False
@@ -124,6 +125,7 @@ class TrainConfig:
             _in_range("image_size", self.image_size, 1, math.inf, whole=True)
         _in_range("seed", self.seed, 0, 2**31 - 1, whole=True)
         _in_range("learning_rate", self.learning_rate, 1e-12, math.inf)
+        _in_range("width", self.width, 1e-12, 64)
         _in_range("momentum", self.momentum, 0, 1 - 1e-12)
         _in_range("lr_step_factor", self.lr_step_factor, 1e-12, 1)
         _in_range("label_smoothing", self.label_smoothing, 0, 1)

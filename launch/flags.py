@@ -15,6 +15,11 @@ _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConf
 # name → (kind, help). Kinds are absl's; choices come with the kind.
 _SPECS = {
     "model": ("string", "Which model; see elrt_keras.models.list_models()."),
+    "width": (
+        "float",
+        "Multiplier of the model's channels. A dense model thinned to the MACs of a low-rank one is the plainest "
+        "alternative to it.",
+    ),
     "dataset": (
         "string",
         f"Data set, one of {', '.join(data_module.DATASETS)}, or folder:PATH with one folder of images per class. "

@@ -43,7 +43,11 @@ def build_model(config, dense, plan):
 def dense_model(config, data):
     """The dense model of a run, with the weights of `--initial_model` where one is given."""
     dense = elrt.models.build(
-        config.model, data.image_shape, len(data.class_names), normalization=data.pixel_statistics()
+        config.model,
+        data.image_shape,
+        len(data.class_names),
+        normalization=data.pixel_statistics(),
+        width=config.width,
     )
     if config.initial_model is not None:
         trained = rundir.load_model(config.initial_model)

@@ -32,7 +32,12 @@ if __name__ != "elrt_keras.models":
     raise ImportError(f"Import this package as `elrt_keras.models`. Received: import of {__name__!r}")
 
 import re  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
+from typing import Any  # noqa: E402
 
+import keras  # noqa: E402
+
+from elrt_keras.models.blocks import Normalization, Plan  # noqa: E402
 from elrt_keras.models.mobilenet import mobilenet_v2  # noqa: E402
 from elrt_keras.models.resnet import resnet18, resnet18_cifar, resnet34, resnet50, resnet101, resnet152  # noqa: E402
 from elrt_keras.models.resnet_cifar import resnet20, resnet32, resnet44, resnet56, resnet110  # noqa: E402
@@ -50,10 +55,10 @@ _BUILDERS = {
     )
 }
 
-__all__ = ["build", "default_input_shape", "list_models", *_BUILDERS]
+__all__ = ["build", "default_input_shape", "list_models", *_BUILDERS]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
-def list_models():
+def list_models() -> list[str]:
     """The names that `build` knows.
 
     Example:
@@ -64,7 +69,14 @@ def list_models():
     return list(_BUILDERS)
 
 
-def build(name, input_shape=None, classes=None, plan=None, normalization=None, **kwargs):
+def build(
+    name: str,
+    input_shape: Sequence[int | None] | None = None,
+    classes: int | None = None,
+    plan: Plan | None = None,
+    normalization: Normalization | None = None,
+    **kwargs: Any,
+) -> keras.Model:
     """Builds a model by name; low-rank where a plan says so.
 
     Args:
@@ -97,7 +109,7 @@ def build(name, input_shape=None, classes=None, plan=None, normalization=None, *
     return chosen(**{key: value for key, value in given.items() if value is not None}, **kwargs)
 
 
-def default_input_shape(name):
+def default_input_shape(name: str) -> tuple[int, ...]:
     """The shape of one image that `build(name)` takes by default: `(height, width, channels)`.
 
     Raises:

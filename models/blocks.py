@@ -5,15 +5,52 @@ Convolutions are He-normal and have no bias where batch-norm follows, data is ch
 
 import inspect
 import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
 
 import keras
 
 from elrt_keras.conversion import factorize
+from elrt_keras.formats.base import Tensor
+from elrt_keras.ranks.plan import Entry, RankPlan
+
+Plan: TypeAlias = RankPlan | Mapping[str, Entry]
+# Mean and deviation of the pixels, each one number or one per channel.
+Normalization: TypeAlias = tuple[float | Sequence[float], float | Sequence[float]]
 
 _CONVERSION = tuple(inspect.signature(factorize).parameters)[2:]
 
 
-def builder(name, features, *, input_shape, classes, options=None, head=None, doc=""):
+class Builder(Protocol):
+    """The type of a public builder, with what all of them take; `elrt_keras.models.build` has the arguments."""
+
+    __name__: str
+    __signature__: inspect.Signature
+
+    def __call__(
+        self,
+        input_shape: Sequence[int | None] = ...,
+        classes: int = ...,
+        plan: Plan | None = None,
+        normalization: Normalization | None = None,
+        *,
+        include_top: bool = True,
+        classifier_activation: str | Callable[..., Any] | None = "softmax",
+        width: float = 1.0,
+        **kwargs: Any,
+    ) -> keras.Model: ...
+
+
+def builder(
+    name: str,
+    features: Callable[..., Tensor],
+    *,
+    input_shape: tuple[int, ...],
+    classes: int,
+    options: dict[str, Any] | None = None,
+    head: Callable[..., Tensor] | None = None,
+    doc: str = "",
+) -> Builder:
     """Makes a public builder.
 
     Args:
@@ -30,7 +67,7 @@ def builder(name, features, *, input_shape, classes, options=None, head=None, do
     accepted = {part: _accepted(part, own) for part in filter(None, (features, head))}
 
     def build(*args, **kwargs):
-        values = build.__signature__.bind(*args, **kwargs)
+        values = build.__signature__.bind(*args, **kwargs)  # pyright: ignore[reportFunctionMemberAccess]
         values.apply_defaults()
         values = values.arguments
         conversion = _conversion(values.pop("conversion", {}), values["plan"], name)
@@ -61,7 +98,7 @@ def builder(name, features, *, input_shape, classes, options=None, head=None, do
         f"probabilities `(batch, classes)`, by default {classes} of them. Arguments, errors and an example: "
         "`elrt_keras.models.build`."
     )
-    return build
+    return build  # pyright: ignore[reportReturnType]  (by the signature that it was given)
 
 
 def _accepted(function, own):
@@ -87,12 +124,12 @@ def _check(classes, options):
         raise ValueError(f"`dropout` is a number in [0, 1). Received: dropout={dropout!r}")
 
 
-def widened(channels, width):
+def widened(channels: int, width: float) -> int:
     """Channels times a width multiplier, at least one."""
     return max(1, round(channels * width))
 
 
-def normalized(x, normalization):
+def normalized(x: Tensor, normalization: Normalization | None) -> Tensor:
     """Pixels to zero mean and unit deviation: `(x − mean) / std`, each a float or one per channel, 0–255."""
     mean, std = (127.5, 127.5) if normalization is None else normalization
     channels = x.shape[-1]
@@ -110,7 +147,7 @@ def _per_channel(value, channels):
     return values
 
 
-def convolution(x, filters, size, strides, name, use_bias=False):
+def convolution(x: Tensor, filters: int, size: int, strides: int, name: str, use_bias: bool = False) -> Tensor:
     """A convolution, He-normal."""
     return keras.layers.Conv2D(
         filters,
@@ -124,24 +161,24 @@ def convolution(x, filters, size, strides, name, use_bias=False):
     )(x)
 
 
-def batch_norm(x, name, gamma="ones", momentum=0.9, epsilon=1e-5):
+def batch_norm(x: Tensor, name: str, gamma: str = "ones", momentum: float = 0.9, epsilon: float = 1e-5) -> Tensor:
     """Batch normalisation; the defaults are PyTorch's 0.1 (Keras counts what is kept) and 1e-5."""
     return keras.layers.BatchNormalization(
         momentum=momentum, epsilon=epsilon, gamma_initializer=gamma, name=f"{name}_bn"
     )(x)
 
 
-def relu(x, name, limit=None):
+def relu(x: Tensor, name: str, limit: float | None = None) -> Tensor:
     """ReLU, or ReLU6 and the like."""
     return keras.layers.ReLU(max_value=limit, name=f"{name}_relu")(x)
 
 
-def pool(x):
+def pool(x: Tensor) -> Tensor:
     """Global average pooling."""
     return keras.layers.GlobalAveragePooling2D(name="pool", data_format="channels_last")(x)
 
 
-def classifier(x, classes, activation):
+def classifier(x: Tensor, classes: int, activation: Any) -> Tensor:
     """The last dense layer, He-normal."""
     policy = keras.config.dtype_policy()
     # Probabilities near 0 and 1 need more digits than 16 bits have, for the loss and its gradient.
@@ -151,6 +188,6 @@ def classifier(x, classes, activation):
     )(x)
 
 
-def pooled(x, classes, activation):
+def pooled(x: Tensor, classes: int, activation: Any) -> Tensor:
     """Global average pooling and the classifier."""
     return classifier(pool(x), classes, activation)

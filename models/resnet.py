@@ -7,7 +7,7 @@ convolution and batch-norm) where the shape changes. `resnet18_cifar` has a 3×3
 
 import keras
 
-from elrt_keras.models.blocks import batch_norm, builder, convolution, relu, widened
+from elrt_keras.models.blocks import Builder, batch_norm, builder, convolution, relu, widened
 
 _STAGE_CHANNELS = (64, 128, 256, 512)
 
@@ -52,7 +52,7 @@ def _bottleneck(x, channels, strides, name, gamma):
     return batch_norm(convolution(x, 4 * channels, 1, 1, f"{name}_3"), f"{name}_3", gamma)
 
 
-def _builder(name, blocks, block):
+def _builder(name, blocks, block) -> Builder:
     return builder(
         name,
         _features(blocks, block),

@@ -6,7 +6,7 @@ average pooling, one classifier. Shortcuts without parameters (option A): subsam
 
 import keras
 
-from elrt_keras.models.blocks import batch_norm, builder, convolution, relu, widened
+from elrt_keras.models.blocks import Builder, batch_norm, builder, convolution, relu, widened
 
 _STAGE_CHANNELS = (16, 32, 64)
 
@@ -51,7 +51,7 @@ def _shortcut(x, channels, strides, name):
     return x
 
 
-def _builder(depth):
+def _builder(depth) -> Builder:
     return builder(
         f"resnet{depth}",
         _features(depth),

@@ -7,7 +7,7 @@ parameter counts are cited. `vgg16_cifar` has one classifier layer and no convol
 
 import keras
 
-from elrt_keras.models.blocks import batch_norm, builder, classifier, convolution, relu, widened
+from elrt_keras.models.blocks import Builder, batch_norm, builder, classifier, convolution, relu, widened
 
 _STAGE_CHANNELS = (64, 128, 256, 512, 512)
 
@@ -35,7 +35,7 @@ def _head(x, classes, activation, width, dropout):
     return classifier(x, classes, activation)
 
 
-def _builder(name, repeats):
+def _builder(name, repeats) -> Builder:
     return builder(
         name,
         _features(repeats, use_bias=True),

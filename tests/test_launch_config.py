@@ -108,6 +108,7 @@ def test_schedule_text():
 def test_flag_file_round_trip_with_every_field_changed():
     config = TrainConfig(
         model="resnet32",
+        width=0.75,
         dataset="imagenette",
         data_dir="/data/tfds",
         download=True,

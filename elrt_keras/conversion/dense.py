@@ -1,11 +1,13 @@
 """Low-rank back to stock Keras: `merge` to the dense architecture, `expand` to chains of stock layers."""
 
+import keras
+
 from elrt_keras.conversion.rebuild import check_convertible, rebuild
 from elrt_keras.layers import FactorizedLayer
 from elrt_keras.traversal import iterate_replaceable
 
 
-def merge(model):
+def merge(model: keras.Model) -> keras.Model:
     """The dense twin of a low-rank model: every low-rank layer becomes one stock layer with the composed kernel.
 
     The outputs are equal up to rounding. Names, shared layers and nested models stay; the result is not compiled.
@@ -27,7 +29,7 @@ def merge(model):
     return rebuild(model, is_low_rank, lambda layer: [layer.merged()])
 
 
-def expand(model):
+def expand(model: keras.Model) -> keras.Model:
     """The same model in stock Keras layers: every low-rank layer becomes its chain of plain convolutions.
 
     The result runs, saves and exports wherever Keras does, without this package. The outputs are equal up to rounding.
@@ -54,12 +56,12 @@ def expand(model):
     return rebuild(model, is_low_rank, lambda layer: layer.stock_layers())
 
 
-def is_low_rank(layer):
+def is_low_rank(layer: keras.layers.Layer) -> bool:
     """Whether a layer is one of this package's low-rank layers."""
     return isinstance(layer, FactorizedLayer)
 
 
-def check_low_rank(model, verb):
+def check_low_rank(model: keras.Model, verb: str) -> None:
     """Refuses a model that cannot be rebuilt or has no low-rank layers to `verb`.
 
     Raises:

@@ -1,26 +1,29 @@
 """Dense to low-rank: `factorize`."""
 
+from collections.abc import Mapping
+
 import keras
 
 from elrt_keras import formats, initializers
 from elrt_keras.conversion.rebuild import check_convertible, rebuild
+from elrt_keras.initializers import Identifier
 from elrt_keras.layers.convolutions import layer_class
 from elrt_keras.layers.factorized import dense_arguments
-from elrt_keras.ranks.plan import RankPlan
+from elrt_keras.ranks.plan import Entry, RankPlan
 from elrt_keras.ranks.survey import REPLACEABLE
 from elrt_keras.traversal import iterate_replaceable
 
 
 def factorize(
-    model,
-    plan,
+    model: keras.Model,
+    plan: RankPlan | Mapping[str, Entry],
     *,
-    factor_initializer="orthogonal_factors",
-    factor_regularizer=None,
-    kernel_regularizer=None,
-    factor_constraint=None,
-    recompute=False,
-):
+    factor_initializer: Identifier = "orthogonal_factors",
+    factor_regularizer: Identifier | None = None,
+    kernel_regularizer: Identifier | None = None,
+    factor_constraint: Identifier | None = None,
+    recompute: bool = False,
+) -> keras.Model:
     """The low-rank twin of a model: every layer that the plan factorises is replaced, all others are kept as they are.
 
     The new model has its own weights: biases and all layers that stay dense take over the values of `model`; the

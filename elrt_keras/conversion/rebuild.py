@@ -1,13 +1,15 @@
 """Copying a model with some of its layers replaced."""
 
 import contextlib
+from collections.abc import Callable
+from typing import Any
 
 import keras
 
 from elrt_keras.traversal import is_container, iterate_replaceable, opened
 
 
-def check_convertible(model):
+def check_convertible(model: keras.Model) -> None:
     """Refuses what cannot be rebuilt.
 
     Raises:
@@ -19,7 +21,11 @@ def check_convertible(model):
         raise ValueError(f"Expected a built model. Received: model={model.name!r}, which has no weights yet")
 
 
-def rebuild(model, is_replaced, replacement):
+def rebuild(
+    model: keras.Model,
+    is_replaced: Callable[[keras.layers.Layer], bool],
+    replacement: Callable[[Any], list[tuple[keras.layers.Layer, Any]]],
+) -> keras.Model:
     """A copy of a model with its own weights, in which some layers are replaced.
 
     Names, shared layers (also between a model and one nested in it) and nested models stay; the copy is not compiled. A

@@ -1,6 +1,7 @@
 """Lower ranks from a trained low-rank model: `shrink`, and the curve of budgets it reaches."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import keras
 
@@ -14,7 +15,14 @@ from elrt_keras.ranks.survey import survey_low_rank
 from elrt_keras.tables import render_table
 
 
-def shrink(model, *, max_macs=None, max_params=None, multiple_of=None, input_shape=None):
+def shrink(
+    model: keras.Model,
+    *,
+    max_macs: float | None = None,
+    max_params: float | None = None,
+    multiple_of: int | None = None,
+    input_shape: Sequence[int] | None = None,
+) -> keras.Model:
     """A low-rank model at lower ranks, from the weights it has: one training gives models of many sizes.
 
     Ranks are chosen as by `plan_ranks(method="energy")` from the spectra of the composed kernels, at most the present
@@ -47,7 +55,14 @@ def shrink(model, *, max_macs=None, max_params=None, multiple_of=None, input_sha
     return _shrunk(model, _validated(max_macs, max_params), validated_multiple(multiple_of), input_shape)[0]
 
 
-def shrink_curve(model, max_macs, *, evaluate=None, multiple_of=None, input_shape=None):
+def shrink_curve(
+    model: keras.Model,
+    max_macs: Sequence[float],
+    *,
+    evaluate: Callable[[keras.Model], float] | None = None,
+    multiple_of: int | None = None,
+    input_shape: Sequence[int] | None = None,
+) -> "ShrinkCurve":
     """What `shrink` reaches over a list of MACs budgets.
 
     Args:
@@ -122,9 +137,9 @@ class ShrinkCurve:
 
     dense_macs: int
     dense_params: int
-    points: list
+    points: list[ShrinkPoint]
 
-    def __str__(self):
+    def __str__(self) -> str:
         rows = [
             (
                 f"{p.macs:,}",

@@ -5,10 +5,12 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Iterable
 
 import numpy as np
 
 from elrt_keras import litert
+from elrt_keras.atomic import Path
 
 _MEMORY_PROGRAM = pathlib.Path(litert.__file__).parent / "memory.py"
 
@@ -37,7 +39,9 @@ class LatencyResult:
     peak_memory_bytes: int | None
 
 
-def benchmark_litert(paths, threads=1, runs=50, warmup=5):
+def benchmark_litert(
+    paths: Path | Iterable[Path], threads: int = 1, runs: int = 50, warmup: int = 5
+) -> list[LatencyResult]:
     """Times LiteRT files, one inference of each in turn in every round, so that noise hits all alike.
 
     Args:

@@ -1,13 +1,18 @@
 """Ranges of a quantisation-aware model from data, before it is trained."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from elrt_keras.export.legacy import import_tf_keras
 
+if TYPE_CHECKING:
+    import tf_keras
+
 _KINDS = ("post_activation", "output", "pre_activation")
 
 
-def calibrate(aware, model, inputs):
+def calibrate(aware: "tf_keras.Model", model: "tf_keras.Model", inputs: np.ndarray) -> None:
     """Sets the ranges of a quantisation-aware model to what the float model computes on some inputs.
 
     tfmot starts every range at −6 to 6 and moves it by a thousandth a step, so that activations that reach further are

@@ -1,13 +1,15 @@
 """How close an exported model is to the Keras model, and whether that is close enough."""
 
 import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import keras
 import numpy as np
 
 # Largest accepted RMS difference of the outputs, relative to their RMS, by quantisation. float32 sums in another order;
 # the others catch models that went wrong (saturated, NaN), not the loss of a good quantisation, which labels judge.
-TOLERANCES = {None: 1e-4, "float16": 0.02, "dynamic_int8": 0.3, "int8": 0.5}
+TOLERANCES: dict[str | None, float] = {None: 1e-4, "float16": 0.02, "dynamic_int8": 0.3, "int8": 0.5}
 MAX_ACCURACY_DROP = 0.05
 
 
@@ -31,7 +33,11 @@ class Comparison:
     keras_accuracy: float | None
 
 
-def compare(model, run, batches):
+def compare(
+    model: Callable[..., Any],
+    run: Callable[[np.ndarray], np.ndarray],
+    batches: Iterable[tuple[np.ndarray, np.ndarray | None]],
+) -> Comparison:
     """Runs `model` (Keras) and `run`, a function of a batch of inputs, on the same examples.
 
     Args:
@@ -60,7 +66,7 @@ def compare(model, run, batches):
     )
 
 
-def require_close(comparison, tolerance, max_accuracy_drop):
+def require_close(comparison: Comparison, tolerance: float, max_accuracy_drop: float) -> None:
     """Refuses an export that is too far from its Keras model.
 
     Raises:
@@ -73,7 +79,8 @@ def require_close(comparison, tolerance, max_accuracy_drop):
         )
     if comparison.accuracy is None:
         return
-    drop = comparison.keras_accuracy - comparison.accuracy
+    # With one accuracy there is the other.
+    drop = comparison.keras_accuracy - comparison.accuracy  # pyright: ignore[reportOptionalOperand]
     if not drop <= max_accuracy_drop:
         raise ValueError(
             f"Expected an accuracy at most {max_accuracy_drop:.1%} below Keras' (`max_accuracy_drop`). Received: "

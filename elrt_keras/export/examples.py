@@ -2,18 +2,22 @@
 
 import math
 import numbers
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+
+from elrt_keras.formats.base import Shape
 
 _BATCH = 64
 
 
-def take_inputs(data, shape, limit):
+def take_inputs(data: Any, shape: Shape, limit: int) -> np.ndarray:
     """The first inputs as a float32 array `(N, …)`, at most `limit`; arguments and errors are those of `batches`."""
     return np.concatenate([inputs for inputs, _ in batches(data, shape, limit)])
 
 
-def check_range(input_range):
+def check_range(input_range: Any) -> None:
     """Refuses a range of inputs that is none.
 
     Raises:
@@ -25,7 +29,9 @@ def check_range(input_range):
         raise ValueError(f"Expected input_range as (lowest, highest). Received: input_range={input_range!r}")
 
 
-def check_batches(evaluation_data, shape, input_range, limit=None, count=16):
+def check_batches(
+    evaluation_data: Any, shape: Shape, input_range: tuple[float, float], limit: int | None = None, count: int = 16
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """Batches of `(inputs, class numbers or None)` for a check: the evaluation data, or `count` random inputs."""
     if evaluation_data is None:
         random = np.random.default_rng(0)
@@ -33,7 +39,7 @@ def check_batches(evaluation_data, shape, input_range, limit=None, count=16):
     return batches(evaluation_data, shape, limit)
 
 
-def batches(data, shape, limit=None):
+def batches(data: Any, shape: Shape, limit: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """Batches of `(inputs, class numbers or None)`: float32 `(B, …)` and ints `(B,)`.
 
     Args:
@@ -68,14 +74,15 @@ def batches(data, shape, limit=None):
         raise ValueError(f"Expected examples of shape (N, {_text(shape)}). Received: none")
 
 
-def _elements(data):
+def _elements(data: Any) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """`(inputs, labels or None)` as arrays, element by element."""
     if isinstance(data, tuple) or hasattr(data, "__array__"):
         data = [data]
     for element in data:
         parts = element if isinstance(element, (tuple, list)) else (element,)
         labels = parts[1] if len(parts) > 1 else None
-        yield np.asarray(parts[0]), None if labels is None else np.asarray(labels)
+        # An empty tuple raises, as it should.
+        yield np.asarray(parts[0]), None if labels is None else np.asarray(labels)  # pyright: ignore
 
 
 def _class_numbers(labels, count):

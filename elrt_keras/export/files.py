@@ -3,10 +3,10 @@
 import os
 import shutil
 
-from elrt_keras.atomic import write_bytes
+from elrt_keras.atomic import Path, write_bytes
 
 
-def check_target(path):
+def check_target(path: Path) -> None:
     """Refuses a path that nothing can be written to, before the work whose result it is to hold.
 
     Raises:
@@ -21,7 +21,7 @@ def check_target(path):
         raise ValueError(f"Expected a path of a file. Received: path={str(path)!r}, a device or the like")
 
 
-def write_file(path, content):
+def write_file(path: Path, content: bytes) -> None:
     """Writes bytes so that `path` holds the old file or the new one, never a part.
 
     Raises:
@@ -33,7 +33,7 @@ def write_file(path, content):
         raise ValueError(f"Cannot write {len(content):,} bytes. Received: path={str(path)!r}: {error}") from error
 
 
-def move_folder(source, path):
+def move_folder(source: Path, path: Path) -> None:
     """Puts a finished folder at `path`, in the place of an empty one.
 
     Raises:

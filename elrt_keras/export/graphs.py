@@ -3,9 +3,11 @@
 import dataclasses
 import os
 import tempfile
+from typing import Any
 
 import keras
 
+from elrt_keras.atomic import Path
 from elrt_keras.costs import count_costs
 from elrt_keras.export import checks
 from elrt_keras.export.examples import check_batches, check_range
@@ -30,15 +32,15 @@ class GraphReport(checks.Comparison):
 
 
 def to_saved_model(
-    model,
-    path,
+    model: keras.Model,
+    path: Path,
     *,
-    evaluation_data=None,
-    max_examples=None,
-    input_range=(0.0, 255.0),
-    tolerance=1e-4,
-    max_accuracy_drop=checks.MAX_ACCURACY_DROP,
-):
+    evaluation_data: Any = None,
+    max_examples: int | None = None,
+    input_range: tuple[float, float] = (0.0, 255.0),
+    tolerance: float = 1e-4,
+    max_accuracy_drop: float = checks.MAX_ACCURACY_DROP,
+) -> GraphReport:
     """Writes a TensorFlow SavedModel with one signature, from `image` `(batch, …)` to `scores`, compared with Keras.
 
     Args:
@@ -76,15 +78,15 @@ def to_saved_model(
 
 
 def to_onnx(
-    model,
-    path,
+    model: keras.Model,
+    path: Path,
     *,
-    evaluation_data=None,
-    max_examples=None,
-    input_range=(0.0, 255.0),
-    tolerance=1e-4,
-    max_accuracy_drop=checks.MAX_ACCURACY_DROP,
-):
+    evaluation_data: Any = None,
+    max_examples: int | None = None,
+    input_range: tuple[float, float] = (0.0, 255.0),
+    tolerance: float = 1e-4,
+    max_accuracy_drop: float = checks.MAX_ACCURACY_DROP,
+) -> GraphReport:
     """Writes an ONNX file (`keras.Model.export`), run with ONNX Runtime and compared with Keras.
 
     Args:

@@ -1,6 +1,8 @@
 """A Keras 3 model as a tf_keras model, the kind that tensorflow-model-optimization works on."""
 
 import inspect
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
@@ -10,13 +12,16 @@ from elrt_keras.conversion.dense import is_low_rank
 from elrt_keras.export.litert import check_model
 from elrt_keras.traversal import is_container, iterate_layers
 
+if TYPE_CHECKING:
+    import tf_keras
+
 _TOLERANCE = 1e-5
 # Arguments for what weights start from or are held to: they hold Keras 3 objects, and the weights are carried over.
 _LEFT_BEHIND = ("_initializer", "_regularizer", "_constraint")
 _OPERATIONS = {"Add", "Subtract", "Multiply", "Maximum", "Minimum", "Concatenate"}  # of keras.ops, as layers
 
 
-def to_tf_keras(model):
+def to_tf_keras(model: keras.Model) -> "tf_keras.Model":
     """The same model in tf_keras, low-rank layers expanded to their chains, with the same names and weights.
 
     Nested models are unfolded, since tensorflow-model-optimization takes none. Regularizers and constraints are left
@@ -53,7 +58,7 @@ def to_tf_keras(model):
     return legacy
 
 
-def import_tf_keras():
+def import_tf_keras() -> ModuleType:
     """The module `tf_keras`.
 
     Raises:

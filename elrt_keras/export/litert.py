@@ -1,15 +1,22 @@
 """LiteRT (TFLite) export, checked against Keras before the file appears."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 
 from elrt_keras import litert
+from elrt_keras.atomic import Path
 from elrt_keras.costs import count_costs
 from elrt_keras.export import checks
 from elrt_keras.export.examples import check_batches, check_range, take_inputs
 from elrt_keras.export.files import check_target, write_file
+from elrt_keras.litert.convert import Quantization
 from elrt_keras.litert.metadata import with_metadata
+
+if TYPE_CHECKING:
+    import tf_keras
 
 IO_DTYPES = ("float32", "int8", "uint8")
 _CALIBRATION_EXAMPLES = 500
@@ -32,23 +39,23 @@ class LiteRTReport(checks.Comparison):
     quantization: str | None
     size_bytes: int
     macs: int | None
-    operators: dict
+    operators: dict[str, int]
 
 
 def to_litert(
-    model,
-    path,
-    quantization=None,
-    representative_data=None,
+    model: "keras.Model | tf_keras.Model",
+    path: Path,
+    quantization: Quantization | None = None,
+    representative_data: Any = None,
     *,
-    evaluation_data=None,
-    max_examples=None,
-    class_names=None,
-    input_range=(0.0, 255.0),
-    io_dtype="float32",
-    tolerance=None,
-    max_accuracy_drop=checks.MAX_ACCURACY_DROP,
-):
+    evaluation_data: Any = None,
+    max_examples: int | None = None,
+    class_names: Sequence[str] | None = None,
+    input_range: tuple[float, float] = (0.0, 255.0),
+    io_dtype: Literal["float32", "int8", "uint8"] = "float32",
+    tolerance: float | None = None,
+    max_accuracy_drop: float = checks.MAX_ACCURACY_DROP,
+) -> LiteRTReport:
     """Writes a model as a LiteRT file for one example at a time, after running it and comparing it with Keras.
 
     Batch-norm is folded into the convolutions; a low-rank layer is its chain of plain convolutions. The file's one
@@ -137,17 +144,17 @@ def _check(model, path, quantization, representative_data, io_dtype, class_names
     check_target(path)
 
 
-def is_quantization_aware(model):
+def is_quantization_aware(model: "keras.Model | tf_keras.Model") -> bool:
     """Whether a model knows the ranges of its activations (see `quantization_aware`)."""
     return any(type(layer).__name__ in ("QuantizeWrapper", "QuantizeWrapperV2") for layer in model.layers)
 
 
-def is_legacy(model):
+def is_legacy(model: "keras.Model | tf_keras.Model") -> bool:
     """Whether this is a tf_keras model."""
     return any(kind.__module__.split(".")[0] == "tf_keras" for kind in type(model).__mro__)
 
 
-def check_model(model, what, legacy=False):
+def check_model(model: Any, what: str, legacy: bool = False) -> None:
     """Refuses a model that cannot be exported; `legacy`: whether a tf_keras model can.
 
     Raises:

@@ -4,6 +4,9 @@ Each takes a Keras 3 model (low-rank or not) or a tf_keras model, and gives a tf
 further; `strip` takes what was only for training out again, and `to_litert` exports the result.
 """
 
+from typing import TYPE_CHECKING, Any, Literal
+
+import keras
 import numpy as np
 
 from elrt_keras.export.calibration import calibrate
@@ -11,12 +14,19 @@ from elrt_keras.export.examples import take_inputs
 from elrt_keras.export.legacy import import_tf_keras, to_tf_keras
 from elrt_keras.export.litert import is_quantization_aware
 
+if TYPE_CHECKING:
+    import tf_keras
+
 PRESERVE = (None, "sparsity", "clusters", "both")
 _WRAPPED = ("Conv1D", "Conv2D", "Conv3D", "Dense")  # by pruning and clustering
 _CALIBRATION_EXAMPLES = 128
 
 
-def quantization_aware(model, preserve=None, representative_data=None):
+def quantization_aware(
+    model: "keras.Model | tf_keras.Model",
+    preserve: Literal["sparsity", "clusters", "both"] | None = None,
+    representative_data: Any = None,
+) -> "tf_keras.Model":
     """A tf_keras model that computes with int8 rounding of weights and activations, for fine-tuning.
 
     The input's rescaling becomes a fixed 1×1 depthwise convolution, so that it is quantised too. Layers that tfmot
@@ -67,7 +77,13 @@ def quantization_aware(model, preserve=None, representative_data=None):
     return aware
 
 
-def prune(model, sparsity=0.5, begin_step=0, end_step=1000, frequency=100):
+def prune(
+    model: "keras.Model | tf_keras.Model",
+    sparsity: float = 0.5,
+    begin_step: int = 0,
+    end_step: int = 1000,
+    frequency: int = 100,
+) -> "tf_keras.Model":
     """A tf_keras model whose smallest weights are set to zero step by step while it trains.
 
     Training needs the callback `tensorflow_model_optimization.sparsity.keras.UpdatePruningStep()`.
@@ -96,7 +112,9 @@ def prune(model, sparsity=0.5, begin_step=0, end_step=1000, frequency=100):
     return _wrapped(model, tf_keras, lambda layer: tfmot.sparsity.keras.prune_low_magnitude(layer, schedule))
 
 
-def cluster(model, clusters=16, preserve_sparsity=False):
+def cluster(
+    model: "keras.Model | tf_keras.Model", clusters: int = 16, preserve_sparsity: bool = False
+) -> "tf_keras.Model":
     """A tf_keras model whose layers have `clusters` different weights each, which training moves together.
 
     Args:
@@ -127,7 +145,7 @@ def cluster(model, clusters=16, preserve_sparsity=False):
     return _wrapped(model, tf_keras, clustered)
 
 
-def strip(model):
+def strip(model: "tf_keras.Model") -> "tf_keras.Model":
     """The model without what pruning and clustering added for training: plain tf_keras layers, the weights as trained.
 
     A quantisation-aware model comes back as it is, since its layers are what the export quantises.

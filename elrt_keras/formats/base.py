@@ -11,11 +11,19 @@ import fractions
 import functools
 import math
 import numbers
+from collections.abc import Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from keras import ops
 
-_FORMATS = {}
+# What `keras.ops` takes and gives: a tensor of the backend, a variable, an array. These have no type in common.
+Tensor: TypeAlias = Any
+Shape: TypeAlias = Sequence[int]
+# As users give them: one number for all ranks or one for each; a float is a fraction of the full rank.
+Ranks: TypeAlias = int | float | Sequence[int | float]
+
+_FORMATS: dict[str, "Format"] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +43,11 @@ class Stage:
     [((1, 1), (1, 1), 8), ((3, 3), (2, 2), 12), ((1, 1), (1, 1), 32)]
     """
 
-    kernel_size: tuple
+    kernel_size: tuple[int, ...]
     in_channels: int
     out_channels: int
-    strides: tuple
-    dilation_rate: tuple
+    strides: tuple[int, ...]
+    dilation_rate: tuple[int, ...]
     depthwise: bool = False
 
 
@@ -61,17 +69,17 @@ class MatrixView:
     """
 
     index: int
-    rows: tuple
-    columns: tuple
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
 
-    def to_matrix(self, factor):
+    def to_matrix(self, factor: Tensor) -> Tensor:
         """The factor as a tensor of shape `(rows, columns)`."""
         shape = factor.shape
         rows = math.prod(shape[axis] for axis in self.rows)
         columns = math.prod(shape[axis] for axis in self.columns)
         return ops.reshape(ops.transpose(factor, self.rows + self.columns), (rows, columns))
 
-    def from_matrix(self, matrix, shape):
+    def from_matrix(self, matrix: Tensor, shape: Shape) -> Tensor:
         """The inverse of `to_matrix` for a factor of shape `shape`."""
         axes = self.rows + self.columns
         permuted = ops.reshape(matrix, tuple(shape[axis] for axis in axes))
@@ -98,7 +106,9 @@ class ChainCosts:
     activations: int
 
 
-def conv_output_size(size, kernel_size, strides, padding, dilation_rate):
+def conv_output_size(
+    size: Sequence[int | None], kernel_size: Shape, strides: Shape, padding: str, dilation_rate: Shape
+) -> tuple[Any, ...]:
     """Spatial output size of a convolution, axis by axis; `None` stays `None`.
 
     `same` and `causal`: ceil(size / stride); `valid`: floor((size − dilation·(k − 1) − 1) / stride) + 1.
@@ -114,7 +124,7 @@ def conv_output_size(size, kernel_size, strides, padding, dilation_rate):
     return tuple(map(one, size, kernel_size, strides, dilation_rate))
 
 
-def chain_costs(stages, input_size, padding):
+def chain_costs(stages: Sequence[Stage], input_size: Shape, padding: str) -> ChainCosts:
     """`ChainCosts` of running `stages` on an input of spatial size `input_size` (no biases)."""
     params = macs = activations = 0
     size = tuple(input_size)
@@ -128,7 +138,7 @@ def chain_costs(stages, input_size, padding):
     return ChainCosts(params, macs, activations)
 
 
-def dense_stage(kernel_shape, strides, dilation_rate):
+def dense_stage(kernel_shape: Shape, strides: Shape, dilation_rate: Shape) -> Stage:
     """The dense convolution itself, as a chain of one stage."""
     *kernel_size, in_channels, out_channels = kernel_shape
     return Stage(tuple(kernel_size), in_channels, out_channels, tuple(strides), tuple(dilation_rate))
@@ -155,37 +165,37 @@ class Format:
     True
     """
 
-    name = None
-    spatial_dims = ()  # the numbers of spatial axes it is defined for
-    rank_names = ()  # one name per rank, for messages and tables
-    factor_names = ()  # one name per factor, in the order of the chain
-    core_index = 0  # the factor that carries the scale: initializers scale it to reach the dense variance
+    name: str = None  # pyright: ignore[reportAssignmentType]  (every subclass has one)
+    spatial_dims: tuple[int, ...] = ()  # the numbers of spatial axes it is defined for
+    rank_names: tuple[str, ...] = ()  # one name per rank, for messages and tables
+    factor_names: tuple[str, ...] = ()  # one name per factor, in the order of the chain
+    core_index: int = 0  # the factor that carries the scale: initializers scale it to reach the dense variance
 
-    def max_ranks(self, kernel_shape):
+    def max_ranks(self, kernel_shape: Shape) -> tuple[int, ...]:
         """The full ranks: one int per rank of the format. At these every kernel is composed exactly."""
         raise NotImplementedError
 
-    def factor_shapes(self, kernel_shape, ranks):
+    def factor_shapes(self, kernel_shape: Shape, ranks: Sequence[int]) -> list[tuple[int, ...]]:
         """The shapes of the factors, in the order of the chain."""
         raise NotImplementedError
 
-    def stages(self, kernel_shape, ranks, strides, dilation_rate):
+    def stages(self, kernel_shape: Shape, ranks: Sequence[int], strides: Shape, dilation_rate: Shape) -> list[Stage]:
         """The chain: one `Stage` per factor. Running it equals convolving with `compose(factors)`."""
         raise NotImplementedError
 
-    def decompose(self, kernel, ranks):
+    def decompose(self, kernel: np.ndarray, ranks: Sequence[int]) -> list[np.ndarray]:
         """The factors (NumPy arrays) that approximate the dense `kernel` (a NumPy array) best."""
         raise NotImplementedError
 
-    def orthogonal_factors(self, spatial_dims):
+    def orthogonal_factors(self, spatial_dims: int) -> list[MatrixView]:
         """The `MatrixView`s of the factors that orthogonality applies to."""
         raise NotImplementedError
 
-    def unfoldings(self, kernel):
+    def unfoldings(self, kernel: np.ndarray) -> list[np.ndarray]:
         """The matrices (NumPy) whose singular values decide the ranks, one per rank of the format."""
         raise NotImplementedError
 
-    def spectra(self, kernel):
+    def spectra(self, kernel: np.ndarray) -> list[np.ndarray]:
         """Squared singular values by rank, each in descending order, as many as the full rank.
 
         What a rank leaves out is the tail of its spectrum, and the sum of the tails bounds the squared error of the
@@ -193,7 +203,7 @@ class Format:
         """
         return [squared_singular_values(matrix) for matrix in self.unfoldings(np.asarray(kernel, "float64"))]
 
-    def compose(self, factors):
+    def compose(self, factors: Sequence[Tensor]) -> Tensor:
         """The dense kernel, `(*kernel_size, C_in, C_out)`, of a list of factors.
 
         The product of the factors as matrices `in × out`, for each position of the kernel. Along each spatial axis only
@@ -201,7 +211,7 @@ class Format:
         """
         return functools.reduce(_product, factors)
 
-    def squared_norm(self, factors):
+    def squared_norm(self, factors: Sequence[Tensor]) -> Tensor:
         """‖compose(factors)‖_F² by Gram matrices of the size of a rank, without composing.
 
         With W = A₁…A_m and G_m = ΣA_mA_mᵀ, G_i = ΣA_iG_{i+1}A_iᵀ (sums over spatial positions):
@@ -216,11 +226,11 @@ class Format:
         first = ops.reshape(factors[0], (-1, factors[0].shape[-1]))
         return ops.sum(ops.multiply(ops.matmul(ops.transpose(first), first), gram))
 
-    def truncate(self, factors, ranks):
+    def truncate(self, factors: Sequence[Tensor], ranks: Sequence[int]) -> list[np.ndarray]:
         """The factors (NumPy arrays) at lower `ranks` that approximate the composed kernel of `factors` best."""
         return self.decompose(ops.convert_to_numpy(self.compose(factors)), ranks)
 
-    def validate_ranks(self, ranks):
+    def validate_ranks(self, ranks: Ranks) -> int | float | tuple[int | float, ...]:
         """Checks what can be checked without a kernel: type, length, range. Returns plain Python."""
         count = len(self.rank_names)
         entries = "entry" if count == 1 else "entries"
@@ -233,7 +243,7 @@ class Format:
             return tuple(_validate_rank(rank, ranks) for rank in ranks)
         return _validate_rank(ranks, ranks)
 
-    def resolve_ranks(self, kernel_shape, ranks):
+    def resolve_ranks(self, kernel_shape: Shape, ranks: Ranks) -> tuple[int, ...]:
         """The ranks as ints, one per name in `rank_names`, checked against the full ranks.
 
         Args:
@@ -258,15 +268,26 @@ class Format:
                 )
         return resolved
 
-    def costs(self, kernel_shape, ranks, input_size, strides, padding, dilation_rate):
+    def costs(
+        self,
+        kernel_shape: Shape,
+        ranks: Sequence[int],
+        input_size: Shape,
+        strides: Shape,
+        padding: str,
+        dilation_rate: Shape,
+    ) -> ChainCosts:
         """`ChainCosts` of the chain for one example of spatial size `input_size`."""
         return chain_costs(self.stages(kernel_shape, ranks, strides, dilation_rate), input_size, padding)
 
 
 def _validate_rank(rank, ranks):
-    if isinstance(rank, numbers.Integral) and not isinstance(rank, bool) and rank >= 1:
+    # Typeshed's `numbers` know no comparisons.
+    if isinstance(rank, numbers.Integral) and not isinstance(rank, bool) and rank >= 1:  # pyright: ignore
         return int(rank)
-    if isinstance(rank, numbers.Real) and not isinstance(rank, (bool, numbers.Integral)) and 0 < rank <= 1:
+    if (
+        isinstance(rank, numbers.Real) and not isinstance(rank, (bool, numbers.Integral)) and 0 < rank <= 1  # pyright: ignore
+    ):
         return float(rank)
     raise ValueError(
         f"A rank is an int of at least 1, or a float in (0, 1] for a fraction of the full rank. Received: ranks={ranks}"
@@ -278,7 +299,10 @@ def _rounded_up(fraction, limit):
     return math.ceil(fractions.Fraction(repr(fraction)) * limit)
 
 
-def register(format_class):
+_FormatT = TypeVar("_FormatT", bound=Format)
+
+
+def register(format_class: type[_FormatT]) -> type[_FormatT]:
     """Class decorator: makes the format known to `get` under its `name`.
 
     Args:
@@ -293,7 +317,7 @@ def register(format_class):
     return format_class
 
 
-def names():
+def names() -> list[str]:
     """The registered format names, sorted.
 
     Example:
@@ -304,7 +328,7 @@ def names():
     return sorted(_FORMATS)
 
 
-def get(name):
+def get(name: str | Format) -> Format:
     """The format called `name`.
 
     Args:
@@ -325,7 +349,7 @@ def get(name):
     return _FORMATS[name]
 
 
-def channel_product(factor, matrix):
+def channel_product(factor: Tensor, matrix: Tensor) -> Tensor:
     """A factor `(…, in, out)` times a matrix `(out, columns)`, at each position.
 
     One plain matrix product: products that broadcast over positions, which `matmul` offers, are computed wrongly by
@@ -349,7 +373,7 @@ def _product(left, right):
 _GRAM_SIZE = 1024
 
 
-def squared_singular_values(matrix):
+def squared_singular_values(matrix: np.ndarray) -> np.ndarray:
     """The squared singular values of a matrix (float64), descending."""
     if min(matrix.shape) <= _GRAM_SIZE:
         return np.linalg.svd(matrix, compute_uv=False) ** 2
@@ -357,7 +381,7 @@ def squared_singular_values(matrix):
     return np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0)
 
 
-def leading_rows(matrix, rank):
+def leading_rows(matrix: np.ndarray, rank: int) -> np.ndarray:
     """Orthonormal rows `(rank, columns)` that span the leading right singular vectors of a matrix (float64).
 
     Rows beyond the rank that a matrix of this shape can have are zero.
@@ -373,6 +397,6 @@ def leading_rows(matrix, rank):
     return np.pad(rows, [(0, rank - rank_limit), (0, 0)])
 
 
-def as_factors(arrays, shapes, dtype):
+def as_factors(arrays: Sequence[np.ndarray], shapes: Sequence[Shape], dtype: Any) -> list[np.ndarray]:
     """Arrays as contiguous factors of the given shapes and dtype."""
     return [np.ascontiguousarray(array.reshape(shape), dtype=dtype) for array, shape in zip(arrays, shapes)]

@@ -8,11 +8,12 @@ Astrid and Lee, arXiv 1701.07148.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from keras import ops
 
-from elrt_keras.formats.base import Format, MatrixView, Stage, as_factors, channel_product, register
+from elrt_keras.formats.base import Format, MatrixView, Shape, Stage, Tensor, as_factors, channel_product, register
 
 _ITERATIONS, _TOLERANCE = 200, 1e-8
 # Elements of the tensor times rank up to which a second start of the iteration is affordable.
@@ -34,17 +35,17 @@ class CP(Format):
     factor_names = ("factor_in", "depthwise", "factor_out")
     core_index = 1
 
-    def max_ranks(self, kernel_shape):
+    def max_ranks(self, kernel_shape: Shape) -> tuple[int, ...]:
         *kernel_size, in_channels, out_channels = kernel_shape
         positions = math.prod(kernel_size)
         return (min(positions * in_channels, positions * out_channels, in_channels * out_channels),)
 
-    def factor_shapes(self, kernel_shape, ranks):
+    def factor_shapes(self, kernel_shape: Shape, ranks: Sequence[int]) -> list[tuple[int, ...]]:
         *kernel_size, in_channels, out_channels = kernel_shape
         ones = (1,) * len(kernel_size)
         return [(*ones, in_channels, ranks[0]), (*kernel_size, ranks[0], 1), (*ones, ranks[0], out_channels)]
 
-    def stages(self, kernel_shape, ranks, strides, dilation_rate):
+    def stages(self, kernel_shape: Shape, ranks: Sequence[int], strides: Shape, dilation_rate: Shape) -> list[Stage]:
         *kernel_size, in_channels, out_channels = kernel_shape
         ones, rank = (1,) * len(kernel_size), ranks[0]
         return [
@@ -53,28 +54,28 @@ class CP(Format):
             Stage(ones, rank, out_channels, ones, ones),
         ]
 
-    def compose(self, factors):
+    def compose(self, factors: Sequence[Tensor]) -> Tensor:
         factor_in, depthwise, factor_out = factors
         weighted = ops.multiply(factor_in, ops.swapaxes(depthwise, -1, -2))
         return channel_product(weighted, ops.reshape(factor_out, factor_out.shape[-2:]))
 
-    def squared_norm(self, factors):
+    def squared_norm(self, factors: Sequence[Tensor]) -> Tensor:
         """⟨UᵀU ∘ DᵀD, ZZᵀ⟩, ∘ the elementwise product."""
         left, depthwise, right = (ops.reshape(f, (-1, n)) for f, n in zip(factors, _last_axes(factors)))
         grams = [ops.matmul(ops.transpose(matrix), matrix) for matrix in (left, depthwise)]
         return ops.sum(grams[0] * grams[1] * ops.matmul(right, ops.transpose(right)))
 
-    def unfoldings(self, kernel):
+    def unfoldings(self, kernel: np.ndarray) -> list[np.ndarray]:
         """The narrower channel axis × rest. Its matrix rank bounds the CP rank from below."""
         axis = -2 if kernel.shape[-2] <= kernel.shape[-1] else -1
         return [np.moveaxis(kernel, axis, 0).reshape(kernel.shape[axis], -1)]
 
-    def spectra(self, kernel):
+    def spectra(self, kernel: np.ndarray) -> list[np.ndarray]:
         """Squared weights of mutually orthogonal rank-one terms that add up to the kernel (see `_orthogonal_terms`)."""
         weights = _orthogonal_terms(_three_way(np.asarray(kernel, "float64")))[0] ** 2
         return [np.pad(weights, (0, self.max_ranks(kernel.shape)[0] - len(weights)))]
 
-    def decompose(self, kernel, ranks):
+    def decompose(self, kernel: np.ndarray, ranks: Sequence[int]) -> list[np.ndarray]:
         """Alternating least squares (TensorLy's `parafac`), started from orthogonal rank-one terms.
 
         Small problems are also started from TensorLy's own SVD start, and the better result is taken. Where the
@@ -91,7 +92,7 @@ class CP(Format):
         depthwise = middle.reshape(*kernel_size, ranks[0], 1)
         return as_factors((left, depthwise, right.T), self.factor_shapes(kernel.shape, ranks), kernel.dtype)
 
-    def orthogonal_factors(self, spatial_dims):
+    def orthogonal_factors(self, spatial_dims: int) -> list[MatrixView]:
         ones = tuple(range(spatial_dims))
         return [MatrixView(index, (*ones, spatial_dims), (spatial_dims + 1,)) for index in (0, 2)]
 

@@ -6,9 +6,11 @@ the kernel as a matrix of k_h·C_in × k_w·C_out, p over C_in, q over C_out. So
 "Speeding up Convolutional Neural Networks with Low Rank Expansions", BMVC 2014.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from elrt_keras.formats.base import Format, MatrixView, Stage, as_factors, leading_rows, register
+from elrt_keras.formats.base import Format, MatrixView, Shape, Stage, as_factors, leading_rows, register
 
 
 @register
@@ -25,26 +27,26 @@ class SpatialSVD(Format):
     factor_names = ("vertical", "horizontal")
     core_index = 0
 
-    def max_ranks(self, kernel_shape):
+    def max_ranks(self, kernel_shape: Shape) -> tuple[int, ...]:
         height, width, in_channels, out_channels = kernel_shape
         return (min(height * in_channels, width * out_channels),)
 
-    def factor_shapes(self, kernel_shape, ranks):
+    def factor_shapes(self, kernel_shape: Shape, ranks: Sequence[int]) -> list[tuple[int, ...]]:
         height, width, in_channels, out_channels = kernel_shape
         return [(height, 1, in_channels, ranks[0]), (1, width, ranks[0], out_channels)]
 
-    def stages(self, kernel_shape, ranks, strides, dilation_rate):
+    def stages(self, kernel_shape: Shape, ranks: Sequence[int], strides: Shape, dilation_rate: Shape) -> list[Stage]:
         height, width, in_channels, out_channels = kernel_shape
         return [
             Stage((height, 1), in_channels, ranks[0], (strides[0], 1), (dilation_rate[0], 1)),
             Stage((1, width), ranks[0], out_channels, (1, strides[1]), (1, dilation_rate[1])),
         ]
 
-    def unfoldings(self, kernel):
+    def unfoldings(self, kernel: np.ndarray) -> list[np.ndarray]:
         height, width, in_channels, out_channels = kernel.shape
         return [kernel.transpose(0, 2, 1, 3).reshape(height * in_channels, width * out_channels)]
 
-    def decompose(self, kernel, ranks):
+    def decompose(self, kernel: np.ndarray, ranks: Sequence[int]) -> list[np.ndarray]:
         """The truncated SVD, with the singular values in the vertical factor."""
         kernel = np.asarray(kernel)
         height, width, in_channels, out_channels = kernel.shape
@@ -53,5 +55,5 @@ class SpatialSVD(Format):
         horizontal = rows.reshape(ranks[0], width, out_channels).transpose(1, 0, 2)
         return as_factors((matrix @ rows.T, horizontal), self.factor_shapes(kernel.shape, ranks), kernel.dtype)
 
-    def orthogonal_factors(self, spatial_dims):
+    def orthogonal_factors(self, spatial_dims: int) -> list[MatrixView]:
         return [MatrixView(1, rows=(2,), columns=(0, 1, 3))]

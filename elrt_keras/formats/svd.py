@@ -8,10 +8,11 @@ layer this is the matrix format of Pufferfish (Wang et al., MLSys 2021) and of S
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from elrt_keras.formats.base import Format, MatrixView, Stage, as_factors, leading_rows, register
+from elrt_keras.formats.base import Format, MatrixView, Shape, Stage, as_factors, leading_rows, register
 
 
 @register
@@ -28,16 +29,16 @@ class SVD(Format):
     factor_names = ("core", "factor_out")
     core_index = 0
 
-    def max_ranks(self, kernel_shape):
+    def max_ranks(self, kernel_shape: Shape) -> tuple[int, ...]:
         *kernel_size, in_channels, out_channels = kernel_shape
         return (min(math.prod(kernel_size) * in_channels, out_channels),)
 
-    def factor_shapes(self, kernel_shape, ranks):
+    def factor_shapes(self, kernel_shape: Shape, ranks: Sequence[int]) -> list[tuple[int, ...]]:
         *kernel_size, in_channels, out_channels = kernel_shape
         ones = (1,) * len(kernel_size)
         return [(*kernel_size, in_channels, ranks[0]), (*ones, ranks[0], out_channels)]
 
-    def stages(self, kernel_shape, ranks, strides, dilation_rate):
+    def stages(self, kernel_shape: Shape, ranks: Sequence[int], strides: Shape, dilation_rate: Shape) -> list[Stage]:
         *kernel_size, in_channels, out_channels = kernel_shape
         ones = (1,) * len(kernel_size)
         return [
@@ -45,16 +46,16 @@ class SVD(Format):
             Stage(ones, ranks[0], out_channels, ones, ones),
         ]
 
-    def unfoldings(self, kernel):
+    def unfoldings(self, kernel: np.ndarray) -> list[np.ndarray]:
         return [kernel.reshape(-1, kernel.shape[-1])]
 
-    def decompose(self, kernel, ranks):
+    def decompose(self, kernel: np.ndarray, ranks: Sequence[int]) -> list[np.ndarray]:
         """The truncated SVD, with the singular values in the first factor."""
         kernel = np.asarray(kernel)
         (matrix,) = self.unfoldings(kernel.astype("float64"))
         rows = leading_rows(matrix, ranks[0])
         return as_factors((matrix @ rows.T, rows), self.factor_shapes(kernel.shape, ranks), kernel.dtype)
 
-    def orthogonal_factors(self, spatial_dims):
+    def orthogonal_factors(self, spatial_dims: int) -> list[MatrixView]:
         ones = tuple(range(spatial_dims))
         return [MatrixView(1, (*ones, spatial_dims), (spatial_dims + 1,))]

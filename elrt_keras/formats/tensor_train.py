@@ -6,9 +6,11 @@ with a ≤ r_in, b ≤ r_mid, c ≤ r_out, p over C_in, q over C_out: the tensor
 Comput. 33, 2011) of the kernel with its modes in the order C_in, k_h, k_w, C_out.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from elrt_keras.formats.base import Format, MatrixView, Stage, as_factors, leading_rows, register
+from elrt_keras.formats.base import Format, MatrixView, Shape, Stage, as_factors, leading_rows, register
 
 
 @register
@@ -26,7 +28,7 @@ class TensorTrain(Format):
     factor_names = ("factor_in", "vertical", "horizontal", "factor_out")
     core_index = 2
 
-    def max_ranks(self, kernel_shape):
+    def max_ranks(self, kernel_shape: Shape) -> tuple[int, ...]:
         height, width, in_channels, out_channels = kernel_shape
         return (
             min(in_channels, height * width * out_channels),
@@ -34,7 +36,7 @@ class TensorTrain(Format):
             min(in_channels * height * width, out_channels),
         )
 
-    def factor_shapes(self, kernel_shape, ranks):
+    def factor_shapes(self, kernel_shape: Shape, ranks: Sequence[int]) -> list[tuple[int, ...]]:
         height, width, in_channels, out_channels = kernel_shape
         r_in, r_mid, r_out = ranks
         return [
@@ -44,7 +46,7 @@ class TensorTrain(Format):
             (1, 1, r_out, out_channels),
         ]
 
-    def stages(self, kernel_shape, ranks, strides, dilation_rate):
+    def stages(self, kernel_shape: Shape, ranks: Sequence[int], strides: Shape, dilation_rate: Shape) -> list[Stage]:
         height, width, in_channels, out_channels = kernel_shape
         r_in, r_mid, r_out = ranks
         return [
@@ -54,7 +56,7 @@ class TensorTrain(Format):
             Stage((1, 1), r_out, out_channels, (1, 1), (1, 1)),
         ]
 
-    def unfoldings(self, kernel):
+    def unfoldings(self, kernel: np.ndarray) -> list[np.ndarray]:
         height, width, in_channels, out_channels = kernel.shape
         train = kernel.transpose(2, 0, 1, 3)
         return [
@@ -63,7 +65,7 @@ class TensorTrain(Format):
             train.reshape(-1, out_channels),
         ]
 
-    def decompose(self, kernel, ranks):
+    def decompose(self, kernel: np.ndarray, ranks: Sequence[int]) -> list[np.ndarray]:
         """TT-SVD: one truncated SVD after another, from both ends towards the horizontal factor."""
         kernel = np.asarray(kernel)
         height, width, _, out_channels = kernel.shape
@@ -79,7 +81,7 @@ class TensorTrain(Format):
         factors = (left, vertical, horizontal, right)
         return as_factors(factors, self.factor_shapes(kernel.shape, ranks), kernel.dtype)
 
-    def orthogonal_factors(self, spatial_dims):
+    def orthogonal_factors(self, spatial_dims: int) -> list[MatrixView]:
         return [
             MatrixView(0, (0, 1, 2), (3,)),
             MatrixView(1, (0, 1, 2), (3,)),

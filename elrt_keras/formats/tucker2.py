@@ -6,10 +6,12 @@ with p over C_in and q over C_out. Source: ELRT, arXiv 2401.10341 (the kernel as
 convolutions goes back to Kim et al., arXiv 1511.06530.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from keras import ops
 
-from elrt_keras.formats.base import Format, MatrixView, Stage, as_factors, register
+from elrt_keras.formats.base import Format, MatrixView, Shape, Stage, Tensor, as_factors, register
 
 
 @register
@@ -27,16 +29,16 @@ class Tucker2(Format):
     factor_names = ("factor_in", "core", "factor_out")
     core_index = 1
 
-    def max_ranks(self, kernel_shape):
+    def max_ranks(self, kernel_shape: Shape) -> tuple[int, ...]:
         return tuple(kernel_shape[-2:])
 
-    def factor_shapes(self, kernel_shape, ranks):
+    def factor_shapes(self, kernel_shape: Shape, ranks: Sequence[int]) -> list[tuple[int, ...]]:
         *kernel_size, in_channels, out_channels = kernel_shape
         r_in, r_out = ranks
         ones = (1,) * len(kernel_size)
         return [(*ones, in_channels, r_in), (*kernel_size, r_in, r_out), (*ones, r_out, out_channels)]
 
-    def stages(self, kernel_shape, ranks, strides, dilation_rate):
+    def stages(self, kernel_shape: Shape, ranks: Sequence[int], strides: Shape, dilation_rate: Shape) -> list[Stage]:
         *kernel_size, in_channels, out_channels = kernel_shape
         r_in, r_out = ranks
         ones = (1,) * len(kernel_size)
@@ -46,7 +48,7 @@ class Tucker2(Format):
             Stage(ones, r_out, out_channels, ones, ones),
         ]
 
-    def decompose(self, kernel, ranks):
+    def decompose(self, kernel: np.ndarray, ranks: Sequence[int]) -> list[np.ndarray]:
         """HOSVD followed by higher-order orthogonal iteration (TensorLy's partial Tucker decomposition)."""
         # TensorLy brings SciPy along; importing it here keeps `import elrt_keras` as quick as `import keras`.
         import tensorly
@@ -60,16 +62,16 @@ class Tucker2(Format):
             )
         return as_factors((left, core, right.T), self.factor_shapes(kernel.shape, ranks), kernel.dtype)
 
-    def orthogonal_factors(self, spatial_dims):
+    def orthogonal_factors(self, spatial_dims: int) -> list[MatrixView]:
         rows, columns = (spatial_dims,), (spatial_dims + 1,)
         ones = tuple(range(spatial_dims))
         return [MatrixView(0, ones + rows, columns), MatrixView(2, ones + rows, columns)]
 
-    def unfoldings(self, kernel):
+    def unfoldings(self, kernel: np.ndarray) -> list[np.ndarray]:
         """Mode C_in × rest and mode C_out × rest."""
         return [np.moveaxis(kernel, axis, 0).reshape(kernel.shape[axis], -1) for axis in (-2, -1)]
 
-    def truncate(self, factors, ranks):
+    def truncate(self, factors: Sequence[Tensor], ranks: Sequence[int]) -> list[np.ndarray]:
         """Orthonormalises both factor matrices, moves what they held into the core, and decomposes the small core.
 
         With U_in = Q₁R₁ and U_out = R₂ᵀQ₂ᵀ, W = Q₁(R₁·G·R₂ᵀ)Q₂ᵀ: the best approximation of the bracket is that of W.

@@ -5,6 +5,7 @@ import functools
 import keras
 
 from elrt_keras import formats
+from elrt_keras.layers.factorized import FactorizedLayer
 from elrt_keras.layers.factorized_conv import FactorizedConv
 from elrt_keras.layers.low_rank_dense import LowRankDense
 
@@ -199,7 +200,7 @@ _LEAVES = {(leaf.format_name, leaf.spatial_dims): leaf for leaf in (LowRankDense
 
 
 @functools.cache
-def layer_class(format_name, spatial_dims):
+def layer_class(format_name: str, spatial_dims: int) -> type[FactorizedLayer] | None:
     """The layer of a format and dimension (0 for a dense layer), or `None` where the format has none.
 
     A format without a leaf above, such as one that a user registers, gets one made from `FactorizedConv`.

@@ -4,12 +4,18 @@ A subclass names the stock layer it stands for and says how inputs run through t
 """
 
 import inspect
+from collections.abc import Sequence
+from typing import Any, Literal, Self, TypeAlias
 
 import keras
 import numpy as np
 from keras import ops
 
 from elrt_keras import formats, initializers
+from elrt_keras.formats.base import Ranks, Tensor
+from elrt_keras.initializers import Identifier
+
+Execution: TypeAlias = Literal["auto", "chain", "compose"]
 
 _EXECUTIONS = ("auto", "chain", "compose")
 
@@ -61,20 +67,21 @@ class FactorizedLayer(keras.layers.Layer):
     True
     """
 
-    format_name = None
-    spatial_dims = None
-    stock_class = None
+    format_name: str = None  # pyright: ignore[reportAssignmentType]  (these three every subclass has)
+    spatial_dims: int = None  # pyright: ignore[reportAssignmentType]
+    stock_class: type[keras.layers.Layer] = None  # pyright: ignore[reportAssignmentType]
+    use_bias: bool
 
     def __init__(
         self,
-        shared,
-        ranks,
-        factor_initializer,
-        factor_regularizer,
-        factor_constraint,
-        execution,
-        recompute,
-        **kwargs,
+        shared: dict[str, Any],
+        ranks: Ranks,
+        factor_initializer: Identifier,
+        factor_regularizer: Identifier | None,
+        factor_constraint: Identifier | None,
+        execution: Execution,
+        recompute: bool,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         try:
@@ -88,45 +95,45 @@ class FactorizedLayer(keras.layers.Layer):
         if not isinstance(recompute, bool):
             raise ValueError(f"`recompute` is a bool. Received: recompute={recompute!r}")
         self._shared = tuple(shared)
-        self.format = formats.get(self.format_name)
+        self.format: formats.Format = formats.get(self.format_name)
         self._ranks = self.format.validate_ranks(ranks)
-        self.factor_initializer = initializers.get(factor_initializer)
-        self.factor_regularizer = keras.regularizers.get(factor_regularizer)
-        self.factor_constraint = keras.constraints.get(factor_constraint)
-        self.execution = execution
+        self.factor_initializer: Any = initializers.get(factor_initializer)
+        self.factor_regularizer: Any = keras.regularizers.get(factor_regularizer)
+        self.factor_constraint: Any = keras.constraints.get(factor_constraint)
+        self.execution: Execution = execution
         self.recompute = recompute
-        self.factors = []
-        self.bias = None
+        self.factors: list[keras.Variable] = []
+        self.bias: keras.Variable | None = None
         self._kernel_shape = None
         self._resolved_ranks = None
         self._runs_chain = True
 
     @property
-    def ranks(self):
+    def ranks(self) -> Any:
         """The ranks as given until the layer is built, then a tuple of ints, one per rank of the format."""
         return self._ranks if self._resolved_ranks is None else self._resolved_ranks
 
     @property
-    def kernel(self):
+    def kernel(self) -> Tensor:
         """The composed dense kernel, `(*kernel_size, C_in, C_out)`; known once the layer is built."""
         if not self.built:
             raise AttributeError("You must build the layer before accessing `kernel`.")
         return self.format.compose([ops.convert_to_tensor(factor) for factor in self.factors])
 
     @property
-    def kernel_shape(self):
+    def kernel_shape(self) -> tuple[int, ...]:
         """Shape of the composed kernel, `(*kernel_size, C_in, C_out)`; known once the layer is built."""
         if not self.built:
             raise AttributeError("You must build the layer before accessing `kernel_shape`.")
-        return self._kernel_shape
+        return self._kernel_shape  # pyright: ignore[reportReturnType]  (known once built)
 
     @property
-    def runs_chain(self):
+    def runs_chain(self) -> bool:
         """Whether inputs run through the chain of stages; otherwise through the composed kernel."""
         return self._runs_chain
 
     @property
-    def variables(self):
+    def variables(self) -> list[keras.Variable]:
         # The penalty's strength is state that a compiled step has to read, but no weight: like a seed generator's
         # state it is listed here and not under `weights`, so it is neither saved nor counted.
         strength = getattr(self.factor_regularizer, "strength_variable", None)
@@ -168,7 +175,7 @@ class FactorizedLayer(keras.layers.Layer):
                 constraint=self.bias_constraint,
             )
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         factors = [ops.convert_to_tensor(factor) for factor in self.factors]
         run = self._run_training if training else self._run
         # The gradient recomputes what lies between the stages; only training takes one.
@@ -212,7 +219,7 @@ class FactorizedLayer(keras.layers.Layer):
             return None
         return _Projection(self.factor_constraint, view)
 
-    def compute_macs(self, input_shape):
+    def compute_macs(self, input_shape: Sequence[int | None]) -> int:
         """Multiply-accumulates of one example, as the layer executes (composing is not counted: it is per batch).
 
         Args:
@@ -220,7 +227,7 @@ class FactorizedLayer(keras.layers.Layer):
         """
         return self._costs(input_shape, self._runs_chain).macs
 
-    def compute_activations(self, input_shape):
+    def compute_activations(self, input_shape: Sequence[int | None]) -> int:
         """Elements of all stage outputs for one example."""
         return self._costs(input_shape, self._runs_chain).activations
 
@@ -233,7 +240,7 @@ class FactorizedLayer(keras.layers.Layer):
         """`ChainCosts` of one example, through the chain or through the composed kernel."""
         raise NotImplementedError
 
-    def stock_layers(self):
+    def stock_layers(self) -> list[tuple[keras.layers.Layer, list[np.ndarray]]]:
         """The layer as stock Keras layers, applied one after another: the chain, or one layer where it composes.
 
         Returns:
@@ -246,13 +253,13 @@ class FactorizedLayer(keras.layers.Layer):
         names = ("activation", "bias_initializer", "bias_regularizer", "bias_constraint", "activity_regularizer")
         return {"use_bias": self.use_bias, **{name: getattr(self, name) for name in names}}
 
-    def merged(self):
+    def merged(self) -> tuple[keras.layers.Layer, list[np.ndarray]]:
         """The dense twin: an unbuilt stock layer with the same name and arguments, and the weights for it."""
         config = {name: value for name, value in self.get_config().items() if name not in _LOW_RANK_ONLY}
         layer = self.stock_class(**{**config, "dtype": self.dtype_policy})
         return layer, [ops.convert_to_numpy(weight) for weight in (self.kernel, self.bias) if weight is not None]
 
-    def assign_kernel(self, kernel):
+    def assign_kernel(self, kernel: Tensor) -> None:
         """Sets the factors to the best approximation of a dense kernel at the layer's ranks.
 
         Args:
@@ -270,7 +277,7 @@ class FactorizedLayer(keras.layers.Layer):
             variable.assign(factor)
 
     @classmethod
-    def from_dense(cls, layer, ranks, **kwargs):
+    def from_dense(cls, layer: keras.layers.Layer, ranks: Ranks, **kwargs: Any) -> Self:
         """The low-rank twin of a built stock layer: same name, arguments and bias, decomposed kernel.
 
         Args:
@@ -288,10 +295,10 @@ class FactorizedLayer(keras.layers.Layer):
         low_rank.build(layer.get_build_config()["input_shape"])
         low_rank.assign_kernel(layer.kernel)
         if layer.use_bias:
-            low_rank.bias.assign(layer.bias)
+            low_rank.bias.assign(layer.bias)  # pyright: ignore[reportOptionalMemberAccess]
         return low_rank
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         for argument in (*self._shared, "activity_regularizer", *_LOW_RANK_ONLY):
             config[argument] = _serialized(argument, getattr(self, argument))
@@ -312,7 +319,7 @@ def _serialized(argument, value):
     return value
 
 
-def dense_arguments(layer_class, layer):
+def dense_arguments(layer_class: type[FactorizedLayer], layer: keras.layers.Layer) -> dict[str, Any]:
     """The constructor arguments that a low-rank layer takes over from a stock layer.
 
     Raises:

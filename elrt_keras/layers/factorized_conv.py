@@ -3,12 +3,16 @@
 The leaves in `convolutions.py` add nothing but a format, a dimension and a docstring.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
 
-from elrt_keras.formats.base import chain_costs, conv_output_size, dense_stage
-from elrt_keras.layers.factorized import FactorizedLayer
+from elrt_keras.formats.base import Ranks, chain_costs, conv_output_size, dense_stage
+from elrt_keras.initializers import Identifier
+from elrt_keras.layers.factorized import Execution, FactorizedLayer
 
 # Stands in for a spatial size that is unknown at build: large enough that borders do not decide.
 _NOMINAL_SIZE = 128
@@ -30,29 +34,37 @@ class FactorizedConv(FactorizedLayer):
     (True, (None, 5, 5, 8))
     """
 
+    filters: int
+    kernel_size: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilation_rate: tuple[int, ...]
+    padding: str
+    data_format: str
+    groups: int
+
     def __init__(
         self,
-        filters,
-        kernel_size,
-        ranks,
-        strides=1,
-        padding="valid",
-        data_format=None,
-        dilation_rate=1,
-        groups=1,
-        activation=None,
-        use_bias=True,
-        factor_initializer="orthogonal_factors",
-        bias_initializer="zeros",
-        factor_regularizer=None,
-        kernel_regularizer=None,
-        bias_regularizer=None,
-        activity_regularizer=None,
-        factor_constraint=None,
-        bias_constraint=None,
-        execution="auto",
-        recompute=False,
-        **kwargs,
+        filters: int,
+        kernel_size: int | Sequence[int],
+        ranks: Ranks,
+        strides: int | Sequence[int] = 1,
+        padding: str = "valid",
+        data_format: str | None = None,
+        dilation_rate: int | Sequence[int] = 1,
+        groups: int = 1,
+        activation: str | Callable[..., Any] | None = None,
+        use_bias: bool = True,
+        factor_initializer: Identifier = "orthogonal_factors",
+        bias_initializer: Identifier = "zeros",
+        factor_regularizer: Identifier | None = None,
+        kernel_regularizer: Identifier | None = None,
+        bias_regularizer: Identifier | None = None,
+        activity_regularizer: Identifier | None = None,
+        factor_constraint: Identifier | None = None,
+        bias_constraint: Identifier | None = None,
+        execution: Execution = "auto",
+        recompute: bool = False,
+        **kwargs: Any,
     ):
         if isinstance(filters, bool) or not isinstance(filters, (int, np.integer)):
             raise ValueError(f"`filters` is a positive int. Received: filters={filters!r}")
@@ -89,7 +101,7 @@ class FactorizedConv(FactorizedLayer):
             )
         self.input_spec = keras.layers.InputSpec(min_ndim=self.spatial_dims + 2)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Sequence[int | None]) -> None:
         channels = input_shape[self._channel_axis]
         if channels is None:
             raise ValueError(
@@ -149,7 +161,7 @@ class FactorizedConv(FactorizedLayer):
             dilation_rate=stage.dilation_rate,
         )
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         spatial = conv_output_size(
             self._spatial_size(input_shape), self.kernel_size, self.strides, self.padding, self.dilation_rate
         )
@@ -163,14 +175,14 @@ class FactorizedConv(FactorizedLayer):
             return (input_shape[0], *spatial, self.filters)
         return (input_shape[0], self.filters, *spatial)
 
-    def stock_layers(self):
+    def stock_layers(self) -> list[tuple[keras.layers.Layer, list[np.ndarray]]]:
         if not self._runs_chain:
             return [self.merged()]
         names = [f"{self.name}_{name}" for name in self.format.factor_names]
         last = len(names) - 1
         layers = []
         for index, (stage, factor) in enumerate(zip(self._stages, self.factors)):
-            arguments = self._bias_arguments() if index == last else {"use_bias": False}
+            arguments: dict[str, Any] = self._bias_arguments() if index == last else {"use_bias": False}
             weights = [factor] if index < last or self.bias is None else [factor, self.bias]
             if stage.depthwise and self.padding == "causal":  # which the stock depthwise layer does not know
                 before = stage.dilation_rate[0] * (stage.kernel_size[0] - 1)

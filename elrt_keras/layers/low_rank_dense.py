@@ -1,12 +1,16 @@
 """The low-rank dense layer."""
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
-from elrt_keras.formats.base import ChainCosts, chain_costs, dense_stage
-from elrt_keras.layers.factorized import FactorizedLayer
+from elrt_keras.formats.base import ChainCosts, Ranks, chain_costs, dense_stage
+from elrt_keras.initializers import Identifier
+from elrt_keras.layers.factorized import Execution, FactorizedLayer
 
 
 @keras.saving.register_keras_serializable("elrt_keras")
@@ -49,24 +53,25 @@ class LowRankDense(FactorizedLayer):
     format_name = "svd"
     spatial_dims = 0
     stock_class = keras.layers.Dense
+    units: int
 
     def __init__(
         self,
-        units,
-        ranks,
-        activation=None,
-        use_bias=True,
-        factor_initializer="orthogonal_factors",
-        bias_initializer="zeros",
-        factor_regularizer=None,
-        kernel_regularizer=None,
-        bias_regularizer=None,
-        activity_regularizer=None,
-        factor_constraint=None,
-        bias_constraint=None,
-        execution="auto",
-        recompute=False,
-        **kwargs,
+        units: int,
+        ranks: Ranks,
+        activation: str | Callable[..., Any] | None = None,
+        use_bias: bool = True,
+        factor_initializer: Identifier = "orthogonal_factors",
+        bias_initializer: Identifier = "zeros",
+        factor_regularizer: Identifier | None = None,
+        kernel_regularizer: Identifier | None = None,
+        bias_regularizer: Identifier | None = None,
+        activity_regularizer: Identifier | None = None,
+        factor_constraint: Identifier | None = None,
+        bias_constraint: Identifier | None = None,
+        execution: Execution = "auto",
+        recompute: bool = False,
+        **kwargs: Any,
     ):
         shared = {
             "units": units,
@@ -90,7 +95,7 @@ class LowRankDense(FactorizedLayer):
         )
         self.input_spec = keras.layers.InputSpec(min_ndim=2)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Sequence[int | None]) -> None:
         channels = input_shape[-1]
         if channels is None:
             raise ValueError(
@@ -112,10 +117,10 @@ class LowRankDense(FactorizedLayer):
             return ops.matmul(ops.matmul(inputs, first), second)
         return ops.matmul(inputs, ops.matmul(first, second))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         return (*input_shape[:-1], self.units)
 
-    def stock_layers(self):
+    def stock_layers(self) -> list[tuple[keras.layers.Layer, list[np.ndarray]]]:
         if not self._runs_chain:
             return [self.merged()]
         common = {"dtype": self.dtype_policy, "trainable": self.trainable}

@@ -5,15 +5,29 @@ import logging
 import math
 import tempfile
 import warnings
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import keras
 import numpy as np
 
+from elrt_keras.formats.base import Shape, Stage
+
+if TYPE_CHECKING:
+    import tf_keras
+
 QUANTIZATIONS = (None, "float16", "dynamic_int8", "int8")
+Quantization: TypeAlias = Literal["float16", "dynamic_int8", "int8"]
 INPUT, OUTPUT = "image", "scores"
 
 
-def model_to_litert(model, quantization=None, calibration=None, io_dtype="float32", input_shape=None):
+def model_to_litert(
+    model: "keras.Model | tf_keras.Model",
+    quantization: Quantization | None = None,
+    calibration: np.ndarray | None = None,
+    io_dtype: str = "float32",
+    input_shape: Sequence[int] | None = None,
+) -> bytes:
     """A Keras model as LiteRT bytes for one example at a time; batch-norm goes into the convolutions.
 
     Args:
@@ -38,7 +52,7 @@ def model_to_litert(model, quantization=None, calibration=None, io_dtype="float3
 
 
 @contextlib.contextmanager
-def plain_errors(model, what):
+def plain_errors(model: "keras.Model | tf_keras.Model", what: str) -> Iterator[None]:
     """Around saving and converting a model: whatever their parts raise becomes a `ValueError` with the reason."""
     import tensorflow as tf
 
@@ -52,7 +66,12 @@ def plain_errors(model, what):
         ) from error
 
 
-def save_archive(model, folder, batch_size, input_shape=None):
+def save_archive(
+    model: "keras.Model | tf_keras.Model",
+    folder: str,
+    batch_size: int | None,
+    input_shape: Sequence[int] | None = None,
+) -> None:
     """Writes a SavedModel with one signature, from `image` to `scores`, of a Keras 3 or a tf_keras model."""
     shape = (batch_size, *(input_shape or model.inputs[0].shape[1:]))
     if not isinstance(model, keras.Model):
@@ -119,7 +138,7 @@ def _quiet_converter():
         absl_logging.set_verbosity(verbosity)
 
 
-def chain_to_litert(stages, input_size, padding, seed=0):
+def chain_to_litert(stages: Sequence[Stage], input_size: Shape, padding: str, seed: int = 0) -> bytes:
     """A chain of convolutions with random weights as LiteRT bytes, for timing.
 
     Args:

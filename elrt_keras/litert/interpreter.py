@@ -4,6 +4,8 @@ import collections
 
 import numpy as np
 
+from elrt_keras.atomic import Path
+
 
 class Runner:
     """A LiteRT model ready to run: float arrays in and out, whatever the types in the file.
@@ -17,7 +19,7 @@ class Runner:
         ImportError: without the `litert` extra.
     """
 
-    def __init__(self, model, threads=1):
+    def __init__(self, model: bytes | Path, threads: int = 1):
         interpreter = _interpreter(model, threads)
         inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
         if len(inputs) != 1 or len(outputs) != 1:
@@ -27,25 +29,25 @@ class Runner:
         self._interpreter, self._input, self._output = interpreter, inputs[0], outputs[0]
 
     @property
-    def input_shape(self):
+    def input_shape(self) -> tuple[int, ...]:
         """Shape of one example: `(height, width, channels)` for images."""
         return tuple(int(size) for size in self._input["shape"][1:])
 
     @property
-    def input_dtype(self):
+    def input_dtype(self) -> str:
         """Name of the input's type in the file: `float32`, `int8` or `uint8`."""
         return np.dtype(self._input["dtype"]).name
 
-    def __call__(self, examples):
+    def __call__(self, examples: np.ndarray) -> np.ndarray:
         """Outputs `(N, …)` as float32 of examples `(N, …)`, computed one by one."""
         return np.concatenate([self._one(example[None]) for example in np.asarray(examples, "float32")])
 
-    def set_random_input(self, seed=0):
+    def set_random_input(self, seed: int = 0) -> None:
         """Puts a random example in place, for `invoke`."""
         example = np.random.default_rng(seed).uniform(0, 255, self._input["shape"])
         self._set(example.astype("float32"))
 
-    def invoke(self):
+    def invoke(self) -> None:
         """Computes the outputs of the example in place."""
         self._interpreter.invoke()
 
@@ -79,7 +81,7 @@ def _interpreter(model, threads):
     return interpreter
 
 
-def operators(content):
+def operators(content: bytes) -> collections.Counter[str]:
     """How often each operator occurs in a model's bytes: `Counter({"CONV_2D": 20, …})`."""
     from ai_edge_litert.tools import flatbuffer_utils
 

@@ -11,14 +11,14 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 
-def resident(field):
+def resident(field: str) -> int:
     """A figure of Linux' process table in bytes: `VmRSS` (now) or `VmHWM` (the most so far)."""
     with open("/proc/self/status", encoding="ascii") as file:
         line = next(line for line in file if line.startswith(f"{field}:"))
     return 1024 * int(line.split()[1])
 
 
-def main(path, threads):
+def main(path: str, threads: str) -> None:
     """Loads the model, runs it twice on zeros and prints the growth."""
     before = resident("VmRSS")
     interpreter = Interpreter(path, num_threads=int(threads))

@@ -6,6 +6,7 @@ the labels as a text file in a ZIP archive behind the model, so that `unzip` sho
 
 import io
 import zipfile
+from collections.abc import Sequence
 
 LABELS = "labels.txt"
 _ENTRY, _IDENTIFIER, _PARSER = "TFLITE_METADATA", b"M001", "1.0.0"
@@ -14,7 +15,13 @@ _IMAGE, _NORMALIZATION, _AXIS_LABELS = 2, 1, 2
 _COLORS = {1: 2, 3: 1}  # channels → GRAYSCALE, RGB
 
 
-def with_metadata(content, name, input_shape, input_range, class_names=None):
+def with_metadata(
+    content: bytes,
+    name: str,
+    input_shape: Sequence[int],
+    input_range: tuple[float, float],
+    class_names: Sequence[str] | None = None,
+) -> bytes:
     """A model's bytes with metadata.
 
     Args:
@@ -38,7 +45,7 @@ def with_metadata(content, name, input_shape, input_range, class_names=None):
     return content if class_names is None else _with_file(content, LABELS, "\n".join(class_names) + "\n")
 
 
-def read_labels(content):
+def read_labels(content: bytes) -> list[str] | None:
     """The class names in a model's bytes, or `None`."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:

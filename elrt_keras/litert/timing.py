@@ -4,11 +4,14 @@ import os
 import pathlib
 import platform
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
+from elrt_keras.litert.interpreter import Runner
 
-def time_interleaved(runners, runs, warmup=3):
+
+def time_interleaved(runners: Sequence[Runner], runs: int, warmup: int = 3) -> np.ndarray:
     """Seconds of single inferences, one model after the other in every round, so that noise hits all alike.
 
     Args:
@@ -30,14 +33,14 @@ def time_interleaved(runners, runs, warmup=3):
     return seconds[:, warmup:]
 
 
-def machine_key(threads):
+def machine_key(threads: int) -> str:
     """What times hold for: runtime and its version, processor, threads."""
     import ai_edge_litert
 
     return f"ai-edge-litert {ai_edge_litert.__version__}, {processor()}, {os.cpu_count()} cores, {threads} threads"
 
 
-def processor():
+def processor() -> str:
     """The processor's name, as far as the system tells it."""
     if os.path.exists("/proc/cpuinfo"):
         for line in pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():

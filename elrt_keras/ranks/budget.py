@@ -2,6 +2,10 @@
 
 import dataclasses
 import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import keras
 
 from elrt_keras.costs import count_costs
 from elrt_keras.ranks import energy, latency
@@ -13,23 +17,24 @@ from elrt_keras.ranks.uniform import ScaledRanks
 from elrt_keras.traversal import iterate_replaceable
 
 METHODS = ("uniform", "energy", *ESTIMATES, "latency")
+Method: TypeAlias = Literal["uniform", "energy", "vbmf", "stable_rank", "latency"]
 
 
 def plan_ranks(
-    model,
+    model: keras.Model,
     *,
-    format="tucker2",
-    fraction=None,
-    max_macs=None,
-    max_params=None,
-    max_latency=None,
-    method="uniform",
-    multiple_of=None,
-    exclude=None,
-    break_even=True,
-    input_shape=None,
-    threads=1,
-):
+    format: str | Mapping[str, str] = "tucker2",
+    fraction: float | None = None,
+    max_macs: float | None = None,
+    max_params: float | None = None,
+    max_latency: float | None = None,
+    method: Method = "uniform",
+    multiple_of: int | None = None,
+    exclude: str | Sequence[str] | None = None,
+    break_even: bool = True,
+    input_shape: Sequence[int] | None = None,
+    threads: int = 1,
+) -> RankPlan:
     """Chooses a format and ranks for each convolution and dense layer of a model, under a budget.
 
     Methods:
@@ -154,7 +159,9 @@ def _validated_limits(fraction, max_macs, max_params, max_latency, method):
     return limits
 
 
-def validated_budgets(max_macs, max_params, max_latency=None):
+def validated_budgets(
+    max_macs: float | None, max_params: float | None, max_latency: float | None = None
+) -> dict[str, float]:
     """`{"macs", "params", "latency"}` of the budgets that are given, as floats.
 
     Raises:
@@ -174,7 +181,7 @@ def _is_number(value):
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def validated_multiple(multiple_of):
+def validated_multiple(multiple_of: Any) -> int:
     """The step of the rank grid as an int; `None` for what SIMD units like.
 
     Raises:

@@ -9,10 +9,12 @@ and layers take a step back where that lets others gain more.
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from elrt_keras.ranks.grid import grid
+from elrt_keras.ranks.grid import Budget, Chosen, grid
+from elrt_keras.ranks.survey import Candidate
 
 # Weights of the first of two budgets that are tried; the second gets the rest.
 _MIXES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -54,7 +56,14 @@ class _Options:
         return (self.losses[a] - self.losses[b]) / (self.prices[b] - self.prices[a])
 
 
-def solve(candidates, budget, multiple_of, break_even=True, judged_by=("macs",), dense=True):
+def solve(
+    candidates: Sequence[Candidate],
+    budget: Budget,
+    multiple_of: int,
+    break_even: bool = True,
+    judged_by: Sequence[str] = ("macs",),
+    dense: bool = True,
+) -> Chosen:
     """Ranks (or `None`) by layer name that lose least under the budget.
 
     Args:
@@ -81,12 +90,12 @@ def solve(candidates, budget, multiple_of, break_even=True, judged_by=("macs",),
             continue
         found.append((sum(o.losses[i] for o, i in zip(options, chosen)), options, chosen))
     if not found:
-        raise refused
+        raise refused  # pyright: ignore[reportGeneralTypeIssues]  (nothing found: something was refused)
     _, options, chosen = min(found, key=lambda result: result[0])
     return {c.name: o.ranks[i] for c, o, i in zip(candidates, options, chosen)}
 
 
-def total_loss(candidates, chosen):
+def total_loss(candidates: Sequence[Candidate], chosen: Chosen) -> float:
     """The sum over all layers of what the chosen ranks lose, in parts of each layer's squared norm."""
     return sum(_loss(_tails(c), chosen[c.name]) for c in candidates if chosen[c.name] is not None)
 

@@ -1,17 +1,19 @@
 """Rank estimates from a trained kernel's unfolding, one number per matrix, by method name."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from elrt_keras.formats.base import squared_singular_values
 from elrt_keras.ranks.vbmf import evbmf_of_spectrum
 
 
-def vbmf_rank(matrix):
+def vbmf_rank(matrix: np.ndarray) -> int:
     """The number of singular values that stand out of the noise (EVBMF), at least 1."""
     return max(1, evbmf_of_spectrum(squared_singular_values(matrix), matrix.shape).rank)
 
 
-def stable_rank(matrix):
+def stable_rank(matrix: np.ndarray) -> float:
     """‖A‖_F² / ‖A‖₂², between 1 and the rank; 1 for a zero matrix.
 
     Example:
@@ -23,4 +25,4 @@ def stable_rank(matrix):
     return float(squares.sum() / squares[0]) if squares[0] > 0 else 1.0
 
 
-ESTIMATES = {"vbmf": vbmf_rank, "stable_rank": stable_rank}
+ESTIMATES: dict[str, Callable[[np.ndarray], float]] = {"vbmf": vbmf_rank, "stable_rank": stable_rank}

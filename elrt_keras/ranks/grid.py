@@ -2,16 +2,21 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+# Ranks of each layer by its name; `None` where it stays dense.
+Chosen: TypeAlias = Mapping[str, tuple[int, ...] | None]
 
 SIMD_MULTIPLE = 8
 
 
-def grid_step(limit, multiple_of):
+def grid_step(limit: int, multiple_of: int) -> int:
     """The distance of the ranks a layer may take: a layer too narrow for the multiple takes any rank."""
     return multiple_of if limit > multiple_of else 1
 
 
-def on_grid(rank, limit, multiple_of):
+def on_grid(rank: float, limit: int, multiple_of: int) -> int:
     """The grid rank nearest to `rank`, at least one step; the limit itself is on every grid."""
     if rank >= limit:
         return limit
@@ -19,7 +24,7 @@ def on_grid(rank, limit, multiple_of):
     return min(limit, max(1, math.floor(rank / step + 0.5)) * step)
 
 
-def grid(limit, multiple_of):
+def grid(limit: int, multiple_of: int) -> list[int]:
     """All ranks of the grid, ascending."""
     step = grid_step(limit, multiple_of)
     return [*range(step, limit, step), limit]
@@ -35,11 +40,11 @@ class Budget:
         limits: the same or fewer keys: what may be spent.
     """
 
-    candidates: list
-    totals: dict
-    limits: dict
+    candidates: list[Any]
+    totals: Mapping[str, float]
+    limits: Mapping[str, float]
 
-    def spent(self, chosen):
+    def spent(self, chosen: Chosen) -> dict[str, float]:
         """`{resource: total}` of the whole model under a choice of ranks (`None`: dense) by layer name."""
         spent = {resource: self.totals[resource] for resource in self.limits}
         for candidate in self.candidates:
@@ -49,19 +54,19 @@ class Budget:
                     spent[resource] += low[resource] - dense[resource]
         return spent
 
-    def allows(self, spent):
+    def allows(self, spent: Mapping[str, float]) -> bool:
         """Whether these totals are within all limits."""
         return all(spent[resource] <= limit for resource, limit in self.limits.items())
 
-    def fits(self, chosen):
+    def fits(self, chosen: Chosen) -> bool:
         """Whether the model under a choice of ranks is within all limits."""
         return self.allows(self.spent(chosen))
 
-    def nearly_spent(self, spent):
+    def nearly_spent(self, spent: Mapping[str, float]) -> bool:
         """Whether some total is within 1 % of the dense model's below its limit."""
         return any(limit - spent[resource] <= 0.01 * self.totals[resource] for resource, limit in self.limits.items())
 
-    def check_reachable(self, smallest, multiple_of):
+    def check_reachable(self, smallest: Chosen, multiple_of: int) -> None:
         """Refuses a budget that even the smallest choice exceeds.
 
         Raises:

@@ -12,6 +12,8 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -43,15 +45,15 @@ class TimedCandidate(Candidate):
     `times` maps ranks, and `None` for the dense layer, to seconds per example.
     """
 
-    times: dict = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    times: dict[tuple[int, ...] | None, float] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
-    def dense_costs(self):
+    def dense_costs(self) -> dict[str, float]:
         return {**super().dense_costs(), "latency": self.times[None]}
 
-    def costs(self, ranks):
+    def costs(self, ranks: tuple[int, ...] | None) -> dict[str, float]:
         return {**super().costs(ranks), "latency": self.times[ranks]}
 
-    def scaled(self, factor):
+    def scaled(self, factor: float) -> "TimedCandidate":
         """The same with all times multiplied."""
         return dataclasses.replace(self, times={ranks: factor * time for ranks, time in self.times.items()})
 
@@ -64,8 +66,10 @@ class TimeTable:
         folder: where the file lies; `None` for `$ELRT_CACHE_DIR`, or else `~/.cache/elrt_keras`.
     """
 
-    def __init__(self, threads, folder=None):
+    def __init__(self, threads: int, folder: str | None = None):
         folder = folder or os.environ.get("ELRT_CACHE_DIR") or os.path.join(_user_cache(), "elrt_keras")
+        self.threads: int
+        self.path: str
         self.threads, self._machine = threads, litert.machine_key(threads)
         name = hashlib.sha256(self._machine.encode()).hexdigest()[:16]
         self.path = os.path.join(folder, f"latency_{name}.json")
@@ -77,11 +81,11 @@ class TimeTable:
             raise ValueError(f"Expected a folder that can be written. Received: ELRT_CACHE_DIR={folder!r}")
         self._seconds = self._read()
 
-    def get(self, key):
+    def get(self, key: str) -> float | None:
         """The seconds of a key, or `None`."""
         return self._seconds.get(key)
 
-    def add(self, measured):
+    def add(self, measured: Mapping[str, float]) -> None:
         """Takes in a dict of seconds and writes the file; another process's entries stay."""
         self._seconds = {**self._read(), **self._seconds, **measured}
         document = {"machine": self._machine, "seconds": self._seconds}
@@ -102,7 +106,9 @@ def _user_cache():
     return os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
 
 
-def time_candidates(candidates, multiple_of, table, track=iter):
+def time_candidates(
+    candidates: Sequence[Candidate], multiple_of: int, table: TimeTable, track: Callable[..., Any] = iter
+) -> list[TimedCandidate]:
     """The candidates as `TimedCandidate`s: every rank of a coarse grid that saves MACs, measured or read from `table`.
 
     Args:
@@ -125,7 +131,7 @@ def time_candidates(candidates, multiple_of, table, track=iter):
     return timed
 
 
-def measured_ranks(candidate, multiple_of):
+def measured_ranks(candidate: Candidate, multiple_of: int) -> list[tuple[int, ...]]:
     """The ranks of a coarse grid at which the chain has fewer MACs than the dense layer."""
     dense = candidate.dense_costs()
     fractions = _FEW_FRACTIONS if dense["params"] > _LARGE else _FRACTIONS.get(len(candidate.limits), _MORE_RANKS)
@@ -173,7 +179,7 @@ def _key(stages, size, padding):
     return json.dumps([list(size), padding, [list(dataclasses.astuple(stage)) for stage in stages]])
 
 
-def measure(contents, threads):
+def measure(contents: Sequence[bytes], threads: int) -> np.ndarray:
     """Seconds of one inference of each of several LiteRT models (bytes): the lower quartile of interleaved runs."""
     runners = [litert.Runner(content, threads) for content in contents]
     one_round = float(litert.time_interleaved(runners, runs=1, warmup=1).sum())
@@ -181,7 +187,14 @@ def measure(contents, threads):
     return np.quantile(litert.time_interleaved(runners, rounds, warmup=1), _QUANTILE, axis=1)
 
 
-def timed(model, budget, part, multiple_of, threads, input_shape=None):
+def timed(
+    model: keras.Model,
+    budget: Budget,
+    part: float,
+    multiple_of: int,
+    threads: int,
+    input_shape: Sequence[int] | None = None,
+) -> tuple[list[TimedCandidate], Budget]:
     """The candidates of a budget with their times, and the budget with a limit of the model's time.
 
     Args:

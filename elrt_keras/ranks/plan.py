@@ -3,8 +3,11 @@
 import collections.abc
 import fnmatch
 import typing
+from collections.abc import Iterable, Iterator, Mapping
 
 from elrt_keras import formats
+from elrt_keras.atomic import Path
+from elrt_keras.formats.base import Ranks
 from elrt_keras.ranks import plan_file
 from elrt_keras.tables import render_table
 
@@ -32,18 +35,21 @@ class LayerPlan(typing.NamedTuple):
     """
 
     format: str
-    ranks: tuple | None
+    ranks: tuple[int | float, ...] | None
 
     @property
-    def is_dense(self):
+    def is_dense(self) -> bool:
         """Whether the layer stays as it is."""
         return self.format == "dense"
 
 
 DENSE = LayerPlan("dense", None)
 
+# What may be set as the entry of a layer.
+Entry: typing.TypeAlias = LayerPlan | tuple[str, Ranks] | typing.Literal["dense"] | None
 
-class RankPlan(collections.abc.MutableMapping):
+
+class RankPlan(collections.abc.MutableMapping[str, LayerPlan]):
     """Mapping from layer name to `LayerPlan(format, ranks)`, in the order of the model.
 
     A layer inside a nested model is keyed `"nested_model/layer"`. Values may be set as a `LayerPlan`, a tuple
@@ -67,22 +73,28 @@ class RankPlan(collections.abc.MutableMapping):
     True
     """
 
-    def __init__(self, entries=(), reasons=None, costs=None, latency=None):
-        self._entries = {}
-        self.reasons = dict(reasons or {})
-        self.costs = dict(costs or {})
-        self.latency = latency
+    def __init__(
+        self,
+        entries: Mapping[str, Entry] | Iterable[tuple[str, Entry]] = (),
+        reasons: Mapping[str, str] | None = None,
+        costs: Mapping[str, dict[str, typing.Any]] | None = None,
+        latency: dict[str, float] | None = None,
+    ):
+        self._entries: dict[str, LayerPlan] = {}
+        self.reasons: dict[str, str] = dict(reasons or {})
+        self.costs: dict[str, dict[str, typing.Any]] = dict(costs or {})
+        self.latency: dict[str, float] | None = latency
         for name, value in dict(entries).items():
             self._entries[name] = _validated(name, value)
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: str) -> LayerPlan:
         return self._entries[name]
 
-    def __setitem__(self, name, value):
+    def __setitem__(self, name: str, value: Entry) -> None:
         self._entries[name] = _validated(name, value)
         self._forget(name)
 
-    def __delitem__(self, name):
+    def __delitem__(self, name: str) -> None:
         del self._entries[name]
         self._forget(name)
 
@@ -91,35 +103,36 @@ class RankPlan(collections.abc.MutableMapping):
         self.costs.pop(name, None)
         self.latency = None
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._entries)
 
-    def factorized(self):
+    def factorized(self) -> dict[str, LayerPlan]:
         """The entries that are not dense, as a plain dict."""
         return {name: entry for name, entry in self.items() if not entry.is_dense}
 
-    def matching(self, pattern):
+    def matching(self, pattern: str) -> list[str]:
         """The layer names that match a shell-style pattern."""
         return [name for name in self if fnmatch.fnmatchcase(name, pattern)]
 
-    def save(self, path):
+    def save(self, path: Path) -> None:
         """Writes the plan as JSON, atomically.
 
         Args:
             path: file path.
         """
+        # What is not dense has ranks; type checkers do not see that.
         entries = {
-            name: "dense" if entry.is_dense else {"format": entry.format, "ranks": list(entry.ranks)}
+            name: "dense" if entry.is_dense else {"format": entry.format, "ranks": list(entry.ranks)}  # pyright: ignore
             for name, entry in self.items()
         }
         document = {"layers": entries, "reasons": self.reasons, "costs": self.costs}
         plan_file.write(path, document if self.latency is None else {**document, "latency": self.latency})
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path: Path) -> typing.Self:
         """Reads a plan from JSON.
 
         Raises:
@@ -135,14 +148,14 @@ class RankPlan(collections.abc.MutableMapping):
         except ValueError as error:
             raise ValueError(f"Expected a rank plan at {str(path)!r}. Received: {error}") from error
 
-    def __str__(self):
+    def __str__(self) -> str:
         rows = []
         timed = any("latency" in costs for costs in self.costs.values())
         columns = _COLUMNS | _MEASURED if timed else _COLUMNS
         for name, entry in self.items():
             costs = self.costs.get(name, {})
             kernel = "×".join(map(str, costs.get("kernel_shape", ())))
-            ranks = self.reasons.get(name, "") if entry.is_dense else "×".join(map(str, entry.ranks))
+            ranks = self.reasons.get(name, "") if entry.is_dense else "×".join(map(str, entry.ranks))  # pyright: ignore
             rows.append((name, kernel, entry.format, ranks, *_before_after(costs, columns)))
         header = ["layer", "kernel", "format", "ranks", *columns.values()]
         if self.costs:
@@ -150,7 +163,7 @@ class RankPlan(collections.abc.MutableMapping):
             rows.append(("total of these", "", "", "", *_before_after(totals, columns)))
         return render_table(header, rows, last_is_total=bool(self.costs))
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"RankPlan({self._entries!r})"
 
 

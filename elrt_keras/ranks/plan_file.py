@@ -9,19 +9,20 @@
 
 import json
 import sys
+from typing import Any
 
-from elrt_keras.atomic import write_bytes
+from elrt_keras.atomic import Path, write_bytes
 
 _HEAD = {"kind": "elrt_keras.RankPlan", "version": 1}
 _NUMBERS = ("macs", "params", "planned_macs", "planned_params", "latency", "planned_latency")
 
 
-def write(path, document):
+def write(path: Path, document: dict[str, Any]) -> None:
     """Writes the parts of a plan (`layers`, `reasons`, `costs`, `latency`), all of them or nothing."""
     write_bytes(path, (json.dumps({**_HEAD, **document}, indent=2) + "\n").encode())
 
 
-def read(path):
+def read(path: Path) -> dict[str, Any]:
     """The parts of a plan, a dict. Formats and ranks are left to `RankPlan`, which knows them.
 
     Raises:

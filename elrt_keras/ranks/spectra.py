@@ -2,13 +2,14 @@
 
 import fnmatch
 import typing
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
 
 from elrt_keras import formats
 from elrt_keras.layers import FactorizedLayer
-from elrt_keras.ranks.plan import RankPlan
+from elrt_keras.ranks.plan import Entry, RankPlan
 from elrt_keras.ranks.survey import REPLACEABLE, suitable_format
 from elrt_keras.traversal import iterate_replaceable
 
@@ -21,11 +22,16 @@ class LayerSpectra(typing.NamedTuple):
         ranks: `{rank name: rank}` of a low-rank or planned layer; empty for a dense one.
     """
 
-    values: dict
-    ranks: dict
+    values: dict[str, np.ndarray]
+    ranks: dict[str, int]
 
 
-def layer_spectra(model, format="tucker2", plan=None, layers=None):
+def layer_spectra(
+    model: keras.Model,
+    format: str = "tucker2",
+    plan: RankPlan | Mapping[str, Entry] | None = None,
+    layers: str | Sequence[str] | None = None,
+) -> dict[str, LayerSpectra]:
     """`{path: LayerSpectra}` of the layers of a model that are low-rank or could be, each under its first name.
 
     Args:
@@ -55,7 +61,7 @@ def layer_spectra(model, format="tucker2", plan=None, layers=None):
     return {path: _spectra_of(path, *by_path[path], plan) for path in _matching(by_path, layers)}
 
 
-def _kernel_layers(model, format, plan):
+def _kernel_layers(model, format, plan) -> dict[str, tuple[keras.layers.Layer, formats.Format]]:
     """`{path: (layer, Format)}`."""
     if not isinstance(model, keras.Model):
         raise ValueError(f"Expected a Keras model. Received: model={model!r}")

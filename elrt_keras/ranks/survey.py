@@ -5,6 +5,8 @@ import collections.abc
 import dataclasses
 import fnmatch
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -37,30 +39,30 @@ class Candidate:
 
     name: str
     format: formats.Format
-    kernel_shape: tuple
-    limits: tuple
-    sizes: tuple
-    strides: tuple
+    kernel_shape: tuple[int, ...]
+    limits: tuple[int, ...]
+    sizes: tuple[tuple[tuple[int, ...], int], ...]
+    strides: tuple[int, ...]
     padding: str
-    dilation_rate: tuple
+    dilation_rate: tuple[int, ...]
     layer: keras.layers.Layer = dataclasses.field(compare=False, repr=False)
-    choices: tuple | None = None
+    choices: tuple[tuple[int, ...], ...] | None = None
 
-    def dense_costs(self):
+    def dense_costs(self) -> dict[str, float]:
         """`{"macs", "params"}` of the dense layer (without the bias, which it keeps)."""
         return self._costs([dense_stage(self.kernel_shape, self.strides, self.dilation_rate)])
 
-    def costs(self, ranks):
+    def costs(self, ranks: tuple[int, ...] | None) -> dict[str, float]:
         """`{"macs", "params"}` of the chain at `ranks`; of the dense layer for `None`."""
         if ranks is None:
             return self.dense_costs()
         return self._costs(self.format.stages(self.kernel_shape, ranks, self.strides, self.dilation_rate))
 
-    def _costs(self, stages):
+    def _costs(self, stages) -> dict[str, float]:
         costs = [(chain_costs(stages, size, self.padding), count) for size, count in self.sizes]
         return {"macs": sum(cost.macs * count for cost, count in costs), "params": costs[0][0].params}
 
-    def kernel(self):
+    def kernel(self) -> np.ndarray:
         """The dense kernel as a float64 array.
 
         Raises:
@@ -71,13 +73,18 @@ class Candidate:
             raise ValueError(f"Expected weights of finite numbers. Received: NaN or infinity in layer {self.name!r}")
         return kernel
 
-    def is_cheaper(self, ranks, judged_by):
+    def is_cheaper(self, ranks: tuple[int, ...], judged_by: Sequence[str]) -> bool:
         """Whether the chain costs no more than the dense layer in all the resources, and less in one."""
         dense, low = self.dense_costs(), self.costs(ranks)
         return all(low[r] <= dense[r] for r in judged_by) and any(low[r] < dense[r] for r in judged_by)
 
 
-def survey(model, format_of, exclude, input_shape=None):
+def survey(
+    model: keras.Model,
+    format_of: str | Mapping[str, str],
+    exclude: str | Sequence[str] | None,
+    input_shape: Sequence[int] | None = None,
+) -> tuple[list[Candidate], dict[str, str]]:
     """The candidates of a dense model, and for every other layer that one could expect here, why it stays dense.
 
     Args:
@@ -115,7 +122,7 @@ def survey(model, format_of, exclude, input_shape=None):
     return candidates, reasons
 
 
-def survey_low_rank(model, input_shape=None):
+def survey_low_rank(model: keras.Model, input_shape: Sequence[int] | None = None) -> list[Candidate]:
     """The candidates of a low-rank model: its low-rank layers, limited to the ranks they have."""
     calls = trace_calls(model, input_shape)
     candidates, seen = [], set()
@@ -160,7 +167,7 @@ def _stem_and_classifier(likely, calls):
     return excluded
 
 
-def _formats_by_path(paths, format_of):
+def _formats_by_path(paths: list[str], format_of: Any) -> dict[str, Any]:
     if not isinstance(format_of, collections.abc.Mapping):
         formats.get(format_of)
         return dict.fromkeys(paths, getattr(format_of, "name", format_of))
@@ -178,7 +185,7 @@ def _formats_by_path(paths, format_of):
     return {path: chosen.get(path, "dense") for path in paths}
 
 
-def suitable_format(layer, name):
+def suitable_format(layer: keras.layers.Layer, name: str) -> str:
     """The format for a layer where `name` is asked for: a kernel of one position is a matrix, and SVD is its format."""
     pointwise = math.prod(getattr(layer, "kernel_size", ())) == 1
     return "svd" if pointwise and name != "dense" else name
@@ -209,6 +216,7 @@ def _why_dense(layer, name, input_shapes):
 
 def _candidate(path, layer, layer_format, input_shapes, limits=None):
     kernel_shape = tuple(layer.kernel.shape)
+    geometry: dict[str, Any]
     if len(kernel_shape) == 2:  # a dense layer
         positions = sum(math.prod(shape[1:-1]) for shape in input_shapes)
         geometry = {"sizes": (((), positions),), "strides": (), "padding": "valid", "dilation_rate": ()}

@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 
-from elrt_keras.ranks.grid import grid_step, on_grid
+from elrt_keras.ranks.grid import Budget, Chosen, grid_step, on_grid
+from elrt_keras.ranks.survey import Candidate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,28 +15,28 @@ class ScaledRanks:
     With the full ranks as bases a scale is the fraction of them; with estimated ranks it says how far to deviate.
     """
 
-    candidates: list
-    bases: dict
+    candidates: list[Candidate]
+    bases: Mapping[str, Sequence[float]]
     multiple_of: int
     break_even: bool
-    judged_by: list
+    judged_by: list[str]
 
-    def ranks(self, candidate, scale):
+    def ranks(self, candidate: Candidate, scale: float) -> tuple[int, ...]:
         """The ranks of a layer at a scale."""
         return tuple(
             on_grid(scale * base, limit, self.multiple_of)
             for base, limit in zip(self.bases[candidate.name], candidate.limits)
         )
 
-    def worthwhile(self, candidate, ranks):
+    def worthwhile(self, candidate: Candidate, ranks: tuple[int, ...]) -> tuple[int, ...] | None:
         """The ranks, or `None` (dense) where they save nothing and the break-even guard is on."""
         return ranks if not self.break_even or candidate.is_cheaper(ranks, self.judged_by) else None
 
-    def at(self, scale):
+    def at(self, scale: float) -> Chosen:
         """Ranks or `None` by layer name."""
         return {c.name: self.worthwhile(c, self.ranks(c, scale)) for c in self.candidates}
 
-    def scales(self):
+    def scales(self) -> list[float]:
         """All scales at which some rank changes, ascending, from the smallest ranks to the full ones."""
         scales = set()
         for candidate in self.candidates:
@@ -45,7 +47,7 @@ class ScaledRanks:
         # Just above each, against rounding in `on_grid`.
         return [scale * (1 + 1e-9) for scale in sorted(scales)]
 
-    def solve(self, budget):
+    def solve(self, budget: Budget) -> Chosen:
         """Ranks by layer name at the largest scale that fits, and what is left over spent layer by layer.
 
         Args:

@@ -4,6 +4,7 @@ import functools
 import math
 import numbers
 import typing
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -18,7 +19,7 @@ class VBMF(typing.NamedTuple):
     threshold: float
 
 
-def evbmf(matrix, noise_variance=None):
+def evbmf(matrix: np.ndarray, noise_variance: float | None = None) -> VBMF:
     """Rank of a matrix by empirical variational Bayes matrix factorisation (EVBMF), from its global solution.
 
     The model is `V = B Aᵀ + noise` with V of shape `(L, M)`, L ≤ M (or its transpose), independent Gaussian noise of
@@ -56,7 +57,9 @@ def evbmf(matrix, noise_variance=None):
     return _solve(np.linalg.svd(matrix, compute_uv=False) ** 2, matrix.shape, noise_variance, eps)
 
 
-def evbmf_of_spectrum(squared_singular_values, shape, noise_variance=None):
+def evbmf_of_spectrum(
+    squared_singular_values: np.ndarray | Sequence[float], shape: Sequence[int], noise_variance: float | None = None
+) -> VBMF:
     """The `VBMF` that `evbmf` gives for a matrix, when its singular values are known already.
 
     Args:
@@ -111,7 +114,8 @@ def _solve(squares, shape, noise_variance, eps):
 
 
 def _is_variance(value):
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 <= value < math.inf
+    # Typeshed's `numbers` know no comparisons.
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 <= value < math.inf  # pyright: ignore
 
 
 def _ratio_limit(alpha):

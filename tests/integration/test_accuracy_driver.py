@@ -6,12 +6,13 @@ import pathlib
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 
 from benchmarks import accuracy, in_memory
+from benchmarks.runs import Run
 from elrt_keras.launch import data as launch_data
-from elrt_keras.launch.config import TrainConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
 CIFAR10 = ROOT.parent / "shared" / "data" / "tfds"
@@ -73,7 +74,7 @@ def driver(folder, data, *arguments, grid=GRID, backend="jax"):
 
 def without_times(result):
     rows = [{key: value for key, value in row.items() if key != "seconds"} for row in result["history"]]
-    return rows, {key: value for key, value in result["summary"].items() if key != "seconds_per_epoch"}
+    return rows, {key: value for key, value in result["summary"].items() if "seconds" not in key}
 
 
 def test_a_grid_stands_for_one_run_per_combination():
@@ -89,6 +90,9 @@ def test_a_grid_stands_for_one_run_per_combination():
 def test_the_short_schedule_overrides_fields_of_every_run():
     short = accuracy.expanded({**GRID, "short": {"epochs": 1, "learning_rate": 0.3}}, short=True)
     assert short == {name: {**run, "epochs": 1, "learning_rate": 0.3} for name, run in accuracy.expanded(GRID).items()}
+    own = {"runs": [{"name": "a", "epochs": 9, "short": {"seed": 5}}], "short": {"epochs": 2}}
+    assert accuracy.expanded(own, short=True) == {"a": {"epochs": 2, "seed": 5}}
+    assert accuracy.expanded(own) == {"a": {"epochs": 9}}
     with pytest.raises(ValueError, match="Expected a grid with `short` fields"):
         accuracy.expanded(GRID, short=True)
 
@@ -97,7 +101,7 @@ def test_the_short_schedule_overrides_fields_of_every_run():
 @pytest.mark.parametrize("short", [False, True])
 def test_the_runs_of_the_grids_are_valid(path, short):
     runs = accuracy.expanded(json.loads(path.read_text()), short)
-    assert all(TrainConfig(**fields).dataset == "cifar10" for fields in runs.values())
+    assert all(Run(name, fields, None, "state").config.dataset == "cifar10" for name, fields in runs.items())
 
 
 @pytest.mark.tensorflow
@@ -150,3 +154,54 @@ def test_runs_stop_at_the_time_limit_and_go_on_as_if_undisturbed(noise, tmp_path
     assert "0 of 2" in driver(whole, data, "--only=low_seed0,dense").stdout
     refused = driver(whole, data, "--only=low_seed7")
     assert refused.returncode == 1 and "Received: --only=low_seed7" in refused.stderr
+
+
+@pytest.fixture(scope="module")
+def few_images():
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (40, 32, 32, 3), dtype="uint8"), np.arange(40) % 10
+    return launch_data.ImageData("cifar10", images[:32], labels[:32], images[32:], labels[32:], tuple("abcdefghij"))
+
+
+SHORT = {"dataset": "cifar10", "epochs": 2, "batch_size": 16, "learning_rate": 0.01, "max_macs": 0.4, "multiple_of": 4}
+
+
+@pytest.mark.parametrize(
+    ("fields", "dense_epochs", "epochs"),
+    [
+        ({"fine_tuning": {"epochs": 1, "learning_rate": 0.003}, "rank_method": "vbmf", "max_macs": 0.5}, 2, 3),
+        ({"warmup_epochs": 1, "format": "svd", "orthogonality": "none"}, 1, 2),
+    ],
+    ids=["fine_tuned", "warmed_up"],
+)
+def test_runs_that_begin_dense_stop_anywhere_and_go_on(fields, dense_epochs, epochs, few_images, tmp_path):
+    def run(path):
+        return Run("run", {**SHORT, **fields}, few_images, tmp_path / path)
+
+    whole = run("whole.npz").train()
+    macs = [row["macs"] for row in whole["history"]]
+    assert len(macs) == epochs and len(set(macs[:dense_epochs])) == len(set(macs[dense_epochs:])) == 1
+    assert macs[-1] == whole["summary"]["macs"] <= fields.get("max_macs", 0.4) * macs[0] * 1.02
+    assert whole["summary"]["training_macs"] == sum(3 * 32 * value for value in macs)
+    stops = 0
+    while (parts := run("parts.npz").train(stop_at=0)) is None:
+        stops += 1
+    assert stops == epochs - 1
+    assert without_times(parts) == without_times(whole) and parts["ranks"] == whole["ranks"]
+
+
+def test_a_trained_run_is_tried_at_lower_ranks_and_as_int8(few_images, tmp_path):
+    run = Run("run", {**SHORT, "epochs": 1, "max_macs": 0.5, "shrink_to": "0.4,0.3"}, few_images, tmp_path / "run.npz")
+    found = run.train()
+    assert [point["macs_fraction"] for point in found["shrunk"]] == pytest.approx([0.5, 0.4, 0.3], abs=0.03)
+    assert found["shrunk"][0]["accuracy"] == found["summary"]["test_accuracy"]
+    assert all(point["accuracy"] * 8 == int(point["accuracy"] * 8) for point in found["shrunk"])
+    assert (found["int8_accuracy"] is None) == (keras.backend.backend() != "tensorflow")
+    assert (tmp_path / "run.npz").exists()
+    run.forget()
+    assert not list(tmp_path.iterdir())
+
+
+def test_stable_ranks_do_not_end_a_warm_up_here(few_images):
+    with pytest.raises(ValueError, match="Expected a number of full-rank epochs"):
+        Run("run", {**SHORT, "warmup_epochs": "auto"}, few_images, "state")

@@ -2,13 +2,27 @@
 
 import pathlib
 
-from benchmarks import performance
+import pytest
+
+from benchmarks import accuracy_sections, performance, report
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 
 
-def test_the_page_on_performance_is_made_from_the_results(tmp_path):
-    written = (DOCS / "performance.md").read_text(encoding="utf-8")
-    assert performance.page(tmp_path) == written
+@pytest.mark.parametrize("name", ["performance", "results"])
+def test_the_pages_are_made_from_the_results(name, tmp_path):
+    written = (DOCS / f"{name}.md").read_text(encoding="utf-8")
+    page = {"performance": performance.page, "results": report.results_page}[name]
+    assert page(tmp_path) == written
     for picture in tmp_path.iterdir():
         assert f"(images/{picture.name})" in written and (DOCS / "images" / picture.name).exists()
+
+
+def test_accuracies_are_compared_seed_by_seed():
+    def run(seed, accuracy):
+        return {"config": {"seed": seed}, "summary": {"test_accuracy": accuracy}}
+
+    dense, low_rank = [run(0, 0.9), run(1, 0.8), run(2, 0.7)], [run(2, 0.71), run(0, 0.88), run(5, 0.5)]
+    assert accuracy_sections.differences(low_rank, dense) == pytest.approx([1, -2])
+    assert accuracy_sections.mean_and_deviation([90.0, 92.0], "+") == "+91.00 ± 1.41 (2)"
+    assert accuracy_sections.mean_and_deviation([90.0]) == "90.00 (1)"

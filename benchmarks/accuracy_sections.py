@@ -1,0 +1,202 @@
+"""The sections of the page of results that are about accuracy: dense against ELRT, formats, penalties, initial factors.
+
+They are made from what `benchmarks.accuracy` wrote for the grids in `benchmarks/grids/`: of each run the full schedule
+where it was trained, else the short one.
+"""
+
+import collections
+import json
+import pathlib
+import statistics
+
+from benchmarks import evidence, figures_of_accuracy
+from benchmarks.markdown import machine, section, table
+
+GRIDS = ("resnet20", "deeper")
+_PUBLISHED = pathlib.Path(__file__).parent / "published.json"
+# Rows of the tables: the first words of the names of runs, and what they are called.
+FORMATS = {
+    "elrt": "Tucker-2",
+    "svd": "SVD",
+    "spatial_svd": "spatial SVD",
+    "cp": "CP",
+    "tensor_train": "tensor train",
+}
+PENALTIES = {
+    "no_penalty": "none",
+    "dso_orthogonality_strength0.001": "DSO, ρ = 0.001",
+    "elrt": "DSO, ρ = 0.01",
+    "dso_orthogonality_strength0.1": "DSO, ρ = 0.1",
+    "so": "SO, λ = 0.02",
+    **{f"mc_orthogonality_strength{s}": f"MC, λ = {s}" for s in (0.001, 0.01, 0.1)},
+    **{f"srip_orthogonality_strength{s}": f"SRIP, λ = {s}" for s in (0.001, 0.01, 0.1)},
+    "stiefel": "Stiefel constraint",
+}
+STARTS = {
+    "elrt": "orthogonal",
+    "spectral": "spectral",
+    "glorot": "Glorot, each factor on its own",
+}
+RECIPES = {
+    "elrt": "as above",
+    "frobenius_decay": "weight decay on the composed kernels",
+    "label_smoothing": "label smoothing 0.1",
+}
+
+
+def runs_of(grid):
+    """`({name without seed: runs in the order of their seeds}, epochs)`, of the longer schedule that has results."""
+    for folder in (grid, f"{grid}_short"):
+        groups = collections.defaultdict(list)
+        for name, run in evidence.read(folder).items():
+            groups[name.rpartition("_seed")[0] or name].append(run)
+        if groups:
+            ordered = {name: sorted(runs, key=lambda run: run["config"]["seed"]) for name, runs in groups.items()}
+            return ordered, next(iter(ordered.values()))[0]["config"]["epochs"]
+    return {}, None
+
+
+def accuracies(runs):
+    """Test accuracies in percent."""
+    return [100 * run["summary"]["test_accuracy"] for run in runs]
+
+
+def mean_and_deviation(values, sign=""):
+    """`91.20 ± 0.13 (3)`: mean, standard deviation and number; the number alone for one value."""
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{sign}.2f}{deviation} ({len(values)})"
+
+
+def differences(runs, others):
+    """Accuracies of `runs` less those of the runs in `others` with the same seed, in points."""
+    base = {run["config"]["seed"]: value for run, value in zip(others, accuracies(others))}
+    return [a - base[run["config"]["seed"]] for run, a in zip(runs, accuracies(runs)) if run["config"]["seed"] in base]
+
+
+def headline_section():
+    """Dense networks and their ELRT twins."""
+    rows, results, schedules = [], [], {}
+    for grid in GRIDS:
+        groups, epochs = runs_of(grid)
+        for dense_name in [name for name in groups if name.endswith("dense")]:
+            dense, low_rank = groups[dense_name], groups.get(dense_name.removesuffix("dense") + "elrt")
+            if low_rank is None:
+                continue
+            results += [*dense, *low_rank]
+            summary = low_rank[0]["summary"]
+            schedules[summary["model"]] = epochs
+            rows.append(
+                [
+                    summary["model"],
+                    epochs,
+                    mean_and_deviation(accuracies(dense)),
+                    mean_and_deviation(accuracies(low_rank)),
+                    mean_and_deviation(differences(low_rank, dense), "+"),
+                    f"−{1 - summary['macs_fraction']:.1%}",
+                    f"−{1 - summary['params_fraction']:.1%}",
+                    f"{_orthogonality(low_rank):.3f}",
+                ]
+            )
+    if not rows:
+        return ""
+    header = ["network", "epochs", "dense, %", "ELRT, %", "difference, points", "MACs", "parameters", "factor error"]
+    published = [
+        [row["model"], row["method"], row["result"], row["reduction"]]
+        for row in json.loads(_PUBLISHED.read_text(encoding="utf-8"))
+    ]
+    return section(
+        "ELRT against the dense network",
+        f"""Tucker-2 from scratch with double soft orthogonality (ρ = 0.01, uniform ranks), and the dense network with
+        the same data, recipe and seeds: mean ± standard deviation (number of seeds) of the test accuracy after the last
+        epoch; differences are taken seed by seed. {_schedule_note(schedules)} *Factor error* is the mean
+        orthogonality error of the factors. Data: {results[0]["data"]}.""",
+        table(header, rows),
+        "Published, on CIFAR-10 itself and on full schedules, none of them ours:",
+        table(["network", "method", "top-1, %", "FLOPs less"], published),
+        _sources(results),
+    )
+
+
+def _schedule_note(schedules):
+    short = sorted({epochs for epochs in schedules.values() if epochs < 100})
+    if not short:
+        return ""
+    return (
+        f"**Short schedule: {' and '.join(map(str, short))} epochs of one cycle; the literature trains for 200.** "
+        "Nothing has converged; low-rank and dense networks lose different amounts by that, so these differences say "
+        "how fast the networks train and not where they end."
+    )
+
+
+def _orthogonality(runs):
+    errors = [error for run in runs for error in run["summary"]["orthogonality_error"].values()]
+    return statistics.mean(errors) if errors else float("nan")
+
+
+def comparison(title, text, names, images):
+    """One table and one figure of the ResNet-20 runs in `names`; empty with fewer than two of them."""
+    groups, epochs = runs_of("resnet20")
+    found = {label: groups[name] for name, label in names.items() if name in groups}
+    if len(found) < 2 or "dense" not in groups:
+        return ""
+    rows = []
+    for label, runs in found.items():
+        summary = runs[0]["summary"]
+        against = differences(runs, groups["dense"])
+        rows.append(
+            [
+                label,
+                mean_and_deviation(accuracies(runs)),
+                mean_and_deviation(against, "+") if against else "",
+                f"{summary['macs_fraction']:.1%}",
+                f"{summary['params_fraction']:.1%}",
+                f"{_orthogonality(runs):.3f}",
+                f"{statistics.median(run['summary']['seconds_per_epoch'] for run in runs):.0f}",
+            ]
+        )
+    picture = images / f"accuracy_{title.lower().replace(' ', '_')}.png"
+    figures_of_accuracy.comparison(
+        {label: accuracies(runs) for label, runs in found.items()},
+        accuracies(groups["dense"]),
+        {label: runs[0]["history"] for label, runs in found.items()},
+        picture,
+    )
+    header = ["run", "test accuracy, %", "against dense", "MACs", "parameters", "factor error", "s/epoch"]
+    short = "" if epochs >= 100 else f" Short schedule: {epochs} epochs of one cycle."
+    return section(
+        f"{title}, ResNet-20",
+        f"{text}{short} Seconds of an epoch were taken with other work on the machine.",
+        table(header, rows),
+        f"![Test accuracies of the runs, and over the epochs](images/{picture.name})",
+        _sources([run for runs in found.values() for run in runs]),
+    )
+
+
+def penalties_section(images):
+    """Penalties side by side, and how far the two that must agree do."""
+    groups, _ = runs_of("resnet20")
+    agreement = ""
+    if "so" in groups and "elrt" in groups:
+        so, dso = groups["so"][0], groups["elrt"][0]
+        first, last = (abs(so["history"][i]["accuracy"] - dso["history"][i]["accuracy"]) for i in (0, -1))
+        agreement = f"""SO at 2ρ has the gradient of DSO at ρ, so these two runs with one seed differ by rounding alone:
+        by {100 * first:.2f} points of training accuracy in the first epoch and {100 * last:.2f} in the last."""
+    text = f"""What holds the factors orthonormal, at the strengths that were tried. {agreement}"""
+    return comparison("Penalties", text, PENALTIES, images)
+
+
+def accuracy_sections(images):
+    """All sections, as a list of texts."""
+    return [
+        headline_section(),
+        comparison("Formats", "Each format at the same part of the MACs, with DSO.", FORMATS, images),
+        penalties_section(images),
+        comparison("Initial factors", "What the factors start from, with DSO.", STARTS, images),
+        comparison("Recipe", "One change each to the recipe of the low-rank network.", RECIPES, images),
+    ]
+
+
+def _sources(results):
+    grids = sorted({result["command"].rpartition(" --only")[0] for result in results})
+    lines = "\n".join(f"{command} --data=TFDS_DIR" for command in grids)
+    return f"```\n{lines}\n```\n\n{machine(results[0]['machine'])}"

@@ -1,0 +1,34 @@
+"""The pictures of the sections on accuracy."""
+
+from elrt_keras import figures
+
+
+def comparison(accuracies, dense, histories, path):
+    """A dot for each run beside the dense network's mean, and test accuracies over the epochs.
+
+    Args:
+        accuracies: dict from label to test accuracies in percent, one for each seed.
+        dense: test accuracies of the dense network, in percent.
+        histories: dict from label to the epochs of one run.
+        path: where the picture goes.
+    """
+    figure = figures.new(2.6 + 0.28 * len(accuracies))
+    ends, curves = figure.subplots(2, 1, height_ratios=[max(1, 0.16 * len(accuracies)), 1.4])
+    mean = sum(dense) / len(dense)
+    ends.axvline(mean, color="black", linewidth=1, label="dense, mean")
+    for row, values in enumerate(accuracies.values()):
+        ends.plot(values, [row] * len(values), "o", color=f"C{row % 10}", markersize=4, alpha=0.8)
+    ends.set_yticks(range(len(accuracies)), list(accuracies))
+    ends.invert_yaxis()
+    ends.set_xlabel("test accuracy (%), one dot for each seed", fontsize=figures.MEDIUM)
+    ends.legend(fontsize=figures.SMALL)
+    for row, history in enumerate(histories.values()):
+        epochs = [line["epoch"] + 1 for line in history]
+        style = "-" if row < 10 else "--"
+        curves.plot(epochs, [100 * line["val_accuracy"] for line in history], style, color=f"C{row % 10}", linewidth=1)
+    curves.set_xlabel("epoch", fontsize=figures.MEDIUM)
+    curves.set_ylabel("test accuracy (%)", fontsize=figures.MEDIUM)
+    for axis in (ends, curves):
+        axis.grid(alpha=0.3)
+        axis.tick_params(labelsize=figures.SMALL)
+    figures.finish(figure, path)

@@ -1,0 +1,222 @@
+"""One run of an accuracy grid: trained epoch by epoch, kept when the time is up, and judged at its end."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import tempfile
+import time
+
+import keras
+import numpy as np
+
+import elrt_keras as elrt
+from benchmarks import machine
+from benchmarks.in_memory import epochs_of
+from elrt_keras.launch import modeling
+from elrt_keras.launch.config import TrainConfig, parse_schedule
+
+_REPORTED_EVERY = 10  # epochs between two measurements of the factors
+# Fields of the low-rank part, which the dense training before it does without.
+_LOW_RANK = ("max_macs", "max_params", "rank_plan", "rank_method", "factor_initializer", "warmup_epochs")
+
+
+class Run:
+    """A run: its configuration, data, place, and what it has come to.
+
+    Beside the fields of `TrainConfig` a run may have
+
+    * `fine_tuning`: a dict. The dense network is trained first; then it is decomposed and trained on, with the fields
+      in the dict changed.
+    * `shrink_to`: budgets of MACs as text, at which the trained model is tried after `elrt_keras.shrink`.
+    """
+
+    def __init__(self, name, fields, data, state_path):
+        fields = dict(fields)
+        self.name, self.data, self._path = name, data, pathlib.Path(state_path)
+        self._budgets = [float(text) for text in fields.pop("shrink_to", "").split(",") if text]
+        first, fine_tuning = None, fields.pop("fine_tuning", None)
+        if fine_tuning is not None:
+            dense = {field: value for field, value in fields.items() if field not in _LOW_RANK}
+            first = TrainConfig(**{**dense, "format": "dense"})
+            fields |= {**fine_tuning, "initial_model": "the dense network, trained first"}
+        self.config = TrainConfig(**fields)
+        if self.config.warmup_epochs == "auto":
+            raise ValueError(f"Expected a number of full-rank epochs. Received: warmup_epochs='auto' in run {name!r}")
+        self._first = first or (self.config if self.config.warms_up else None)
+        self._before = self._first_epochs()
+        self.history, self.plan, self._values = [], None, None
+
+    def _first_epochs(self):
+        """Epochs of the dense network before the low-rank one."""
+        if self._first is None:
+            return 0
+        return self.config.longest_warmup if self.config.warms_up else self._first.epochs
+
+    def train(self, stop_at=None):
+        """Trains, or goes on, until all is done or `stop_at`, a time of `time.time()`.
+
+        Returns:
+            The evidence as a dict; `None` if the time was up first.
+        """
+        keras.utils.set_random_seed(self.config.seed)
+        self._resume()
+        dense = modeling.dense_model(dataclasses.replace(self.config, initial_model=None, **self._plain()), self.data)
+        if self._first is not None and self.plan is None:
+            model = modeling.build_model(self._first, dense, elrt.RankPlan())
+            self._compile(model, self._first)
+            if not self._epochs(model, self._first, self._before, stop_at):
+                return None
+            dense.set_weights(model.get_weights())
+        resumes_low_rank = self.plan is not None
+        if not resumes_low_rank:
+            self.plan = modeling.rank_plan(self.config, dense)
+        model = modeling.build_model(self.config, dense, self.plan)
+        done = len(self.history) if self.config.warms_up and not resumes_low_rank else 0
+        self._compile(model, self.config, done * self._steps)
+        if not self._epochs(model, self.config, self._end, stop_at):
+            return None
+        return self._evidence(model)
+
+    def _plain(self):
+        """What lets a configuration without trained weights be made of this one."""
+        trained = self.config.initial_model is not None
+        return {"rank_method": "uniform", "factor_initializer": "auto"} if trained else {}
+
+    @property
+    def _end(self):
+        """All epochs: full-rank warm-up is part of the run's, the training of a model to be compressed is not."""
+        return self.config.epochs + (0 if self.config.warms_up else self._before)
+
+    @property
+    def _steps(self):
+        return self.data.train_count // self.config.batch_size
+
+    def _compile(self, model, config, iterations=0):
+        modeling.compile_model(model, config, self._steps)
+        model.optimizer.build(model.trainable_variables)
+        model.optimizer.iterations.assign(iterations)
+        if self._values is not None:
+            # The optimizer makes a variable at its first step, the last one, that needs no restoring.
+            for variable, value in zip((*model.variables, *model.optimizer.variables), self._values):
+                variable.assign(value)
+            self._values = None
+
+    def _epochs(self, model, config, end, stop_at):
+        """Trains up to epoch `end`; whether it got there."""
+        schedule = parse_schedule(config.orthogonality_schedule)
+        callback = elrt.callbacks.RegularizationSchedule(schedule) if schedule else None
+        macs = elrt.count_costs(model).macs
+        loop = epochs_of(model, config, self.data)
+        for epoch in range(len(self.history), end):
+            if callback is not None:
+                loop.store()
+                callback.set_model(model)
+                callback.on_train_begin()
+                callback.on_epoch_begin(epoch)
+                loop.load()
+            start = time.perf_counter()
+            row = {"epoch": epoch, **loop.train(epoch), "seconds": time.perf_counter() - start, **loop.evaluate()}
+            self.history.append({**row, "macs": macs})
+            print(f"{self.name} {epoch + 1}/{end}: {row['val_accuracy']:.4f}, {row['seconds']:.0f} s", flush=True)
+            if epoch % _REPORTED_EVERY == _REPORTED_EVERY - 1 or epoch + 1 == end:
+                loop.store()
+                errors = list(elrt.callbacks.factor_errors(model).values())
+                self.history[-1]["orthogonality_error_mean"] = sum(errors) / len(errors) if errors else None
+            if stop_at is not None and time.time() > stop_at and len(self.history) < self._end:
+                loop.store()
+                self._keep(model)
+                return False
+        loop.store()
+        return True
+
+    def _keep(self, model):
+        """Writes down all there is; also at the end, since what follows may fail."""
+        values = [keras.ops.convert_to_numpy(v) for v in (*model.variables, *model.optimizer.variables)]
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if self.plan is not None:
+            self.plan.save(self._path.with_suffix(".plan.json"))
+        temporary = self._path.with_suffix(".tmp.npz")
+        np.savez(temporary, *values, history=json.dumps(self.history))
+        os.replace(temporary, self._path)
+
+    def _resume(self):
+        if not self._path.exists():
+            return
+        with np.load(self._path) as kept:
+            self._values = [kept[f"arr_{index}"] for index in range(len(kept.files) - 1)]
+            self.history = json.loads(str(kept["history"]))
+        plan = self._path.with_suffix(".plan.json")
+        self.plan = elrt.RankPlan.load(plan) if plan.exists() else None
+
+    def forget(self):
+        """Removes what was kept."""
+        for path in (self._path, self._path.with_suffix(".plan.json")):
+            path.unlink(missing_ok=True)
+
+    def _evidence(self, model):
+        self._keep(model)
+        config = self.config
+        # A thinned network is measured against the one of full width.
+        whole = elrt.models.build(config.model, self.data.image_shape, len(self.data.class_names))
+        costs, dense_costs = elrt.count_costs(model), elrt.count_costs(whole)
+        seconds = sorted(row["seconds"] for row in self.history)
+        summary = {
+            "model": config.model,
+            "format": config.format,
+            "epochs": config.epochs,
+            "seed": config.seed,
+            "backend": keras.backend.backend(),
+            "test_accuracy": self.history[-1]["val_accuracy"],
+            "test_loss": self.history[-1]["val_loss"],
+            "params": costs.params,
+            "params_fraction": costs.params / dense_costs.params,
+            "macs": costs.macs,
+            "macs_fraction": costs.macs / dense_costs.macs,
+            "seconds_per_epoch": seconds[len(seconds) // 2],
+            "training_seconds": sum(seconds),
+            # Forward, gradient of the weights and gradient of the inputs.
+            "training_macs": sum(3 * row["macs"] * self._steps * config.batch_size for row in self.history),
+            "orthogonality_error": elrt.callbacks.factor_errors(model),
+        }
+        layers = dict(elrt.traversal.iterate_layers(model))
+        return {
+            "name": self.name,
+            "config": dataclasses.asdict(config),
+            "ranks": {path: layer.ranks for path, layer in layers.items() if hasattr(layer, "factors")},
+            "summary": summary,
+            "history": self.history,
+            "shrunk": self._shrunk(model),
+            "int8_accuracy": self._int8_accuracy(model),
+            "machine": machine.describe(),
+        }
+
+    def _shrunk(self, model):
+        """Accuracies at the budgets of `shrink_to`, without further training."""
+        if not self._budgets:
+            return []
+        labels = self.data.test_labels
+        images = self.data.test_images.astype("float32")
+
+        def accuracy(low_rank):
+            return np.mean(np.argmax(low_rank.predict(images, batch_size=500, verbose=0), axis=-1) == labels)
+
+        curve = elrt.shrink_curve(model, self._budgets, evaluate=accuracy)
+        return [{"macs_fraction": p.macs / curve.dense_macs, "accuracy": p.metric} for p in curve.points]
+
+    def _int8_accuracy(self, model):
+        """Test accuracy as an int8 LiteRT file; `None` where there is no converter."""
+        if keras.backend.backend() != "tensorflow":
+            return None
+        data = self.data
+        with tempfile.TemporaryDirectory() as folder:
+            report = elrt.export.to_litert(
+                model,
+                os.path.join(folder, "model.tflite"),
+                "int8",
+                representative_data=data.train_images[:500].astype("float32"),
+                evaluation_data=(data.test_images.astype("float32"), data.test_labels),
+                tolerance=np.inf,
+                max_accuracy_drop=1.0,
+            )
+        return report.accuracy
