@@ -34,7 +34,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	mkdir -p .cache/typing/elrt_keras
 	ln -sfn ../../../models .cache/typing/elrt_keras/models
-	$(BIN)/pyright
+	$(BIN)/pyright --project pyproject.toml
 
 # The outputs of examples/notebooks/ anew, on a machine with nothing else to do: two of them measure times.
 notebooks: $(VENV)/.installed
