@@ -1,7 +1,7 @@
 """The sections of the page of results that are about accuracy: dense against ELRT, formats, penalties, initial factors.
 
-They are made from what `benchmarks.accuracy` wrote for the grids in `benchmarks/grids/`: of each run the full schedule
-where it was trained, else the short one.
+They are made from what `benchmarks.accuracy` wrote for the grids in `benchmarks/grids/`: of each grid those on
+the full schedule if there are any, else those on the short one.
 """
 
 import collections
@@ -24,12 +24,12 @@ FORMATS = {
 }
 PENALTIES = {
     "no_penalty": "none",
-    "dso_orthogonality_strength0.001": "DSO, ρ = 0.001",
-    "elrt": "DSO, ρ = 0.01",
-    "dso_orthogonality_strength0.1": "DSO, ρ = 0.1",
-    "so": "SO, λ = 0.02",
-    **{f"mc_orthogonality_strength{s}": f"MC, λ = {s}" for s in (0.001, 0.01, 0.1)},
-    **{f"srip_orthogonality_strength{s}": f"SRIP, λ = {s}" for s in (0.001, 0.01, 0.1)},
+    "dso_orthogonality_strength0.001": "DSO",
+    "elrt": "DSO",
+    "dso_orthogonality_strength0.1": "DSO",
+    "so": "SO",
+    **{f"mc_orthogonality_strength{strength}": "MC" for strength in (0.001, 0.01, 0.1)},
+    **{f"srip_orthogonality_strength{strength}": "SRIP" for strength in (0.001, 0.01, 0.1)},
     "stiefel": "Stiefel constraint",
 }
 STARTS = {
@@ -40,7 +40,7 @@ STARTS = {
 RECIPES = {
     "elrt": "as above",
     "frobenius_decay": "weight decay on the composed kernels",
-    "label_smoothing": "label smoothing 0.1",
+    "label_smoothing": "label smoothing",
 }
 
 
@@ -106,10 +106,10 @@ def headline_section():
     ]
     return section(
         "ELRT against the dense network",
-        f"""Tucker-2 from scratch with double soft orthogonality (ρ = 0.01, uniform ranks), and the dense network with
-        the same data, recipe and seeds: mean ± standard deviation (number of seeds) of the test accuracy after the last
-        epoch; differences are taken seed by seed. {_schedule_note(schedules)} *Factor error* is the mean
-        orthogonality error of the factors. Data: {results[0]["data"]}.""",
+        f"""Tucker-2 from scratch with double soft orthogonality ({_strengths(results)}, uniform ranks), and the dense
+        network with the same data, recipe and seeds: mean ± standard deviation (number of seeds) of the test accuracy
+        after the last epoch; differences are taken seed by seed. {_schedule_note(schedules)} *Factor error* is the
+        mean orthogonality error of the factors. Data: {results[0]["data"]}.""",
         table(header, rows),
         "Published, on CIFAR-10 itself and on full schedules, none of them ours:",
         table(["network", "method", "top-1, %", "FLOPs less"], published),
@@ -126,6 +126,12 @@ def _schedule_note(schedules):
         "Nothing has converged; low-rank and dense networks lose different amounts by that, so these differences say "
         "how fast the networks train and not where they end."
     )
+
+
+def _strengths(results):
+    """The strengths of the penalty in some runs, as text."""
+    found = {run["config"]["orthogonality_strength"] for run in results if run["config"]["orthogonality"] != "none"}
+    return ", ".join(f"ρ = {strength:g}" for strength in sorted(found))
 
 
 def _orthogonality(runs):
@@ -182,7 +188,12 @@ def penalties_section(images):
         agreement = f"""SO at 2ρ has the gradient of DSO at ρ, so these two runs with one seed differ by rounding alone:
         by {100 * first:.2f} points of training accuracy in the first epoch and {100 * last:.2f} in the last."""
     text = f"""What holds the factors orthonormal, at the strengths that were tried. {agreement}"""
-    return comparison("Penalties", text, PENALTIES, images)
+    with_strength = {
+        name: f"{label}, {_strengths(groups[name])}" if label in ("DSO", "SO", "MC", "SRIP") else label
+        for name, label in PENALTIES.items()
+        if name in groups
+    }
+    return comparison("Penalties", text, with_strength, images)
 
 
 def accuracy_sections(images):
@@ -199,4 +210,9 @@ def accuracy_sections(images):
 def _sources(results):
     grids = sorted({result["command"].rpartition(" --only")[0] for result in results})
     lines = "\n".join(f"{command} --data=TFDS_DIR" for command in grids)
-    return f"```\n{lines}\n```\n\n{machine(results[0]['machine'])}"
+    remarks = collections.defaultdict(list)
+    for result in results:
+        if "remark" in result:
+            remarks[result["remark"]].append(result["name"])
+    notes = "".join(f" {', '.join(sorted(set(names)))}: {remark}." for remark, names in remarks.items())
+    return f"```\n{lines}\n```\n\n{machine(results[0]['machine'])}{notes}"

@@ -6,8 +6,8 @@ import keras
 
 from elrt_keras.traversal import iterate_layers
 
-# At other numbers of channels TensorFlow's kernel takes 1.3 to 3 times as long on a CPU as what Keras composes, at
-# these a third to all of it.
+# At other numbers of channels TensorFlow's kernel is slower on a CPU than what Keras composes
+# (`benchmarks/batch_norm.py`).
 _MULTIPLE_OF = 4
 # What the kernel computes in; its statistics are float32 in any case.
 _DTYPES = ("float32", "float16", "bfloat16")

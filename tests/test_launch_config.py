@@ -66,6 +66,7 @@ def test_dense_run_has_no_penalty():
         ({"epochs": 10**400}, r"epochs.*Received: epochs=1000"),
         ({"batch_size": -1}, r"Received: batch_size=-1"),
         ({"learning_rate": float("nan")}, r"Received: learning_rate=nan"),
+        ({"width": 0}, r"Received: width=0"),
         ({"momentum": 1.0}, r"Received: momentum=1.0"),
         ({"label_smoothing": 1.5}, r"Received: label_smoothing=1.5"),
         ({"weight_decay": -1e-4}, r"Received: weight_decay=-0.0001"),

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 
+import elrt_keras as elrt
 from benchmarks import accuracy, in_memory
 from benchmarks.runs import Run
 from elrt_keras.launch import data as launch_data
@@ -205,3 +206,11 @@ def test_a_trained_run_is_tried_at_lower_ranks_and_as_int8(few_images, tmp_path)
 def test_stable_ranks_do_not_end_a_warm_up_here(few_images):
     with pytest.raises(ValueError, match="Expected a number of full-rank epochs"):
         Run("run", {**SHORT, "warmup_epochs": "auto"}, few_images, "state")
+
+
+def test_a_thin_network_is_measured_against_the_full_width(few_images, tmp_path):
+    fields = {**SHORT, "epochs": 1, "format": "dense", "max_macs": None, "width": 0.5}
+    summary = Run("run", fields, few_images, tmp_path / "run.npz").train()["summary"]
+    thin, full = (elrt.count_costs(elrt.models.build("resnet20", width=width)) for width in (0.5, 1.0))
+    assert (summary["macs"], summary["params"]) == (thin.macs, thin.params)
+    assert summary["macs_fraction"] == thin.macs / full.macs < 0.3
