@@ -47,12 +47,13 @@ def training_section(images, start="cpu", title="Training step"):
     header = ["model", "batch", "variant", "dense, ms", "variant, ms", "speed-up", "MACs reduction", "ratio", "TFLOP/s"]
     return section(
         title,
-        f"""Forward, backward and update on random images, {results[0]["precision"]}, {results[0]["machine"]["backend"]}
-        backend. All variants of a model take turns, in another order each round: median of the speed-ups of the rounds
-        (lower to upper quartile). *Low rank* has uniform Tucker-2 ranks at that part of the MACs and double soft
-        orthogonality; *thin* is the dense network with fewer channels and as many MACs; *recomputed* is low-rank with
-        `recompute=True`. `elrt.fuse_batch_norm` was called for all of them; it leaves alone what has channels that are
-        no multiple of 4, as thin networks do. The goal was a ratio of {_GOAL} of the speed-up to the MACs reduction.""",
+        f"""Forward, backward and update on random images, {results[0]["precision"]},
+        {results[0]["machine"]["backend"]} backend. All variants of a model take turns, in another order each round:
+        median of the speed-ups of the rounds (lower to upper quartile). *Low rank* has uniform Tucker-2 ranks at
+        that part of the MACs and double soft orthogonality; *thin* is the dense network with fewer channels and as
+        many MACs; *recomputed* is low-rank with `recompute=True`. `elrt.fuse_batch_norm` was called for all of
+        them; it leaves alone what has channels that are no multiple of 4, as thin networks do. The goal was a ratio
+        of {_GOAL} of the speed-up to the MACs reduction.""",
         table(header, rows),
         f"![Speed-up over MACs reduction](images/{picture.name})",
         commands(results),
@@ -129,9 +130,10 @@ def operations_section():
     ]
     return section(
         "Where a step spends its time",
-        """TensorFlow's profiler, milliseconds of all threads for one step. What is no convolution or matrix product,
-        most of it batch-norm and its gradient, costs the same at every rank: it bounds what fewer MACs can save. Convolutions of few channels do not get quicker
-        in proportion to their MACs either, as the column of their milliseconds shows.""",
+        """TensorFlow's profiler, milliseconds of all threads for one step. What is no convolution or matrix
+        product, most of it batch-norm and its gradient, costs the same at every rank: it bounds what fewer MACs can
+        save. Convolutions of few channels do not get quicker in proportion to their MACs either, as the column of
+        their milliseconds shows.""",
         table(header, rows),
         commands(results),
     )
