@@ -41,6 +41,10 @@ RECIPES = {
     "elrt": "as above",
     "frobenius_decay": "weight decay on the composed kernels",
     "label_smoothing": "label smoothing",
+    "weight_decay": "weight decay 1e-4 instead of 5e-4",
+    "longer": "more epochs",
+    "energy_ranks": "ranks by the spectra of the trained dense network",
+    "distillation": "taught by the dense network",
 }
 
 
@@ -113,7 +117,7 @@ def headline_section():
         table(header, rows),
         "Published, on CIFAR-10 itself and on full schedules, none of them ours:",
         table(["network", "method", "top-1, %", "FLOPs less"], published),
-        _sources(results),
+        sources(results),
     )
 
 
@@ -174,7 +178,7 @@ def comparison(title, text, names, images):
         f"{text}{short} Seconds of an epoch were taken with other work on the machine.",
         table(header, rows),
         f"![Test accuracies of the runs, and over the epochs](images/{picture.name})",
-        _sources([run for runs in found.values() for run in runs]),
+        sources([run for runs in found.values() for run in runs]),
     )
 
 
@@ -207,7 +211,8 @@ def accuracy_sections(images):
     ]
 
 
-def _sources(results):
+def sources(results):
+    """The commands, the machine and the remarks of some runs."""
     grids = sorted({result["command"].rpartition(" --only")[0] for result in results})
     lines = "\n".join(f"{command} --data=TFDS_DIR" for command in grids)
     remarks = collections.defaultdict(list)

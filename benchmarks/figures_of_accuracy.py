@@ -32,3 +32,50 @@ def comparison(accuracies, dense, histories, path):
         axis.grid(alpha=0.3)
         axis.tick_params(labelsize=figures.SMALL)
     figures.finish(figure, path)
+
+
+def accuracy_over_cost(points, path):
+    """Test accuracy over what the training cost.
+
+    Args:
+        points: dict from label to `(cost as a multiple of dense training, accuracies in percent)`.
+        path: where the picture goes.
+    """
+    figure = figures.new(2.8 + 0.14 * len(points))
+    axis = figure.subplots()
+    for row, (label, (cost, values)) in enumerate(points.items()):
+        axis.plot(
+            [cost] * len(values), values, "os^Dvp"[row % 6], color=f"C{row}", label=label, markersize=5, alpha=0.8
+        )
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.set_xlabel("MACs of the training, of dense", fontsize=figures.MEDIUM)
+    axis.set_ylabel("test accuracy (%)", fontsize=figures.MEDIUM)
+    axis.grid(alpha=0.3, which="both")
+    axis.tick_params(labelsize=figures.SMALL, which="both")
+    figures.add_legend(figure, "outside lower center", 1)
+    figures.finish(figure, path)
+
+
+def shrink(points, trained, path):
+    """Accuracy over MACs of a shrunk model, beside models trained there.
+
+    Args:
+        points: dicts with `macs_fraction` and `accuracy` of the shrunk model.
+        trained: dict from part of the MACs to accuracy.
+        path: where the picture goes.
+    """
+    figure = figures.new(2.6)
+    axis = figure.subplots()
+    lines = (
+        ("shrunk", [(p["macs_fraction"], p["accuracy"]) for p in points], "o-"),
+        ("trained there", sorted(trained.items()), "s--"),
+    )
+    for label, pairs, style in lines:
+        axis.plot(*([100 * value for value in values] for values in zip(*pairs)), style, label=label, markersize=4)
+    axis.set_xlabel("MACs (% of dense)", fontsize=figures.MEDIUM)
+    axis.set_ylabel("test accuracy (%)", fontsize=figures.MEDIUM)
+    axis.grid(alpha=0.3)
+    axis.tick_params(labelsize=figures.SMALL)
+    axis.legend(fontsize=figures.SMALL)
+    figures.finish(figure, path)

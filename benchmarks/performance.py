@@ -13,6 +13,7 @@ from benchmarks.markdown import commands, section, spread, table
 from benchmarks.training_sections import (
     batch_norm_section,
     close_section,
+    compiling_section,
     executions_section,
     operations_section,
     relative_table,
@@ -166,6 +167,7 @@ def page(images):
         batch_norm_section(),
         operations_section(),
         executions_section(),
+        compiling_section(),
         close_section(),
         memory_section(),
         peers_section(),

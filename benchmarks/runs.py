@@ -12,6 +12,7 @@ import numpy as np
 
 import elrt_keras as elrt
 from benchmarks import machine
+from benchmarks.distillation import Taught
 from benchmarks.in_memory import epochs_of
 from elrt_keras.launch import modeling
 from elrt_keras.launch.config import TrainConfig, parse_schedule
@@ -28,6 +29,7 @@ class Run:
 
     * `fine_tuning`: a dict. The dense network is trained first; then it is decomposed and trained on, with the fields
       in the dict changed.
+    * `distillation`: what the divergence from that dense network counts in the loss, which then stays as a teacher.
     * `shrink_to`: budgets of MACs as text, at which the trained model is tried after `elrt_keras.shrink`.
     """
 
@@ -35,6 +37,7 @@ class Run:
         fields = dict(fields)
         self.name, self.data, self._path = name, data, pathlib.Path(state_path)
         self._budgets = [float(text) for text in fields.pop("shrink_to", "").split(",") if text]
+        self._distillation = fields.pop("distillation", None)
         first, fine_tuning = None, fields.pop("fine_tuning", None)
         if fine_tuning is not None:
             dense = {field: value for field, value in fields.items() if field not in _LOW_RANK}
@@ -65,17 +68,22 @@ class Run:
         if self._first is not None and self.plan is None:
             model = modeling.build_model(self._first, dense, elrt.RankPlan())
             self._compile(model, self._first)
-            if not self._epochs(model, self._first, self._before, stop_at):
+            if not self._epochs(model, self._first, self._before, stop_at, elrt.count_costs(dense).macs):
                 return None
             dense.set_weights(model.get_weights())
         resumes_low_rank = self.plan is not None
         if not resumes_low_rank:
             self.plan = modeling.rank_plan(self.config, dense)
         model = modeling.build_model(self.config, dense, self.plan)
+        trained, macs = model, elrt.count_costs(model).macs
+        if self._distillation is not None:
+            trained = Taught(model, dense, self._distillation)
+            macs += elrt.count_costs(dense).macs / 3  # the teacher goes forward alone
         done = len(self.history) if self.config.warms_up and not resumes_low_rank else 0
-        self._compile(model, self.config, done * self._steps)
-        if not self._epochs(model, self.config, self._end, stop_at):
+        self._compile(trained, self.config, done * self._steps)
+        if not self._epochs(trained, self.config, self._end, stop_at, macs):
             return None
+        self._keep(trained)  # also at the end, since what follows may fail
         return self._evidence(model)
 
     def _plain(self):
@@ -102,11 +110,10 @@ class Run:
                 variable.assign(value)
             self._values = None
 
-    def _epochs(self, model, config, end, stop_at):
-        """Trains up to epoch `end`; whether it got there."""
+    def _epochs(self, model, config, end, stop_at, macs):
+        """Trains up to epoch `end`; whether it got there. `macs`: one image forward, a third of a training step."""
         schedule = parse_schedule(config.orthogonality_schedule)
         callback = elrt.callbacks.RegularizationSchedule(schedule) if schedule else None
-        macs = elrt.count_costs(model).macs
         loop = epochs_of(model, config, self.data)
         for epoch in range(len(self.history), end):
             if callback is not None:
@@ -115,14 +122,17 @@ class Run:
                 callback.on_train_begin()
                 callback.on_epoch_begin(epoch)
                 loop.load()
-            start = time.perf_counter()
-            row = {"epoch": epoch, **loop.train(epoch), "seconds": time.perf_counter() - start, **loop.evaluate()}
-            self.history.append({**row, "macs": macs})
+            start, cpu_start = time.perf_counter(), time.process_time()
+            row = {"epoch": epoch, **loop.train(epoch), "macs": macs}
+            row["seconds"] = time.perf_counter() - start
+            row["cpu_seconds"] = time.process_time() - cpu_start  # what counts where runs share the cores
+            row |= loop.evaluate()
+            self.history.append(row)
             print(f"{self.name} {epoch + 1}/{end}: {row['val_accuracy']:.4f}, {row['seconds']:.0f} s", flush=True)
             if epoch % _REPORTED_EVERY == _REPORTED_EVERY - 1 or epoch + 1 == end:
                 loop.store()
                 errors = list(elrt.callbacks.factor_errors(model).values())
-                self.history[-1]["orthogonality_error_mean"] = sum(errors) / len(errors) if errors else None
+                row["orthogonality_error_mean"] = sum(errors) / len(errors) if errors else None
             if stop_at is not None and time.time() > stop_at and len(self.history) < self._end:
                 loop.store()
                 self._keep(model)
@@ -131,7 +141,7 @@ class Run:
         return True
 
     def _keep(self, model):
-        """Writes down all there is; also at the end, since what follows may fail."""
+        """Writes down all there is."""
         values = [keras.ops.convert_to_numpy(v) for v in (*model.variables, *model.optimizer.variables)]
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if self.plan is not None:
@@ -155,7 +165,6 @@ class Run:
             path.unlink(missing_ok=True)
 
     def _evidence(self, model):
-        self._keep(model)
         config = self.config
         # A thinned network is measured against the one of full width.
         whole = elrt.models.build(config.model, self.data.image_shape, len(self.data.class_names))
@@ -175,6 +184,7 @@ class Run:
             "macs_fraction": costs.macs / dense_costs.macs,
             "seconds_per_epoch": seconds[len(seconds) // 2],
             "training_seconds": sum(seconds),
+            "training_cpu_seconds": sum(row["cpu_seconds"] for row in self.history),
             # Forward, gradient of the weights and gradient of the inputs.
             "training_macs": sum(3 * row["macs"] * self._steps * config.batch_size for row in self.history),
             "orthogonality_error": elrt.callbacks.factor_errors(model),

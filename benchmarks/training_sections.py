@@ -168,6 +168,25 @@ def executions_section():
     )
 
 
+def compiling_section():
+    """XLA, and several steps to a call."""
+    results = in_order(evidence.read("compiling"))
+    if not results:
+        return ""
+    rows = [
+        (f"{result['model']}, {row['variant'].replace('_', ' ')}", row["seconds"])
+        for result in results
+        for row in result["rows"]
+    ]
+    return section(
+        "XLA and steps to a call",
+        """A step within `fit`, on the CPU: how many times faster than as `elrt-train` compiles models there, without
+        XLA and with one step to a call (`steps_per_execution`); below 1 slower.""",
+        relative_table("network", rows, "as elrt-train"),
+        commands(results),
+    )
+
+
 def close_section():
     """What the penalty costs, and the layer beside three stock convolutions."""
     results = steps_of("close")

@@ -12,6 +12,7 @@ import pytest
 
 import elrt_keras as elrt
 from benchmarks import accuracy, in_memory
+from benchmarks.distillation import Taught
 from benchmarks.runs import Run
 from elrt_keras.launch import data as launch_data
 
@@ -74,7 +75,7 @@ def driver(folder, data, *arguments, grid=GRID, backend="jax"):
 
 
 def without_times(result):
-    rows = [{key: value for key, value in row.items() if key != "seconds"} for row in result["history"]]
+    rows = [{key: value for key, value in row.items() if "seconds" not in key} for row in result["history"]]
     return rows, {key: value for key, value in result["summary"].items() if "seconds" not in key}
 
 
@@ -172,8 +173,9 @@ SHORT = {"dataset": "cifar10", "epochs": 2, "batch_size": 16, "learning_rate": 0
     [
         ({"fine_tuning": {"epochs": 1, "learning_rate": 0.003}, "rank_method": "vbmf", "max_macs": 0.5}, 2, 3),
         ({"warmup_epochs": 1, "format": "svd", "orthogonality": "none"}, 1, 2),
+        ({"fine_tuning": {"factor_initializer": "orthogonal_factors"}, "distillation": 0.5}, 2, 4),
     ],
-    ids=["fine_tuned", "warmed_up"],
+    ids=["fine_tuned", "warmed_up", "distilled"],
 )
 def test_runs_that_begin_dense_stop_anywhere_and_go_on(fields, dense_epochs, epochs, few_images, tmp_path):
     def run(path):
@@ -182,13 +184,30 @@ def test_runs_that_begin_dense_stop_anywhere_and_go_on(fields, dense_epochs, epo
     whole = run("whole.npz").train()
     macs = [row["macs"] for row in whole["history"]]
     assert len(macs) == epochs and len(set(macs[:dense_epochs])) == len(set(macs[dense_epochs:])) == 1
-    assert macs[-1] == whole["summary"]["macs"] <= fields.get("max_macs", 0.4) * macs[0] * 1.02
-    assert whole["summary"]["training_macs"] == sum(3 * 32 * value for value in macs)
+    teacher = macs[0] / 3 if "distillation" in fields else 0
+    assert macs[-1] - teacher == pytest.approx(whole["summary"]["macs"])
+    assert whole["summary"]["macs"] <= fields.get("max_macs", 0.4) * macs[0] * 1.02
+    assert whole["summary"]["training_macs"] == pytest.approx(sum(3 * 32 * value for value in macs))
     stops = 0
     while (parts := run("parts.npz").train(stop_at=0)) is None:
         stops += 1
     assert stops == epochs - 1
     assert without_times(parts) == without_times(whole) and parts["ranks"] == whole["ranks"]
+
+
+def test_distillation_adds_the_divergence_and_leaves_the_teacher_alone():
+    rng = np.random.default_rng(0)
+    images, labels = rng.normal(size=(6, 4)).astype("float32"), np.eye(3, dtype="float32")[[0, 1, 2, 0, 1, 2]]
+    student, teacher = (keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "softmax")]) for _ in range(2))
+    model = Taught(student, teacher, 0.7)
+    model.compile(keras.optimizers.SGD(0.1), "categorical_crossentropy")
+    p, q = (np.asarray(m.predict(images, verbose=0), dtype="float64") for m in (teacher, student))
+    entropy, divergence = -np.mean(np.log(q[labels == 1])), np.mean(np.sum(p * np.log(p / q), axis=1))
+    before = [np.array(w) for w in teacher.get_weights()]
+    loss = model.fit(images, labels, batch_size=6, verbose=0).history["loss"][0]
+    assert loss == pytest.approx(entropy + 0.7 * divergence, rel=1e-5)
+    assert all(np.array_equal(a, b) for a, b in zip(before, teacher.get_weights()))
+    np.testing.assert_array_equal(model.predict(images, verbose=0), student.predict(images, verbose=0))
 
 
 def test_a_trained_run_is_tried_at_lower_ranks_and_as_int8(few_images, tmp_path):

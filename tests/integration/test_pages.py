@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from benchmarks import accuracy_sections, performance, report
+from benchmarks import accuracy_sections, cost_sections, performance, report
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 
@@ -26,3 +26,12 @@ def test_accuracies_are_compared_seed_by_seed():
     assert accuracy_sections.differences(low_rank, dense) == pytest.approx([1, -2])
     assert accuracy_sections.mean_and_deviation([90.0, 92.0], "+") == "+91.00 ± 1.41 (2)"
     assert accuracy_sections.mean_and_deviation([90.0]) == "90.00 (1)"
+
+
+def test_training_is_counted_in_macs_of_its_epochs():
+    kept = {"summary": {"macs": 5}, "history": [{"macs": 20}, {"macs": 5}, {"macs": 5}]}
+    assert cost_sections.macs_of_epochs(kept) == 30
+    assert cost_sections.macs_of_epochs({"summary": {"macs": 5}, "history": [{}, {}]}) == 10
+    timed = [{"summary": {"training_cpu_seconds": seconds}} for seconds in (60, 180, 120)]
+    assert cost_sections.processor_minutes([*timed, {"summary": {}}]) == "2"
+    assert cost_sections.processor_minutes([{"summary": {}}]) == ""
