@@ -35,6 +35,7 @@ def with_one_line_errors(program, function):
     """
     # absl has a flag of its own that writes a file anywhere, and a flag file may come from somebody else.
     flags.register_validator("profile_file", lambda path: path is None, "use python -m cProfile -o FILE instead")
+    _explain_by_help(function)
 
     @functools.wraps(function)
     def wrapped(argv):
@@ -50,6 +51,15 @@ def with_one_line_errors(program, function):
             sys.exit(130)
 
     return wrapped
+
+
+def _explain_by_help(function):
+    """Has --help print the text of the command's module and its flags, also where a console script started it."""
+    main = sys.modules["__main__"]
+    main.__doc__ = main.__doc__ or sys.modules[function.__module__].__doc__
+    for module, defined in flags.FLAGS.flags_by_module_dict().items():
+        for flag in defined if module.startswith("elrt_keras.") else ():
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
 def fail(program, error):

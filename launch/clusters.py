@@ -72,17 +72,27 @@ def _slurm_tasks():
 
 def _slurm():
     import tensorflow as tf
+    from tensorflow.python.distribute.cluster_resolver import slurm_cluster_resolver
 
-    if "SLURM_PROCID" not in os.environ:
-        raise ValueError("Expected a task of Slurm, started by srun. Received: no SLURM_PROCID in the environment")
+    names = [f"SLURM_{name}" for name in ("PROCID", "STEP_NUM_TASKS", "STEP_NODELIST", "STEP_TASKS_PER_NODE")]
+    missing = [name for name in names if name not in os.environ]
+    if missing:
+        raise ValueError(f"Expected a task of Slurm, started by srun. Received: no {', '.join(missing)}")
     # The resolver divides the GPUs of a machine among its tasks. Where Slurm has done that, or there are none, it is
     # told of one to a task, and leaves them alone.
     divided = "SLURM_GPUS_PER_TASK" in os.environ or shutil.which("nvidia-smi") is None
     gpus = {"gpus_per_node": _slurm_tasks(), "gpus_per_task": 1} if divided else {}
     try:
-        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(**gpus, auto_set_gpu=not divided)
-        workers = resolver.cluster_spec().as_dict()["worker"]
-    except (RuntimeError, ValueError) as error:
+        # Ranks follow Slurm's list of hosts. The resolver would sort them as text, node10 before node9: it gets places
+        # in the list in the place of names.
+        hosts = slurm_cluster_resolver.expand_hostlist(os.environ["SLURM_STEP_NODELIST"])
+        tasks = slurm_cluster_resolver.expand_tasks_per_node(os.environ["SLURM_STEP_TASKS_PER_NODE"])
+        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
+            tasks_per_node=dict(enumerate(tasks)), **gpus, auto_set_gpu=not divided
+        )
+        placed = [worker.split(":") for worker in resolver.cluster_spec().as_dict()["worker"]]
+        workers = [f"{hosts[int(place)]}:{port}" for place, port in placed]
+    except (RuntimeError, ValueError, IndexError) as error:
         raise ValueError(f"Expected the variables that srun sets for its tasks. Received: {error}") from error
     return workers, resolver.task_id
 

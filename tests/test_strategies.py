@@ -1,13 +1,14 @@
 """What spreads training: refusals with what was expected, and clusters read from their environments."""
 
-import http.server
 import json
+import os
 import subprocess
 import sys
-import threading
 
 import keras
+import kubernetes_server
 import pytest
+from kubernetes_server import pod
 
 from elrt_keras.launch import clusters, strategies
 
@@ -166,10 +167,22 @@ def set_slurm(monkeypatch, rank, tasks, nodes, per_node):
 @TENSORFLOW_ONLY
 def test_the_cluster_of_slurm(monkeypatch):
     set_slurm(monkeypatch, 3, 5, "node[08-09],login", "2(x2),1")
-    workers = ["login:8888", "node08:8888", "node08:8889", "node09:8888", "node09:8889"]
+    workers = ["node08:8888", "node08:8889", "node09:8888", "node09:8889", "login:8888"]
     assert clusters.find("auto") == clusters.find("slurm") == (workers, 3)
     set_slurm(monkeypatch, 0, 1, "login", "1")
     assert clusters.find("auto") == ([], 0)
+
+
+@TENSORFLOW_ONLY
+@pytest.mark.parametrize("rank, gpus", [(0, "0,1"), (1, "2,3"), (2, "0,1")])
+def test_tasks_of_slurm_are_in_the_order_of_its_hosts(monkeypatch, rank, gpus):
+    # Not of their names as text, where node10 comes first.
+    set_slurm(monkeypatch, rank, 3, "node[9-10]", "2,1")
+    monkeypatch.delenv("SLURM_GPUS_PER_TASK")
+    monkeypatch.setattr(clusters.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    assert clusters.find("slurm") == (["node9:8888", "node9:8889", "node10:8888"], rank)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == gpus
 
 
 @TENSORFLOW_ONLY
@@ -177,57 +190,25 @@ def test_slurm_without_its_variables_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="no SLURM_PROCID"):
         clusters.find("slurm")
     monkeypatch.setenv("SLURM_PROCID", "0")
-    with pytest.raises(ValueError, match="STEP_NUM_TASKS not found"):
+    with pytest.raises(ValueError, match="no SLURM_STEP_NUM_TASKS, "):
         clusters.find("slurm")
     set_slurm(monkeypatch, 0, 2, "node[", "2")
     with pytest.raises(ValueError, match="hostlist"):
         clusters.find("slurm")
 
 
-def pod(name, address, phase="Running"):
-    return {"metadata": {"name": name}, "status": {"phase": phase, "podIP": address, "hostIP": "192.168.0.1"}}
-
-
 @pytest.fixture
 def kubernetes(monkeypatch, tmp_path):
-    """A server that lists pods as Kubernetes does, and a kubeconfig for it; answers are taken from the list given."""
+    """Lists of pods that the stand-in for Kubernetes shall give, one after the other, and what it was asked."""
     pytest.importorskip("kubernetes")
-    answers, asked = [], []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            pods = answers.pop(0) if len(answers) > 1 else answers[0]
-            body = json.dumps({"kind": "PodList", "apiVersion": "v1", "items": pods}).encode()
-            self.send_response(200 if pods is not None else 403)
-            self.send_header("Content-Type", "application/json")
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *arguments):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    config = tmp_path / "kubeconfig"
-    config.write_text(
-        json.dumps(
-            {
-                "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
-                "users": [{"name": "u", "user": {}}],
-                "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-                "current-context": "x",
-            }
-        )
-    )
-    monkeypatch.setenv("KUBECONFIG", str(config))
-    monkeypatch.setenv("ELRT_KUBERNETES_LABELS", "job-name=train")
-    monkeypatch.setenv("ELRT_KUBERNETES_WORKERS", "2")
-    monkeypatch.setenv("ELRT_KUBERNETES_NAMESPACE", "vision")
-    monkeypatch.setenv("POD_IP", "10.0.0.7")
-    yield answers, asked
-    server.shutdown()
-    server.server_close()
+    answers = []
+    with kubernetes_server.serving(answers) as (url, asked):
+        monkeypatch.setenv("KUBECONFIG", str(kubernetes_server.write_config(tmp_path / "kubeconfig", url)))
+        monkeypatch.setenv("ELRT_KUBERNETES_LABELS", "job-name=train")
+        monkeypatch.setenv("ELRT_KUBERNETES_WORKERS", "2")
+        monkeypatch.setenv("ELRT_KUBERNETES_NAMESPACE", "vision")
+        monkeypatch.setenv("POD_IP", "10.0.0.7")
+        yield answers, asked
 
 
 @TENSORFLOW_ONLY
@@ -236,7 +217,7 @@ def test_the_cluster_of_kubernetes(kubernetes):
     pods = [pod("train-1-b", "10.0.0.7"), pod("train-0-x", "10.0.0.6"), pod("train-1-a", "10.0.0.5", "Failed")]
     answers += [pods[:1], [*pods[:1], pod("train-0-x", None, "Pending")], pods]  # they come one after the other
     assert clusters.find("kubernetes") == (["10.0.0.6:8470", "10.0.0.7:8470"], 1)
-    assert len(asked) == 3 and asked[0] == "/api/v1/namespaces/vision/pods?labelSelector=job-name%3Dtrain"
+    assert len(asked) == 3 and asked[0] == "GET /api/v1/namespaces/vision/pods?labelSelector=job-name%3Dtrain"
 
 
 @TENSORFLOW_ONLY

@@ -1,6 +1,7 @@
 """`elrt-train` and `elrt-evaluate` as a user runs them: real processes, real files, a real kill."""
 
 import csv
+import importlib
 import json
 import os
 import pathlib
@@ -231,6 +232,24 @@ def test_help_teaches_and_the_script_runs_by_its_path(tmp_path):
         timeout=120,
     )
     assert "elrt-train --run_dir=runs/digits" in done.stdout and "--max_macs" in done.stdout
+
+
+@TENSORFLOW_ONLY
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        ("train", "--max_macs:"),
+        ("evaluate", "--data_dir:"),
+        ("plan", "--max_latency:"),
+        ("export", "--quantization:"),
+        ("benchmark", "--threads:"),
+    ],
+)
+def test_an_installed_command_explains_itself_and_its_flags(command, flag, tmp_path):
+    script = pathlib.Path(sys.executable).with_name(f"elrt-{command}")
+    done = subprocess.run([str(script), "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    text = importlib.import_module(f"elrt_keras.launch.{command}").__doc__
+    assert done.stdout.strip().startswith(text.splitlines()[0]) and flag in done.stdout
 
 
 @pytest.fixture
