@@ -24,6 +24,8 @@ _FOLDER = flags.DEFINE_string("folder", None, "Where to walk; a temporary folder
 _STEPS = flags.DEFINE_list("steps", None, "Only these; the others are as an earlier walk in --folder left them.")
 _LINES = 12  # of a step's output that are kept, the last ones
 
+_PHOTOS = "--dataset=folder:photos --model=resnet18 --image_size=96 --batch_size=32 --learning_rate=0.02 --epochs=10"
+
 # Name, what it is, commands. They run in the clone, with `bin` of the environment of the first step on the path.
 STEPS = (
     (
@@ -35,24 +37,22 @@ STEPS = (
     (
         "train",
         "Train on a folder of images, low-rank",
-        "elrt-train --dataset=folder:photos --model=resnet18 --image_size=96 --epochs=10 --run_dir=runs/own",
+        f"elrt-train {_PHOTOS} --run_dir=runs/own",
     ),
     (
         "dense",
         "The dense network, to compare with",
-        "elrt-train --dataset=folder:photos --model=resnet18 --image_size=96 --epochs=10 --format=dense "
-        "--run_dir=runs/own_dense",
+        f"elrt-train {_PHOTOS} --format=dense --run_dir=runs/own_dense",
     ),
     (
         "plan",
-        "Plan ranks for half the latency",
-        "elrt-plan --model=resnet18 --dataset=folder:photos --image_size=96 --max_latency=0.5 --output=plan.json",
+        "Plan ranks for 60 % of the latency",
+        "elrt-plan --model=resnet18 --image_size=96 --classes=2 --max_latency=0.6 --output=fast.json",
     ),
     (
         "fast",
         "Train at these ranks",
-        "elrt-train --dataset=folder:photos --model=resnet18 --image_size=96 --epochs=10 --rank_plan=plan.json "
-        "--run_dir=runs/fast",
+        f"elrt-train {_PHOTOS} --rank_plan=fast.json --run_dir=runs/fast",
     ),
     (
         "export",

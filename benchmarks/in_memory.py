@@ -2,7 +2,7 @@
 
 On JAX the images lie on the device, and on an accelerator an epoch is one compiled call: a scan gathers, augments and
 trains batch by batch.
-On the other backends `fit` reads a `PyDataset`.
+On the other backends NumPy makes the batches.
 """
 
 import io
@@ -201,7 +201,10 @@ def _augmented(images, key, names):
 
 
 class KerasEpochs:
-    """The same interface on any backend, through `fit` and a `PyDataset`."""
+    """The same interface on any backend, batch by batch.
+
+    Not by `fit` and `predict`: TensorFlow's tf.data, which they read from, can take a minute to end.
+    """
 
     def __init__(self, model, config, data):
         self._model, self._config, self._data = model, config, data
@@ -213,45 +216,41 @@ class KerasEpochs:
 
     def train(self, epoch):
         """One epoch; returns `{"loss", "accuracy"}` over its batches."""
-        # Keras would shuffle the batches once more, with a generator that a restart begins anew.
-        history = self._model.fit(_Batches(self._data, self._config, epoch), shuffle=False, verbose=0).history
-        return {"loss": history["loss"][0], "accuracy": history["accuracy"][0]}
+        self._model.reset_metrics()
+        for images, targets in _batches(self._data, self._config, epoch):
+            logs = self._model.train_on_batch(images, targets, return_dict=True)
+        return {name: float(logs[name]) for name in ("loss", "accuracy")}
 
     def evaluate(self, batch_size=1000):
         """`{"val_accuracy", "val_loss"}` on the test images."""
-        outputs = self._model.predict(self._data.test_images.astype("float32"), batch_size=batch_size, verbose=0)
-        return _scores(outputs, self._data.test_labels)
+        outputs = []
+        for start in range(0, len(self._data.test_images), batch_size):
+            images = self._data.test_images[start : start + batch_size].astype("float32")
+            outputs.append(self._model.predict_on_batch(images))
+        return _scores(np.concatenate(outputs), self._data.test_labels)
 
 
-class _Batches(keras.utils.PyDataset):
-    """One epoch of shuffled, augmented batches, a function of (seed, epoch, batch)."""
+def _batches(data, config, epoch):
+    """Shuffled, augmented batches, each a function of (seed, epoch, its number)."""
+    steps = len(data.train_images) // config.batch_size
+    order = np.random.default_rng((config.seed, epoch)).permutation(len(data.train_images))
+    classes = np.eye(len(data.class_names), dtype="float32")
+    for number, indices in enumerate(order[: steps * config.batch_size].reshape(steps, config.batch_size)):
+        rng = np.random.default_rng((config.seed, epoch, number))
+        images = _cropped_and_flipped(data.train_images[indices], config.augmentations, rng)
+        yield images.astype("float32"), classes[data.train_labels[indices]]
 
-    def __init__(self, data, config, epoch):
-        super().__init__()
-        self._data, self._config = data, config
-        self._key = (config.seed, epoch)
-        steps = len(data.train_images) // config.batch_size
-        order = np.random.default_rng(self._key).permutation(len(data.train_images))
-        self._order = order[: steps * config.batch_size].reshape(steps, config.batch_size)
 
-    def __len__(self):
-        return len(self._order)
-
-    def __getitem__(self, index):
-        rng = np.random.default_rng((*self._key, index))
-        indices, names = self._order[index], self._config.augmentations
-        images = self._data.train_images[indices]
-        if "crop" in names:
-            count, size = images.shape[:2]
-            margin = size // 8
-            padded = np.pad(images, [(0, 0), (margin, margin), (margin, margin), (0, 0)])
-            rows, columns = (rng.integers(0, 2 * margin + 1, (2, count, 1)) + np.arange(size))[:, :, :]
-            images = padded[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
-        if "flip" in names:
-            images = np.where(rng.random((len(images), 1, 1, 1)) < 0.5, images[:, :, ::-1], images)
-        return images.astype("float32"), np.eye(len(self._data.class_names), dtype="float32")[
-            self._data.train_labels[indices]
-        ]
+def _cropped_and_flipped(images, names, rng):
+    if "crop" in names:
+        count, size = images.shape[:2]
+        margin = size // 8
+        padded = np.pad(images, [(0, 0), (margin, margin), (margin, margin), (0, 0)])
+        rows, columns = (rng.integers(0, 2 * margin + 1, (2, count, 1)) + np.arange(size))[:, :, :]
+        images = padded[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    if "flip" in names:
+        images = np.where(rng.random((len(images), 1, 1, 1)) < 0.5, images[:, :, ::-1], images)
+    return images
 
 
 def _scores(probabilities, labels):

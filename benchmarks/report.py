@@ -9,6 +9,7 @@ import statistics
 
 from benchmarks.accuracy_sections import accuracy_sections
 from benchmarks.cost_sections import alternatives_section, int8_section, shrink_section
+from benchmarks.first_hour_page import first_hour_page
 
 _HERE = pathlib.Path(__file__).parent
 _DOCS = _HERE.parent / "docs"
@@ -268,6 +269,7 @@ def results_page(images):
 def main():
     """Writes the pages."""
     (_DOCS / "models.md").write_text(zoo_page(), encoding="utf-8")
+    (_DOCS / "first-hour.md").write_text(first_hour_page(), encoding="utf-8")
     (_DOCS / "results.md").write_text(results_page(_DOCS / "images"), encoding="utf-8")
     print(_DOCS / "results.md")
 

@@ -11,6 +11,7 @@ low_rank = elrt.factorize(model, plan, factor_regularizer=elrt.regularizers.Doub
 # The lazy rooms are in `__all__` and in __init__.pyi, which is what type checkers read.
 
 import importlib
+import pathlib
 from types import ModuleType
 
 from elrt_keras import callbacks, constraints, formats, initializers, layers, regularizers
@@ -47,6 +48,11 @@ __all__ = [
 
 # Higher rooms of the package: there after one import, loaded when first used.
 _LAZY = ("export", "models", "plot")
+
+_HERE = pathlib.Path(__file__).parent
+if not (_HERE / "models").exists():
+    # In the root of a checkout this folder is found before an installed package: its other rooms lie beside it there.
+    __path__.append(str(_HERE.parent))
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -46,6 +46,8 @@ def open_source(path, dataset=None, data_dir=None, image_size=None):
             raise ValueError(f"A run has its own data set. Received: dataset={dataset!r}")
         model, title = rundir.load_model(rundir.model_path(path)), "dense" if config.format == "dense" else "low_rank"
         return Source(model, title, os.path.join(path, "export"), *_examples(config, data_dir))
+    if not os.path.exists(path):
+        raise ValueError(f"Expected a run directory or a .keras file. Received: {path!r}, which does not exist")
     model, folder = rundir.load_model(path), os.path.dirname(os.path.abspath(path))
     title = os.path.splitext(os.path.basename(path))[0]
     if dataset is None:

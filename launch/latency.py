@@ -26,7 +26,9 @@ def find_files(sources):
         names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
         exported = [os.path.join(folder, name) for name in names if name.endswith(".tflite")]
         if not exported:
-            raise ValueError(f"Expected LiteRT files from elrt-export in {folder!r}. Received: {names}")
+            raise ValueError(
+                f"Expected LiteRT files in {folder!r}: run `elrt-export {source}` first. Received: {names}"
+            )
         found += exported
     if not found:
         raise ValueError("Expected .tflite files or run directories: elrt-benchmark litert FILE_OR_RUN… Received: none")

@@ -4,6 +4,7 @@
   elrt-plan --model=trained.keras --max_macs=0.4 --method=energy      # any Keras model; ranks from its weights
   elrt-plan --model=trained.keras --method=vbmf                       # ranks from the noise in its weights
   elrt-plan --model=vgg16 --max_latency=0.5                           # half the time, measured layer by layer on LiteRT
+  elrt-plan --model=resnet18 --image_size=96 --classes=2 --max_latency=0.5 --output=plan.json
   elrt-plan --model=resnet20 --format='stage1*:svd,*:tucker2' --max_params=0.3 --exclude='stem*,classifier'
 
 The JSON can be edited by hand; elrt-train takes it by --rank_plan.
@@ -28,6 +29,9 @@ def define():
         "input_shape",
         None,
         "Height, width, channels: of a builder's model (its own by default), or of a file's with open sizes.",
+    )
+    flags.DEFINE_integer(
+        "image_size", None, "Height and width of colour images; short for --input_shape.", lower_bound=1
     )
     flags.DEFINE_integer("classes", None, "Number of classes, for a builder; its own by default.")
     flags.DEFINE_string("format", "tucker2", "Low-rank format; or 'pattern:format,…' by layer names, first match.")
@@ -72,6 +76,13 @@ def run(argv):
 
 
 def _input_shape(values):
+    if values.image_size is not None:
+        if values.input_shape is not None:
+            raise ValueError(
+                f"Expected either an image size or an input shape. Received: image_size={values.image_size}, "
+                f"input_shape={values.input_shape}"
+            )
+        return values.image_size, values.image_size, 3
     if values.input_shape is None:
         return None
     try:

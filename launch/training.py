@@ -279,6 +279,7 @@ def _summary(job):
     return {
         "model": config.model,
         "dataset": config.dataset,
+        "class_names": list(job.data.class_names),
         "format": config.format,
         "epochs": config.epochs,
         "full_rank_epochs": sum(not int(row["low_rank"]) for row in rows),

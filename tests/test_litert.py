@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import elrt_keras as elrt
+from elrt_keras import litert
 
 IMAGES = np.random.default_rng(1).uniform(0, 255, (32, 16, 16, 3)).astype("float32")
 BUILT_IN = {"CONV_2D", "ADD", "MUL", "PAD", "AVERAGE_POOL_2D", "MEAN", "FULLY_CONNECTED", "SOFTMAX"}
@@ -27,6 +28,11 @@ def model():
 def exported(model, tmp_path_factory):
     path = tmp_path_factory.mktemp("litert") / "model.tflite"
     return elrt.export.to_litert(model, path), path
+
+
+def test_a_conversion_says_nothing(capfd):
+    litert.model_to_litert(elrt.models.build("resnet20", input_shape=(8, 8, 1)))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_outputs_equal_keras_on_other_inputs(model, exported):

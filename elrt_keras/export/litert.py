@@ -94,6 +94,7 @@ def to_litert(
     >>> model = elrt_keras.models.build("resnet20", input_shape=(8, 8, 1))
     >>> # report = elrt_keras.export.to_litert(model, "resnet20.tflite")
     """
+    litert.require_runtime()
     _check(model, path, quantization, representative_data, io_dtype, class_names)
     check_range(input_range)
     shape = tuple(model.inputs[0].shape[1:])

@@ -1,7 +1,7 @@
 """LiteRT (TFLite) models as bytes: made from Keras models, run, timed. TensorFlow is loaded when it is needed."""
 
 from elrt_keras.litert.convert import QUANTIZATIONS, chain_to_litert, model_to_litert
-from elrt_keras.litert.interpreter import Runner, operators
+from elrt_keras.litert.interpreter import Runner, operators, require_runtime
 from elrt_keras.litert.timing import machine_key, time_interleaved
 
 __all__ = [
@@ -11,5 +11,6 @@ __all__ = [
     "machine_key",
     "model_to_litert",
     "operators",
+    "require_runtime",
     "time_interleaved",
 ]

@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import math
+import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -121,7 +123,7 @@ def _reason(error):
 
 @contextlib.contextmanager
 def _quiet_converter():
-    """Keeps the converter's notes off the terminal; what it says in an error stays."""
+    """Keeps the converter's notes off the terminal, hundreds of lines; what it says in an error stays."""
     from absl import logging as absl_logging
 
     logger = logging.getLogger("tensorflow")
@@ -129,13 +131,28 @@ def _quiet_converter():
     logger.setLevel(logging.ERROR)
     absl_logging.set_verbosity(absl_logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _without_stderr():
             # Calibration runs TensorFlow's own interpreter, which says that it is deprecated.
             warnings.filterwarnings("ignore", category=UserWarning, module="tensorflow.lite")
             yield
     finally:
         logger.setLevel(level)
         absl_logging.set_verbosity(verbosity)
+
+
+@contextlib.contextmanager
+def _without_stderr():
+    """Nothing is written to standard error, by TensorFlow's C++ neither."""
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        sys.stderr.flush()
+        terminal = os.dup(2)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)
 
 
 def chain_to_litert(stages: Sequence[Stage], input_size: Shape, padding: str, seed: int = 0) -> bytes:

@@ -1,10 +1,13 @@
 """Running LiteRT models."""
 
 import collections
+import importlib
 
 import numpy as np
 
 from elrt_keras.atomic import Path
+
+_MISSING = "LiteRT needs `pip install ai-edge-litert`, the `litert` extra. Received: no such package"
 
 
 class Runner:
@@ -70,7 +73,7 @@ def _interpreter(model, threads):
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError as error:
-        raise ImportError("Running a LiteRT model needs `pip install elrt_keras[litert]`.") from error
+        raise ImportError(_MISSING) from error
     source = {"model_content": model} if isinstance(model, bytes) else {"model_path": str(model)}
     try:
         interpreter = Interpreter(num_threads=threads, **source)
@@ -79,6 +82,14 @@ def _interpreter(model, threads):
         what = f"{len(model)} bytes" if isinstance(model, bytes) else str(model)
         raise ValueError(f"Expected a LiteRT model. Received: {what}: {error}") from error
     return interpreter
+
+
+def require_runtime() -> None:
+    """Raises an `ImportError` that says what to install where there is no LiteRT runtime."""
+    try:
+        importlib.import_module("ai_edge_litert")
+    except ImportError as error:
+        raise ImportError(_MISSING) from error
 
 
 def operators(content: bytes) -> collections.Counter[str]:

@@ -218,15 +218,29 @@ def timed(
         )
     if threads < 1:
         raise ValueError(f"Expected threads of at least 1. Received: threads={threads}")
+    litert.require_runtime()
     table = TimeTable(threads)
-    total = float(measure([litert.model_to_litert(model, input_shape=input_shape)], threads)[0])
     candidates = time_candidates(budget.candidates, multiple_of, table, _progress)
+    total = _total(litert.model_to_litert(model, input_shape=input_shape), candidates, table)
     dense = sum(candidate.times[None] for candidate in candidates)
     if dense > total:
         # Alone, layers take a little longer than in the model; then all of them are shortened alike.
         candidates = [candidate.scaled(total / dense) for candidate in candidates]
     totals, limits = {**budget.totals, "latency": total}, {**budget.limits, "latency": part * total}
     return candidates, Budget(candidates, totals, limits)
+
+
+def _total(content, candidates, table):
+    """Seconds of the whole dense model, on a machine as busy as when its layers were timed."""
+    if not candidates:
+        return float(measure([content], table.threads)[0])
+    slowest = max(candidates, key=lambda candidate: candidate.times[None])
+    (size, _), *_ = slowest.sizes
+    stages = _stages(slowest, None)
+    layer = litert.chain_to_litert(stages, size, slowest.padding)
+    # The times of layers may be old. The slowest of them takes turns with the model, and says what has changed.
+    whole, now = measure([content, layer], table.threads)
+    return float(whole * table.get(_key(stages, size, slowest.padding)) / now)
 
 
 def _progress(candidates):

@@ -94,4 +94,7 @@ def one_hot_batches(dataset, classes, size=256):
     def batch(images, labels):
         return tf.cast(images, tf.float32), tf.one_hot(labels, classes)
 
-    return dataset.batch(size).map(batch).prefetch(tf.data.AUTOTUNE)
+    # tf.data's tuner can take a minute to end with its iterator, and each validation has one of its own.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.batch(size).map(batch).prefetch(tf.data.AUTOTUNE).with_options(options)

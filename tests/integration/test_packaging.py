@@ -56,6 +56,16 @@ def wheel(tmp_path_factory):
     return path
 
 
+def test_the_root_of_a_checkout_shadows_no_part_of_the_package():
+    """As after `pip install .`: this folder comes before what is installed, and no editable installation helps."""
+    code = (
+        "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()];"
+        "import elrt_keras, elrt_keras.models, elrt_keras.launch.config; print(elrt_keras.models.__file__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert pathlib.Path(done.stdout.strip()) == ROOT / "models" / "__init__.py"
+
+
 def test_nothing_but_the_package_lands_in_site_packages(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}

@@ -5,8 +5,18 @@ import pathlib
 import pytest
 
 from benchmarks import accuracy_sections, cost_sections, performance, report
+from benchmarks.first_hour import STEPS
+from benchmarks.first_hour_page import first_hour_page
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
+
+
+def test_the_first_hour_is_the_walk_and_the_readme_has_its_commands():
+    assert first_hour_page() == (DOCS / "first-hour.md").read_text(encoding="utf-8")
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8").replace("\\\n  ", "")
+    others = ("install", "dense", "export", "benchmark", "classify")  # these name other files, or two of them
+    commands = {name: lines for name, _, lines in STEPS if name not in others}
+    assert len(commands) == 4 and all(line in readme for line in commands.values())
 
 
 @pytest.mark.parametrize("name", ["performance", "results"])

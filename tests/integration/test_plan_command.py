@@ -62,6 +62,7 @@ def test_a_saved_model_with_formats_by_layer_and_a_method_that_reads_weights(tmp
         (["--model=resnet20", "--max_macs=0.01"], "The budget cannot be met"),
         (["--model=resnet20", "--max_macs=0.4", "--exclude=layer9*"], "Received: exclude='layer9*'"),
         (["--model=resnet20", "--max_macs=0.4", "--input_shape=a,b"], "Received: input_shape=['a', 'b']"),
+        (["--model=resnet20", "--max_macs=0.4", "--input_shape=8,8,3", "--image_size=8"], "Received: image_size=8"),
         (["--model=resnet20", "--max_macs=0.4", "--output=no/where.json"], "Received: output='no/where.json'"),
         (["--model=broken.keras", "--max_macs=0.4"], "Received: 'broken.keras'"),
         (["--model=resnet20", "--max_macs=0.4", "more"], "Received: ['more']"),
@@ -74,6 +75,12 @@ def test_bad_input_is_one_line(tmp_path, arguments, message):
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert message in done.stderr.strip().splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["broken.keras"]
+
+
+def test_an_image_size_is_an_input_shape(tmp_path):
+    sizes = ["--image_size=48"], ["--input_shape=48,48,3"]
+    done = [plan("--model=resnet20", "--max_macs=0.4", *size, cwd=tmp_path) for size in sizes]
+    assert done[0].returncode == 0 and done[0].stdout == done[1].stdout
 
 
 def test_a_budget_of_time(tmp_path, monkeypatch):
