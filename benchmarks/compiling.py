@@ -34,10 +34,12 @@ def fit_of(model, batch_size, steps, options, seed=0):
     import numpy as np
     import tensorflow as tf
 
+    from elrt_keras.launch.data.interface import untuned
+
     random = np.random.default_rng(seed)
     images = random.integers(0, 256, (batch_size, *model.input_shape[1:])).astype("float32")
     labels = keras.utils.to_categorical(random.integers(0, model.output_shape[-1], batch_size), model.output_shape[-1])
-    batches = tf.data.Dataset.from_tensors((images, labels)).cache().repeat(steps)
+    batches = untuned(tf.data.Dataset.from_tensors((images, labels)).cache().repeat(steps))
     model.compile(keras.optimizers.SGD(1e-3, momentum=0.9, nesterov=True), "categorical_crossentropy", **options)
 
     def fit():

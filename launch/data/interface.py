@@ -94,7 +94,16 @@ def one_hot_batches(dataset, classes, size=256):
     def batch(images, labels):
         return tf.cast(images, tf.float32), tf.one_hot(labels, classes)
 
-    # tf.data's tuner can take a minute to end with its iterator, and each validation has one of its own.
+    return untuned(dataset.batch(size).map(batch).prefetch(tf.data.AUTOTUNE))
+
+
+def untuned(dataset):
+    """The dataset without tf.data's tuner, for whose next turn, up to a minute away, the end of an iterator waits.
+
+    `AUTOTUNE` then means as many threads as there are cores.
+    """
+    import tensorflow as tf
+
     options = tf.data.Options()
     options.autotune.enabled = False
-    return dataset.batch(size).map(batch).prefetch(tf.data.AUTOTUNE).with_options(options)
+    return dataset.with_options(options)

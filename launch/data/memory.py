@@ -6,7 +6,7 @@ import os
 import numpy as np
 
 from elrt_keras.launch.data.augment import Augmentation
-from elrt_keras.launch.data.interface import Images, local_batch, one_hot_batches, steps_per_epoch
+from elrt_keras.launch.data.interface import Images, local_batch, one_hot_batches, steps_per_epoch, untuned
 
 TFDS_SETS = ("cifar10", "cifar100", "fashion_mnist", "svhn_cropped")
 
@@ -61,7 +61,8 @@ class ImageData(Images):
             return tuple(tensor[worker::workers] for tensor in augmented)
 
         epochs = tf.data.Dataset.counter(first_epoch).flat_map(batches_of).skip(first_step)
-        return epochs.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+        batches = epochs.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return untuned(batches.prefetch(tf.data.AUTOTUNE))
 
     def test_batches(self, config):
         import tensorflow as tf
