@@ -90,7 +90,7 @@ def test_a_keras_file_in_other_formats(exported):
     "arguments, message",
     [
         ([], "Expected one run directory or .keras file"),
-        (["nothing.keras"], "Expected a Keras model in a .keras file. Received: 'nothing.keras'"),
+        (["nothing.keras"], "Received: 'nothing.keras', which does not exist"),
         (["text.keras"], "Expected a Keras model in a .keras file"),
         (["run", "--quantization=int4"], "Received: quantization=['int4']"),
         (["run", "--quantization=int8,float16", "--output=m.tflite"], "one with --output"),
