@@ -77,6 +77,19 @@ def differences(runs, others):
     return [a - base[run["config"]["seed"]] for run, a in zip(runs, accuracies(runs)) if run["config"]["seed"] in base]
 
 
+def beside_dense(label, runs, dense):
+    """Cells of a table: accuracy, its difference to the dense runs, MACs, parameters."""
+    summary = runs[0]["summary"]
+    against = differences(runs, dense) if runs is not dense else []
+    return [
+        label,
+        mean_and_deviation(accuracies(runs)),
+        mean_and_deviation(against, "+") if against else "",
+        f"{summary['macs_fraction']:.1%}",
+        f"{summary['params_fraction']:.1%}",
+    ]
+
+
 def headline_section():
     """Dense networks and their ELRT twins."""
     rows, results, schedules = [], [], {}
@@ -151,15 +164,9 @@ def comparison(title, text, names, images):
         return ""
     rows = []
     for label, runs in found.items():
-        summary = runs[0]["summary"]
-        against = differences(runs, groups["dense"])
         rows.append(
             [
-                label,
-                mean_and_deviation(accuracies(runs)),
-                mean_and_deviation(against, "+") if against else "",
-                f"{summary['macs_fraction']:.1%}",
-                f"{summary['params_fraction']:.1%}",
+                *beside_dense(label, runs, groups["dense"]),
                 f"{_orthogonality(runs):.3f}",
                 f"{statistics.median(run['summary']['seconds_per_epoch'] for run in runs):.0f}",
             ]

@@ -28,18 +28,16 @@ WAYS = {
 VARIANTS = ("dense", "low_rank_0.4")
 
 
-def fit_of(model, batch_size, steps, options, seed=0):
+def fit_of(model, batch_size, steps, options):
     """A function that trains `steps` steps with `fit` on a fixed random batch; already compiled."""
     import keras
     import numpy as np
     import tensorflow as tf
 
+    from benchmarks.variants import random_batch
     from elrt_keras.launch.data.interface import untuned
 
-    random = np.random.default_rng(seed)
-    images = random.integers(0, 256, (batch_size, *model.input_shape[1:])).astype("float32")
-    labels = keras.utils.to_categorical(random.integers(0, model.output_shape[-1], batch_size), model.output_shape[-1])
-    batches = untuned(tf.data.Dataset.from_tensors((images, labels)).cache().repeat(steps))
+    batches = untuned(tf.data.Dataset.from_tensors(random_batch(model, batch_size)).cache().repeat(steps))
     model.compile(keras.optimizers.SGD(1e-3, momentum=0.9, nesterov=True), "categorical_crossentropy", **options)
 
     def fit():

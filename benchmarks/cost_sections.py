@@ -3,7 +3,7 @@
 import statistics
 
 from benchmarks import figures_of_accuracy
-from benchmarks.accuracy_sections import GRIDS, accuracies, differences, mean_and_deviation, runs_of, sources
+from benchmarks.accuracy_sections import GRIDS, accuracies, beside_dense, mean_and_deviation, runs_of, sources
 from benchmarks.markdown import section, table
 
 # The first words of the names of runs, and what they are called.
@@ -30,14 +30,9 @@ def alternatives_section(images):
     costs = {label: macs_of_epochs(runs[0]) / base for label, runs in found.items()}
     rows = []
     for label, runs in found.items():
-        against = differences(runs, groups["dense"]) if label != "dense" else []
         rows.append(
             [
-                label,
-                mean_and_deviation(accuracies(runs)),
-                mean_and_deviation(against, "+") if against else "",
-                f"{runs[0]['summary']['macs_fraction']:.1%}",
-                f"{runs[0]['summary']['params_fraction']:.1%}",
+                *beside_dense(label, runs, groups["dense"]),
                 len(runs[0]["history"]),
                 f"{costs[label]:.2f}",
                 processor_minutes(runs),

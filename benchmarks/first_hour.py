@@ -20,8 +20,7 @@ from absl import app, flags
 from benchmarks import evidence
 
 _ROOT = pathlib.Path(__file__).parents[1]
-_FOLDER = flags.DEFINE_string("folder", None, "Where to walk; a temporary folder, removed afterwards, if not given.")
-_STEPS = flags.DEFINE_list("steps", None, "Only these; the others are as an earlier walk in --folder left them.")
+FLAGS = flags.FLAGS
 _LINES = 12  # of a step's output that are kept, the last ones
 
 _PHOTOS = "--dataset=folder:photos --model=resnet18 --image_size=96 --batch_size=32 --learning_rate=0.02 --epochs=10"
@@ -96,7 +95,7 @@ def walk(folder):
     environment["ELRT_CACHE_DIR"] = str(folder / "cache")
     rows = []
     for name, title, commands in STEPS:
-        if _STEPS.value and name not in _STEPS.value:
+        if FLAGS.steps and name not in FLAGS.steps:
             continue
         print(f"== {title}\n{commands}", flush=True)
         start = time.perf_counter()
@@ -120,14 +119,19 @@ def walk(folder):
 def main(argv):
     """Walks and writes the file."""
     del argv
-    folder = pathlib.Path(_FOLDER.value or tempfile.mkdtemp(prefix="first_hour_"))
+    unknown = set(FLAGS.steps or ()) - {name for name, _, _ in STEPS}
+    if unknown:
+        sys.exit(f"Expected some of {[name for name, _, _ in STEPS]}. Received: --steps={','.join(sorted(unknown))}")
+    folder = pathlib.Path(FLAGS.folder or tempfile.mkdtemp(prefix="first_hour_"))
     folder.mkdir(parents=True, exist_ok=True)
     rows = walk(folder)
-    if _STEPS.value is None:
+    if FLAGS.steps is None:
         evidence.write("first_hour", "cpu", {"rows": rows}, "python -m benchmarks.first_hour")
-    if _FOLDER.value is None:
+    if FLAGS.folder is None:
         shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("folder", None, "Where to walk; a temporary folder, removed afterwards, if not given.")
+    flags.DEFINE_list("steps", None, "Only these; the others are as an earlier walk in --folder left them.")
     app.run(main)

@@ -80,6 +80,14 @@ def in_order(results):
     return [results[name] for name in BATCHES if name in results]
 
 
+def random_batch(model, batch_size, seed=0):
+    """Random images and one-hot labels for a model, as arrays."""
+    random = np.random.default_rng(seed)
+    images = random.integers(0, 256, (batch_size, *model.input_shape[1:])).astype("float32")
+    classes = model.output_shape[-1]
+    return images, keras.utils.to_categorical(random.integers(0, classes, batch_size), classes)
+
+
 def training_step(model, batch_size, jit_compile=None, seed=0):
     """A function that trains one step on a fixed random batch and returns when it is done; already compiled.
 
@@ -87,9 +95,7 @@ def training_step(model, batch_size, jit_compile=None, seed=0):
     """
     if jit_compile is None:
         jit_compile = keras.backend.backend() == "jax"
-    random = np.random.default_rng(seed)
-    images = random.integers(0, 256, (batch_size, *model.input_shape[1:])).astype("float32")
-    labels = keras.utils.to_categorical(random.integers(0, model.output_shape[-1], batch_size), model.output_shape[-1])
+    images, labels = random_batch(model, batch_size, seed)
     optimizer = keras.optimizers.SGD(1e-3, momentum=0.9, nesterov=True)
     model.compile(optimizer, "categorical_crossentropy", jit_compile=jit_compile)
     images, labels = keras.ops.convert_to_tensor(images), keras.ops.convert_to_tensor(labels)

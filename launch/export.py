@@ -56,8 +56,11 @@ def run(argv):
     values = absl_flags.FLAGS
     kinds = _kinds(values)
     import elrt_keras as elrt
+    from elrt_keras import litert
     from elrt_keras.launch import exporting
 
+    if values.format == "litert":
+        litert.require_runtime()  # before data are read
     source = exporting.open_source(argv[1], values.dataset, values.data_dir, values.image_size)
     if values.merge:
         source = dataclasses.replace(source, model=elrt.merge(source.model), title="merged")

@@ -98,20 +98,20 @@ def test_the_prediction_is_a_plan_s_own_sum(cache):
 
 
 def test_ranks_that_are_slower_than_dense_are_never_taken(cache):
-    """Layer c is slow at every rank, layers a and b at every rank but one."""
+    """Layer a is slow at every rank, layers b and c at every rank but one."""
 
     def times(candidate, ranks):
         # In the proportion of the real ones, by which the time of the whole model is taken.
         dense = 1e-9 * candidate.dense_costs()["macs"]
-        good = candidate.name != "c" and ranks == (16, 24)
+        good = candidate.name != "a" and ranks == (16, 24)
         return dense if ranks is None else 0.1 * dense if good else 1.01 * dense
 
     written(cache, times)
     for break_even in (True, False):
-        plan = elrt.plan_ranks(small_model(), max_latency=0.62, break_even=break_even)
-        assert [plan[name].ranks for name in ("a", "b", "c")] == [(16, 24), (16, 24), None]
-    assert "faster dense" in plan.reasons["c"]
-    with pytest.raises(ValueError, match=r"Expected max_latency ≥ 0\.[4-7]\d+. Received: max_latency=0.2"):
+        plan = elrt.plan_ranks(small_model(), max_latency=0.5, break_even=break_even)
+        assert [plan[name].ranks for name in ("a", "b", "c")] == [None, (16, 24), (16, 24)]
+    assert "faster dense" in plan.reasons["a"]
+    with pytest.raises(ValueError, match=r"Expected max_latency ≥ 0\.[2-4]\d+. Received: max_latency=0.2"):
         elrt.plan_ranks(small_model(), max_latency=0.2)
 
 

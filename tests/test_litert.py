@@ -31,8 +31,17 @@ def exported(model, tmp_path_factory):
 
 
 def test_a_conversion_says_nothing(capfd):
-    litert.model_to_litert(elrt.models.build("resnet20", input_shape=(8, 8, 1)))
+    model = elrt.models.build("resnet20", input_shape=(8, 8, 1))
+    capfd.readouterr()  # what TensorFlow writes when it starts
+    litert.model_to_litert(model)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("call", ["litert.require_runtime()", "litert.Runner(b'')"])
+def test_a_missing_runtime_is_named_with_its_remedy(call):
+    code = f"import sys; sys.modules['ai_edge_litert'] = None; from elrt_keras import litert; {call}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "ImportError: LiteRT needs `pip install ai-edge-litert`" in done.stderr
 
 
 def test_outputs_equal_keras_on_other_inputs(model, exported):

@@ -7,8 +7,6 @@ import numpy as np
 
 from elrt_keras.atomic import Path
 
-_MISSING = "LiteRT needs `pip install ai-edge-litert`, the `litert` extra. Received: no such package"
-
 
 class Runner:
     """A LiteRT model ready to run: float arrays in and out, whatever the types in the file.
@@ -70,10 +68,9 @@ class Runner:
 
 
 def _interpreter(model, threads):
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError as error:
-        raise ImportError(_MISSING) from error
+    require_runtime()
+    from ai_edge_litert.interpreter import Interpreter
+
     source = {"model_content": model} if isinstance(model, bytes) else {"model_path": str(model)}
     try:
         interpreter = Interpreter(num_threads=threads, **source)
@@ -89,7 +86,9 @@ def require_runtime() -> None:
     try:
         importlib.import_module("ai_edge_litert")
     except ImportError as error:
-        raise ImportError(_MISSING) from error
+        raise ImportError(
+            "LiteRT needs `pip install ai-edge-litert`, the `litert` extra. Received: no such package"
+        ) from error
 
 
 def operators(content: bytes) -> collections.Counter[str]:
