@@ -15,51 +15,13 @@ from benchmarks import evidence
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Steps of each point.")
 _NAMES = ("rank", "width", "resolution", "depth", "planner_depth", "planner_width")
 _CURVES = flags.DEFINE_list("curves", list(_NAMES), "Which curves; the others stay as they were measured.")
-_BATCH = 32
+_BATCH = 32  # also that of `layer_step`
 _DEPTHS = (20, 32, 44, 56, 110)
-
-
-def layer_step(size, channels, rank, dense=False):
-    """A function that runs a 3×3 convolution C → C forward and backward; the low-rank one has ranks (r, r)."""
-    import keras
-    import numpy as np
-
-    import elrt_keras as elrt
-
-    options = {"padding": "same", "use_bias": False}
-    layer = (
-        keras.layers.Conv2D(channels, 3, **options)
-        if dense
-        else elrt.layers.Tucker2Conv2D(channels, 3, ranks=rank, execution="chain", **options)
-    )
-    images = keras.ops.convert_to_tensor(np.random.default_rng(0).normal(size=(_BATCH, size, size, channels)))
-    return _forward_and_backward(layer, keras.ops.cast(images, "float32"))
-
-
-def _forward_and_backward(layer, images):
-    import tensorflow as tf
-
-    layer.build(images.shape)
-
-    @tf.function
-    def gradients():
-        with tf.GradientTape() as tape:
-            tape.watch(images)
-            outputs = layer(images, training=True)
-        wanted = [images, *(weight.value for weight in layer.trainable_weights)]
-        return [tf.reduce_max(gradient) for gradient in tape.gradient(outputs, wanted, outputs)]
-
-    def step():
-        for value in gradients():
-            value.numpy()
-
-    step()
-    return step
 
 
 def curves():
     """`{curve: (label of the axis, {series: {x: function to time}})}` of those that are timed in turns."""
-    from benchmarks.variants import built, low_rank, training_step
+    from benchmarks.variants import built, layer_step, low_rank, training_step
 
     def model_step(depth, is_low_rank):
         dense = built(f"resnet{depth}")

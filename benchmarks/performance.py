@@ -138,6 +138,31 @@ def growth_section(images):
     )
 
 
+def rank_grid_section(images):
+    """Times at neighbouring ranks."""
+    result = evidence.read("rank_grid").get("cpu")
+    if result is None:
+        return ""
+    picture = images / "rank_grid.png"
+    pictures.rank_grid(result["seconds"], picture)
+    ranks = [int(rank) for rank in next(iter(result["seconds"].values()))]
+    middle = {
+        name: {int(rank): statistics.median(values) for rank, values in of_rank.items()}
+        for name, of_rank in result["seconds"].items()
+    }
+    rows = [[rank, *(f"{middle[name][rank] / middle[name][ranks[0]]:.2f}" for name in middle)] for rank in ranks]
+    size, channels = result["size"], result["channels"]
+    return section(
+        "Neighbouring ranks",
+        f"""A 3×3 Tucker-2 convolution of {channels} channels at {size}×{size}, both ranks equal: median times as
+        multiples of that at rank {ranks[0]}. All ranks take turns. Where a rank costs as much as a larger one, the
+        larger one is the better choice.""",
+        table(["rank", *middle], rows),
+        f"![Times over ranks](images/{picture.name})",
+        commands([result]),
+    )
+
+
 def imports_section():
     """How long the import takes."""
     result = evidence.read("imports").get("all")
@@ -173,6 +198,7 @@ def page(images):
         peers_section(),
         inference_section(),
         growth_section(images),
+        rank_grid_section(images),
         imports_section(),
     ]
     return "\n".join(part for part in parts if part)

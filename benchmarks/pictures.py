@@ -50,6 +50,21 @@ def growth(curves, path):
     figure.savefig(path, dpi=100)
 
 
+def rank_grid(seconds, path):
+    """Medians and quartiles over neighbouring ranks, relative to the smallest, one panel a series."""
+    figure = _figure(11, 3.4)
+    for axis, (name, of_rank) in zip(figure.subplots(1, len(seconds), squeeze=False).flat, seconds.items()):
+        ranks = [int(rank) for rank in of_rank]
+        low, middle, high = np.percentile(np.array(list(of_rank.values())), (25, 50, 75), axis=1)
+        axis.plot(ranks, middle / middle[0], "o-")
+        axis.fill_between(ranks, low / middle[0], high / middle[0], alpha=0.25)
+        axis.set(xlabel="rank", ylabel=f"time, of that at rank {ranks[0]}", title=name)
+        axis.set_xticks([rank for rank in ranks if rank % 4 == 0])
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=100)
+
+
 def _figure(width, height):
     from matplotlib.figure import Figure  # needs no display and leaves a notebook's figures alone
 

@@ -9,6 +9,7 @@ import statistics
 
 from benchmarks.accuracy_sections import accuracy_sections
 from benchmarks.cost_sections import alternatives_section, int8_section, shrink_section
+from benchmarks.defaults_section import defaults_section
 from benchmarks.first_hour_page import first_hour_page
 
 _HERE = pathlib.Path(__file__).parent
@@ -241,6 +242,7 @@ def results_page(images):
         alternatives_section(images),
         shrink_section(images),
         int8_section(),
+        defaults_section(),
         section(
             "ResNet-20 at 40 % of the MACs, short schedule",
             "Dense against ELRT (Tucker-2 from scratch at 40 % of the MACs), without and with double soft "

@@ -1,6 +1,7 @@
 """One run of an accuracy grid: trained epoch by epoch, kept when the time is up, and judged at its end."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -13,6 +14,7 @@ import numpy as np
 import elrt_keras as elrt
 from benchmarks import machine
 from benchmarks.distillation import Taught
+from benchmarks.factor_rate import scale_factor_rate
 from benchmarks.in_memory import epochs_of
 from elrt_keras.launch import modeling
 from elrt_keras.launch.config import TrainConfig, parse_schedule
@@ -28,8 +30,9 @@ class Run:
     Beside the fields of `TrainConfig` a run may have
 
     * `fine_tuning`: a dict. The dense network is trained first; then it is decomposed and trained on, with the fields
-      in the dict changed.
+      in the dict changed. Runs that begin with the same dense network take it over from the first that trained it.
     * `distillation`: what the divergence from that dense network counts in the loss, which then stays as a teacher.
+    * `factor_learning_rate`: the learning rate of the orthogonal factors, as a multiple of that of all else.
     * `shrink_to`: budgets of MACs as text, at which the trained model is tried after `elrt_keras.shrink`.
     """
 
@@ -38,6 +41,7 @@ class Run:
         self.name, self.data, self._path = name, data, pathlib.Path(state_path)
         self._budgets = [float(text) for text in fields.pop("shrink_to", "").split(",") if text]
         self._distillation = fields.pop("distillation", None)
+        self._factor_rate = fields.pop("factor_learning_rate", None)
         first, fine_tuning = None, fields.pop("fine_tuning", None)
         if fine_tuning is not None:
             dense = {field: value for field, value in fields.items() if field not in _LOW_RANK}
@@ -48,6 +52,7 @@ class Run:
             raise ValueError(f"Expected a number of full-rank epochs. Received: warmup_epochs='auto' in run {name!r}")
         self._first = first or (self.config if self.config.warms_up else None)
         self._before = self._first_epochs()
+        self._dense_path = self._path.with_name(f"dense_{_digest(first)}.npz") if first else None
         self.history, self.plan, self._values = [], None, None
 
     def _first_epochs(self):
@@ -70,6 +75,8 @@ class Run:
             self._compile(model, self._first)
             if not self._epochs(model, self._first, self._before, stop_at, elrt.count_costs(dense).macs):
                 return None
+            if self._dense_path is not None:
+                self._keep(model, self._dense_path)
             dense.set_weights(model.get_weights())
         resumes_low_rank = self.plan is not None
         if not resumes_low_rank:
@@ -102,6 +109,8 @@ class Run:
 
     def _compile(self, model, config, iterations=0):
         modeling.compile_model(model, config, self._steps)
+        if self._factor_rate is not None:
+            scale_factor_rate(model, self._factor_rate)
         model.optimizer.build(model.trainable_variables)
         model.optimizer.iterations.assign(iterations)
         if self._values is not None:
@@ -140,27 +149,31 @@ class Run:
         loop.store()
         return True
 
-    def _keep(self, model):
+    def _keep(self, model, path=None):
         """Writes down all there is."""
+        path = path or self._path
         values = [keras.ops.convert_to_numpy(v) for v in (*model.variables, *model.optimizer.variables)]
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         if self.plan is not None:
-            self.plan.save(self._path.with_suffix(".plan.json"))
-        temporary = self._path.with_suffix(".tmp.npz")
+            self.plan.save(path.with_suffix(".plan.json"))
+        temporary = path.with_suffix(f".{os.getpid()}.npz")
         np.savez(temporary, *values, history=json.dumps(self.history))
-        os.replace(temporary, self._path)
+        os.replace(temporary, path)
 
     def _resume(self):
-        if not self._path.exists():
+        path = self._path
+        if not path.exists() and self._dense_path is not None:
+            path = self._dense_path
+        if not path.exists():
             return
-        with np.load(self._path) as kept:
+        with np.load(path) as kept:
             self._values = [kept[f"arr_{index}"] for index in range(len(kept.files) - 1)]
             self.history = json.loads(str(kept["history"]))
-        plan = self._path.with_suffix(".plan.json")
+        plan = path.with_suffix(".plan.json")
         self.plan = elrt.RankPlan.load(plan) if plan.exists() else None
 
     def forget(self):
-        """Removes what was kept."""
+        """Removes what was kept of this run alone."""
         for path in (self._path, self._path.with_suffix(".plan.json")):
             path.unlink(missing_ok=True)
 
@@ -230,3 +243,8 @@ class Run:
                 max_accuracy_drop=1.0,
             )
         return report.accuracy
+
+
+def _digest(config):
+    """A short name of a configuration."""
+    return hashlib.sha256(json.dumps(dataclasses.asdict(config), sort_keys=True).encode()).hexdigest()[:12]

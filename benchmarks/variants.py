@@ -110,6 +110,39 @@ def training_step(model, batch_size, jit_compile=None, seed=0):
     return step
 
 
+def layer_step(size, channels, rank, dense=False, batch_size=32):
+    """A function that runs a 3×3 convolution C → C forward and backward; the low-rank one has ranks (r, r)."""
+    options = {"padding": "same", "use_bias": False}
+    layer = (
+        keras.layers.Conv2D(channels, 3, **options)
+        if dense
+        else elrt.layers.Tucker2Conv2D(channels, 3, ranks=rank, execution="chain", **options)
+    )
+    images = keras.ops.convert_to_tensor(np.random.default_rng(0).normal(size=(batch_size, size, size, channels)))
+    return _forward_and_backward(layer, keras.ops.cast(images, "float32"))
+
+
+def _forward_and_backward(layer, images):
+    import tensorflow as tf
+
+    layer.build(images.shape)
+
+    @tf.function
+    def gradients():
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            outputs = layer(images, training=True)
+        wanted = [images, *(weight.value for weight in layer.trainable_weights)]
+        return [tf.reduce_max(gradient) for gradient in tape.gradient(outputs, wanted, outputs)]
+
+    def step():
+        for value in gradients():
+            value.numpy()
+
+    step()
+    return step
+
+
 def interleaved(functions, rounds, show=print):
     """Seconds of each function, `{name: [one per round]}`; they take turns, in another order each round."""
     seconds = {name: [] for name in functions}

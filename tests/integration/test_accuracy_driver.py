@@ -13,6 +13,7 @@ import pytest
 import elrt_keras as elrt
 from benchmarks import accuracy, in_memory
 from benchmarks.distillation import Taught
+from benchmarks.factor_rate import scale_factor_rate
 from benchmarks.runs import Run
 from elrt_keras.launch import data as launch_data
 
@@ -181,7 +182,7 @@ def test_runs_that_begin_dense_stop_anywhere_and_go_on(fields, dense_epochs, epo
     def run(path):
         return Run("run", {**SHORT, **fields}, few_images, tmp_path / path)
 
-    whole = run("whole.npz").train()
+    whole = run("whole/run.npz").train()
     macs = [row["macs"] for row in whole["history"]]
     assert len(macs) == epochs and len(set(macs[:dense_epochs])) == len(set(macs[dense_epochs:])) == 1
     teacher = macs[0] / 3 if "distillation" in fields else 0
@@ -189,10 +190,26 @@ def test_runs_that_begin_dense_stop_anywhere_and_go_on(fields, dense_epochs, epo
     assert whole["summary"]["macs"] <= fields.get("max_macs", 0.4) * macs[0] * 1.02
     assert whole["summary"]["training_macs"] == pytest.approx(sum(3 * 32 * value for value in macs))
     stops = 0
-    while (parts := run("parts.npz").train(stop_at=0)) is None:
+    while (parts := run("parts/run.npz").train(stop_at=0)) is None:
         stops += 1
     assert stops == epochs - 1
     assert without_times(parts) == without_times(whole) and parts["ranks"] == whole["ranks"]
+
+
+def test_runs_that_begin_with_the_same_dense_network_train_it_once(few_images, tmp_path):
+    fields = {**SHORT, "fine_tuning": {"factor_initializer": "orthogonal_factors"}}
+
+    def train(name, folder, **others):
+        return Run(name, {**fields, **others}, few_images, tmp_path / folder / f"{name}.npz").train()
+
+    first = train("first", "shared")
+    second, alone = (train("second", folder, distillation=0.5) for folder in ("shared", "alone"))
+    other = train("other", "shared", weight_decay=1e-3)
+    # Times do not repeat by chance.
+    seconds = [[row["seconds"] for row in result["history"]] for result in (first, second, alone, other)]
+    assert seconds[0][:2] == seconds[1][:2] and seconds[0][2:] != seconds[1][2:]
+    assert not set(seconds[0]) & {*seconds[2], *seconds[3]}
+    assert without_times(second) == without_times(alone)
 
 
 def test_distillation_adds_the_divergence_and_leaves_the_teacher_alone():
@@ -208,6 +225,29 @@ def test_distillation_adds_the_divergence_and_leaves_the_teacher_alone():
     assert loss == pytest.approx(entropy + 0.7 * divergence, rel=1e-5)
     assert all(np.array_equal(a, b) for a, b in zip(before, teacher.get_weights()))
     np.testing.assert_array_equal(model.predict(images, verbose=0), student.predict(images, verbose=0))
+
+
+def test_factors_train_at_a_rate_of_their_own():
+    rng = np.random.default_rng(0)
+    images, labels = rng.normal(size=(6, 8, 8, 4)).astype("float32"), np.eye(3, dtype="float32")[[0, 1, 2, 0, 1, 2]]
+    layers = elrt.layers.Tucker2Conv2D(6, 3, ranks=(2, 3), name="conv"), keras.layers.Flatten(), keras.layers.Dense(3)
+    model = keras.Sequential([keras.Input((8, 8, 4)), *layers])
+    start = model.get_weights()
+
+    def changes(multiple):
+        model.set_weights(start)
+        model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse")
+        model.optimizer.build(model.trainable_variables)
+        if multiple is not None:
+            scale_factor_rate(model, multiple)
+        model.fit(images, labels, batch_size=6, epochs=1, verbose=0)
+        return {v.path.split("/", 1)[-1]: a - b for v, a, b in zip(model.weights, model.get_weights(), start)}
+
+    plain, scaled = changes(None), changes(3.0)
+    for path, change in plain.items():
+        multiple = 3 if path.endswith(("factor_in", "factor_out")) else 1
+        np.testing.assert_allclose(scaled[path], multiple * change, rtol=1e-4, atol=1e-6)
+        assert np.abs(change).max() > 1e-5
 
 
 def test_a_trained_run_is_tried_at_lower_ranks_and_as_int8(few_images, tmp_path):

@@ -1,0 +1,67 @@
+"""The section of the page of results that sets each default of `elrt-train` beside what else was tried."""
+
+import statistics
+
+from benchmarks.accuracy_sections import FORMATS, PENALTIES, accuracies, mean_and_deviation, runs_of, sources
+from benchmarks.markdown import section, table
+from elrt_keras.launch.config import TrainConfig
+
+# Per flag: what was tried beside the default, as {first words of the names of runs: label}, and what else speaks for
+# the default. The runs of `elrt` have all defaults but what the grid says of them.
+CHOICES = {
+    "format": (
+        {name: label for name, label in FORMATS.items() if name != "elrt"},
+        "The format of the method's paper; of its chain all three stages run as dense convolutions or products.",
+    ),
+    "orthogonality": (
+        {name: label for name, label in PENALTIES.items() if label not in ("DSO", "MC", "SRIP")},
+        "The penalty of the method's paper.",
+    ),
+    "orthogonality_strength": (
+        {f"dso_orthogonality_strength{strength}": strength for strength in ("0.001", "0.1")},
+        "On digits too (below).",
+    ),
+    "orthogonality_schedule": ({"penalty_schedule": "from 0.1 down to 0.001"}, ""),
+    "factor_initializer": (
+        {"spectral": "spectral", "glorot": "glorot_uniform"},
+        "From trained weights the default is their decomposition.",
+    ),
+    "rank_method": (
+        {"energy_ranks": "energy, from a trained dense network"},
+        "Needs no trained network.",
+    ),
+    "weight_decay_kind": ({"frobenius_decay": "frobenius"}, ""),
+    "label_smoothing": ({"label_smoothing": "0.1"}, ""),
+}
+
+
+def defaults_section():
+    """What each default was chosen over; empty where nothing was tried yet."""
+    groups, epochs = runs_of("resnet20")
+    rows, results = [], []
+    for field, (others, remark) in CHOICES.items():
+        tried = {label: groups[name] for name, label in others.items() if name in groups}
+        if tried and "elrt" in groups:
+            best = max(tried, key=lambda label: statistics.mean(accuracies(tried[label])))
+            told = "; ".join(f"{label}: {mean_and_deviation(accuracies(runs))}" for label, runs in tried.items())
+            gap = statistics.mean(accuracies(groups["elrt"])) - statistics.mean(accuracies(tried[best]))
+            rows.append([f"`--{field}`", _default(field), told, f"{gap:+.2f}", remark])
+            results += [run for runs in tried.values() for run in runs]
+    if not rows:
+        return ""
+    default = mean_and_deviation(accuracies(groups["elrt"]))
+    short = "" if epochs >= 100 else f" Short schedule: {epochs} epochs of one cycle."
+    return section(
+        "Where the defaults come from",
+        f"""ResNet-20 with the defaults reaches {default} %, at the budget, learning rate and weight decay of the grid;
+        beside it one change each. *Over the best* is the accuracy of the default less that of the best of the others,
+        in points: what is within a few tenths with one seed decides nothing.{short} That ranks are multiples of 8 by
+        default comes from times: [performance.md](performance.md#neighbouring-ranks).""",
+        table(["flag", "default", "others, test accuracy %", "over the best", "what else"], rows),
+        sources(groups["elrt"] + results),
+    )
+
+
+def _default(field):
+    value = getattr(TrainConfig(), field)
+    return "constant" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
