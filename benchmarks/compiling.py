@@ -13,7 +13,7 @@ from benchmarks import evidence
 from benchmarks.processes import run_each
 from benchmarks.variants import BATCHES
 
-_MODELS = flags.DEFINE_list("models", ["resnet20", "vgg16_cifar", "resnet18"], "Builders.")
+_MODELS = flags.DEFINE_list("models", ["resnet20", "vgg16_cifar"], "Builders.")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Calls of `fit` in each way.")
 _STEPS = flags.DEFINE_integer("steps", 16, "Training steps of a call.")
 _ONE = flags.DEFINE_string("one", None, "The model of this process; the driver sets it.")

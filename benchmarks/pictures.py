@@ -59,7 +59,7 @@ def rank_grid(seconds, path):
         axis.plot(ranks, middle / middle[0], "o-")
         axis.fill_between(ranks, low / middle[0], high / middle[0], alpha=0.25)
         axis.set(xlabel="rank", ylabel=f"time, of that at rank {ranks[0]}", title=name)
-        axis.set_xticks([rank for rank in ranks if rank % 4 == 0])
+        axis.set_xticks([rank for rank in ranks if rank % 16 == 0])
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=100)

@@ -1,18 +1,23 @@
-"""Times one Tucker-2 layer at neighbouring ranks: which of them are dear for what they hold.
+"""Times neighbouring ranks, and networks with ranks in multiples of 8 and of 16.
 
   python -m benchmarks.rank_grid
+  python -m benchmarks.rank_grid --models=resnet18
 
-Where `multiple_of=8`, the default of `plan_ranks`, comes from. A 3×3 convolution of 128 channels at 16×16, both ranks
-equal: forward and backward in TensorFlow on a batch, and one image as a LiteRT file. All ranks take turns. File
-`benchmarks/results/rank_grid/cpu.json`.
+First one Tucker-2 layer, a 3×3 convolution of 128 channels at 16×16, both ranks equal: forward and backward in
+TensorFlow on a batch, and one image as a LiteRT file. Then training steps of whole networks at the same MACs. All take
+turns; one process per network. Files in `benchmarks/results/rank_grid/`.
 """
 
 import numpy as np
 from absl import app, flags
 
 from benchmarks import evidence
+from benchmarks.processes import run_each
 
-_ROUNDS = flags.DEFINE_integer("rounds", 25, "Steps of each rank.")
+_MODELS = flags.DEFINE_list("models", ["layer", "resnet20", "vgg16_cifar", "resnet18"], "The layer, and builders.")
+_ROUNDS = flags.DEFINE_integer("rounds", 15, "Steps of each.")
+_ONE = flags.DEFINE_string("one", None, "The model of this process; the driver sets it.")
+MULTIPLES = (8, 16)
 CHANNELS, SIZE = 128, 16
 RANKS = (
     8,
@@ -63,19 +68,53 @@ def litert_seconds(quantization, rounds):
     return dict(zip(RANKS, (np.round(times, 7).tolist() for times in litert.time_interleaved(runners, rounds))))
 
 
-def main(argv):
-    """Measures and writes the file."""
-    del argv
+def measure_layer():
+    """Times one layer and writes the file."""
     from benchmarks.variants import interleaved, layer_step
 
     steps = {rank: layer_step(SIZE, CHANNELS, rank) for rank in RANKS}
     seconds = {
-        "training, TensorFlow": interleaved(steps, _ROUNDS.value, show=lambda *_, **__: None),
+        "training, TensorFlow": interleaved(steps, _ROUNDS.value, show=_silent),
         "LiteRT float32": litert_seconds(None, 8 * _ROUNDS.value),
         "LiteRT int8": litert_seconds("int8", 8 * _ROUNDS.value),
     }
     result = {"channels": CHANNELS, "size": SIZE, "seconds": seconds}
-    evidence.write("rank_grid", "cpu", result, f"python -m benchmarks.rank_grid --rounds={_ROUNDS.value}")
+    evidence.write("rank_grid", "layer", result, f"python -m benchmarks.rank_grid --models=layer{_rounds_flag()}")
+
+
+def measure_network(name):
+    """Times the training steps of one network and writes the file."""
+    import elrt_keras as elrt
+    from benchmarks.variants import BATCHES, BUDGETS, built, interleaved, low_rank, ratios, training_step
+
+    models = {"dense": built(name)}
+    for budget in BUDGETS:
+        models |= {f"{step}_{budget}": low_rank(built(name), budget, multiple_of=step) for step in MULTIPLES}
+    macs = {variant: elrt.count_costs(model).macs for variant, model in models.items()}
+    steps = {v: training_step(elrt.fuse_batch_norm(model), BATCHES[name]) for v, model in models.items()}
+    seconds = interleaved(steps, _ROUNDS.value, show=_silent)
+    print(name, {v: f"{middle:.2f}x" for v, (middle, _, _) in ratios(seconds, "dense").items()}, flush=True)
+    result = {"model": name, "batch_size": BATCHES[name], "macs": macs, "seconds": seconds}
+    evidence.write("rank_grid", name, result, f"python -m benchmarks.rank_grid --models={name}{_rounds_flag()}")
+
+
+def _rounds_flag():
+    return f" --rounds={_ROUNDS.value}"
+
+
+def _silent(*_, **__):
+    pass
+
+
+def main(argv):
+    """Measures the layer and the networks, each in a process of its own."""
+    del argv
+    if _ONE.value is None:
+        run_each("benchmarks.rank_grid", _MODELS.value)
+    elif _ONE.value == "layer":
+        measure_layer()
+    else:
+        measure_network(_ONE.value)
 
 
 if __name__ == "__main__":

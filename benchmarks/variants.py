@@ -59,10 +59,11 @@ def built(name):
     return elrt.models.build(name)
 
 
-def low_rank(dense, max_macs, regularizer="dso", **options):
+def low_rank(dense, max_macs, regularizer="dso", multiple_of=None, **options):
     """The low-rank twin of a model at uniform Tucker-2 ranks."""
     penalty = elrt.regularizers.BY_NAME[regularizer](STRENGTH) if regularizer else None
-    return elrt.factorize(dense, elrt.plan_ranks(dense, max_macs=max_macs), factor_regularizer=penalty, **options)
+    plan = elrt.plan_ranks(dense, max_macs=max_macs, multiple_of=multiple_of)
+    return elrt.factorize(dense, plan, factor_regularizer=penalty, **options)
 
 
 def thinned(name, macs):
