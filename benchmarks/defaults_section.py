@@ -30,6 +30,10 @@ CHOICES = {
         {"energy_ranks": "energy, from a trained dense network"},
         "Needs no trained network.",
     ),
+    "multiple_of": (
+        {"finer_ranks_multiple_of4": "4", "finer_ranks_multiple_of1": "1"},
+        "Time: [neighbouring ranks](performance.md#neighbouring-ranks).",
+    ),
     "weight_decay_kind": ({"frobenius_decay": "frobenius"}, ""),
     "label_smoothing": ({"label_smoothing": "0.1"}, ""),
 }
@@ -55,8 +59,7 @@ def defaults_section():
         "Where the defaults come from",
         f"""ResNet-20 with the defaults reaches {default} %, at the budget, learning rate and weight decay of the grid;
         beside it one change each. *Over the best* is the accuracy of the default less that of the best of the others,
-        in points: what is within a few tenths with one seed decides nothing.{short} That ranks are multiples of 8 by
-        default comes from times: [performance.md](performance.md#neighbouring-ranks).""",
+        in points: what is within a few tenths with one seed decides nothing.{short}""",
         table(["flag", "default", "others, test accuracy %", "over the best", "what else"], rows),
         sources(groups["elrt"] + results),
     )
@@ -64,4 +67,6 @@ def defaults_section():
 
 def _default(field):
     value = getattr(TrainConfig(), field)
-    return "constant" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    if value is None:
+        return {"multiple_of": "8", "orthogonality_schedule": "constant"}[field]
+    return f"{value:g}" if isinstance(value, float) else str(value)
