@@ -164,18 +164,24 @@ def _orthogonality(runs):
 
 
 def comparison(title, text, names, images):
-    """One table and one figure of the ResNet-20 runs in `names`; empty with fewer than two of them."""
+    """One table and one figure of the ResNet-20 runs in `names`; empty with fewer than two of them.
+
+    The runs of `elrt`, where they are among them, are what the others are compared with.
+    """
     groups, epochs = runs_of("resnet20")
     found = {label: groups[name] for name, label in names.items() if name in groups}
     if len(found) < 2 or "dense" not in groups:
         return ""
     rows = []
     for label, runs in found.items():
+        beside = beside_dense(label, runs, groups["dense"])
+        gained = differences(runs, groups["elrt"]) if label != names.get("elrt") else []
         rows.append(
             [
-                *beside_dense(label, runs, groups["dense"]),
+                *beside[:3],
+                mean_and_deviation(gained, "+") if gained else "",
+                *beside[3:],
                 f"{_orthogonality(runs):.3f}",
-                f"{statistics.median(run['summary']['seconds_per_epoch'] for run in runs):.0f}",
             ]
         )
     picture = images / f"accuracy_{title.lower().replace(' ', '_')}.png"
@@ -185,14 +191,27 @@ def comparison(title, text, names, images):
         {label: runs[0]["history"] for label, runs in found.items()},
         picture,
     )
-    header = ["run", "test accuracy, %", "against dense", "MACs", "parameters", "factor error", "s/epoch"]
+    base = names["elrt"]
+    header = ["run", "test accuracy, %", "against dense", f"against {base}", "MACs", "parameters", "factor error"]
     short = "" if epochs >= 100 else f" Short schedule: {epochs} epochs of one cycle."
     return section(
         f"{title}, ResNet-20",
-        f"{text}{short} Seconds of an epoch were taken with other work on the machine.",
+        f"{text}{short} {_noise(groups)}",
         table(header, rows),
         f"![Test accuracies of the runs, and over the epochs](images/{picture.name})",
         sources([run for runs in found.values() for run in runs]),
+    )
+
+
+def _noise(groups):
+    """How far seeds alone set runs apart, as a sentence."""
+    several = [accuracies(runs) for runs in groups.values() if len(runs) > 2]
+    if not several:
+        return ""
+    deviation = statistics.mean(statistics.variance(values) for values in several) ** 0.5
+    return (
+        f"Seeds alone set runs apart by {deviation:.2f} points (standard deviation within the recipes of three seeds): "
+        f"between two runs of one seed each, less than {2 * 2**0.5 * deviation:.1f} says nothing."
     )
 
 
