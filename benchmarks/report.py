@@ -11,6 +11,7 @@ from benchmarks.accuracy_sections import accuracy_sections
 from benchmarks.cost_sections import alternatives_section, int8_section, shrink_section
 from benchmarks.defaults_section import defaults_section
 from benchmarks.first_hour_page import first_hour_page
+from benchmarks.markdown import spread
 
 _HERE = pathlib.Path(__file__).parent
 _DOCS = _HERE.parent / "docs"
@@ -111,8 +112,8 @@ def throughput_section():
     for row in rows:
         shape = "×".join(map(str, row["image_shape"][:2]))
         lines.append(
-            f"| {row['note']} | {row['augmentation']} | {_spread(row['pipeline'])} | {row['model']} {row['format']}, "
-            f"{shape}, batch {row['batch_size']} | {_spread(row['step'])} | {row['ratio']:.1f}× |"
+            f"| {row['note']} | {row['augmentation']} | {spread(row['pipeline'])} | {row['model']} {row['format']}, "
+            f"{shape}, batch {row['batch_size']} | {spread(row['step'])} | {row['ratio']:.1f}× |"
         )
     machine = _listed(rows[0]["machine"])
     return (
@@ -124,9 +125,8 @@ def throughput_section():
     )
 
 
-def _spread(values, digits=0):
-    middle, low, high = (f"{value:,.{digits}f}" for value in (statistics.median(values), min(values), max(values)))
-    return f"{middle} ({low}–{high})"
+def _optional(speedups):
+    return "" if speedups is None else f"{spread(speedups, 2)}×"
 
 
 def latency_section():
@@ -136,23 +136,28 @@ def latency_section():
     if not rows:
         return ""
     lines = [
-        "| model | max_latency | threads | dense, ms | low-rank, ms | speed-up, predicted | measured | MACs reduction "
-        "| measured / MACs | planning, s |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| model | type | max_latency | threads | dense, ms | low-rank, ms | speed-up, predicted | measured "
+        "| uniform ranks | MACs reduction | measured / MACs | planning, s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in sorted(rows, key=lambda row: (row["model"], row["threads"], -row["max_latency"])):
+
+    def kind(row):
+        return row.get("quantization", "float32")  # the first runs were all of this kind
+
+    for row in sorted(rows, key=lambda row: (kind(row), row["model"], row["threads"], -row["max_latency"])):
         measured = statistics.median(row["measured_speedup"])
         lines.append(
-            f"| {row['model']} | {row['max_latency']} | {row['threads']} | {_spread(row['dense_ms'], 2)} "
-            f"| {_spread(row['low_rank_ms'], 2)} | {row['predicted_speedup']:.2f}× "
-            f"| {_spread(row['measured_speedup'], 2)}× | {row['macs_reduction']:.2f}× "
+            f"| {row['model']} | {kind(row)} | {row['max_latency']} | {row['threads']} | {spread(row['dense_ms'], 2)} "
+            f"| {spread(row['low_rank_ms'], 2)} | {row['predicted_speedup']:.2f}× "
+            f"| {spread(row['measured_speedup'], 2)}× | {_optional(row.get('uniform_speedup'))} | {row['macs_reduction']:.2f}× "
             f"| {measured / row['macs_reduction']:.2f} | {row['planning_seconds']:.0f} |"
         )
     machine = _listed(rows[0]["machine"])
     return (
         "## Ranks for a latency: predicted and measured on LiteRT\n\n`plan_ranks(max_latency=…)` on models with random "
-        "weights at their own input size, float32, Tucker-2 (SVD for 1×1 convolutions and dense layers). Dense and "
-        "low-rank model take turns; median (lowest to highest) of the rounds. Planning at the second budget of a model "
+        "weights at their own input size, Tucker-2 (SVD for 1×1 convolutions and dense layers). Dense and "
+        "low-rank model take turns; median (lowest to highest) of the rounds. *Uniform ranks* is a network with as many "
+        "MACs and one fraction of the full ranks everywhere. Planning at the second budget of a model "
         "reads the times of the first. Measured by `python -m benchmarks.latency`.\n\n"
         + "\n".join(lines)
         + f"\n\nMachine: {machine}.\n"

@@ -4,6 +4,7 @@
   elrt-plan --model=trained.keras --max_macs=0.4 --method=energy      # any Keras model; ranks from its weights
   elrt-plan --model=trained.keras --method=vbmf                       # ranks from the noise in its weights
   elrt-plan --model=vgg16 --max_latency=0.5                           # half the time, measured layer by layer on LiteRT
+  elrt-plan --model=vgg16 --max_latency=0.5 --quantization=int8       # half the time of the int8 file
   elrt-plan --model=resnet18 --image_size=96 --classes=2 --max_latency=0.5 --output=plan.json
   elrt-plan --model=resnet20 --format='stage1*:svd,*:tucker2' --max_params=0.3 --exclude='stem*,classifier'
 
@@ -19,7 +20,7 @@ from elrt_keras.launch import cli
 from elrt_keras.ranks import METHODS
 
 _READ_WEIGHTS = [method for method in METHODS if method not in ("uniform", "latency")]
-_PASSED = ("fraction", "max_macs", "max_params", "max_latency", "multiple_of", "exclude", "threads")
+_PASSED = ("fraction", "max_macs", "max_params", "max_latency", "multiple_of", "exclude", "threads", "quantization")
 
 
 def define():
@@ -40,6 +41,12 @@ def define():
     flags.DEFINE_float("max_params", None, "Keep at most this part of the dense parameters, in (0, 1].")
     flags.DEFINE_float("max_latency", None, "Take at most this part of the dense model's time on LiteRT, here.")
     flags.DEFINE_integer("threads", 1, "CPU threads for measured times.", lower_bound=1)
+    flags.DEFINE_enum(
+        "quantization",
+        None,
+        ["float16", "dynamic_int8", "int8"],
+        "What is timed for --max_latency, as of elrt-export; float32 if not given.",
+    )
     flags.DEFINE_enum(
         "method", "uniform", list(METHODS), f"How ranks are chosen; {', '.join(_READ_WEIGHTS)} read weights."
     )

@@ -156,6 +156,7 @@ def test_exclude(resnet, exclude, dense):
         ({"fraction": 0.5, "max_macs": 0.5}, "either `fraction` or a budget"),
         ({"max_macs": 0.5, "method": "magic"}, "Received: method='magic'"),
         ({"max_latency": 0.5, "method": "energy"}, "Received: max_latency=0.5, method='energy'"),
+        ({"max_macs": 0.5, "quantization": "int8"}, "Received: quantization='int8', method='uniform'"),
         ({"max_macs": 0.5, "method": "latency"}, "Received: max_latency=None, method='latency'"),
         ({"max_latency": 0.5, "max_macs": 0.5, "max_params": 0.5}, "at most two budgets"),
         ({"max_latency": 1.2}, "Received: max_latency=1.2"),

@@ -71,6 +71,35 @@ def test_chains_of_every_format(name, shape, ranks, operators):
     assert litert.operators(content) == operators
 
 
+@pytest.mark.parametrize("quantization", ["float16", "dynamic_int8", "int8"])
+def test_chains_are_timed_quantised(quantization):
+    stages = elrt.formats.get("tucker2").stages((3, 3, 64, 64), (16, 24), (1, 1), (1, 1))
+    contents = [litert.chain_to_litert(stages, (10, 10), "same", kind) for kind in (None, quantization)]
+    # A byte per weight, or two; beside them a few kilobytes.
+    weights = 64 * 16 + 9 * 16 * 24 + 24 * 64
+    size = 2 if quantization == "float16" else 1
+    assert [4 * weights, size * weights] <= [len(c) for c in contents]
+    assert all(len(c) < bytes_of * weights + 6000 for c, bytes_of in zip(contents, (4, size)))
+    assert litert.operators(contents[1])["CONV_2D"] == 3
+    (seconds,) = litert.time_interleaved([litert.Runner(contents[1])], runs=2)
+    assert (seconds > 0).all()
+    # Nothing converts between types at the ends of an int8 chain, as inside a model.
+    assert quantization != "int8" or set(litert.operators(contents[1])) == {"CONV_2D"}
+
+
+def test_ranks_are_planned_for_the_time_of_int8_files(cache):
+    model = small_model()
+    float_plan = elrt.plan_ranks(model, max_latency=0.7)
+    plan = elrt.plan_ranks(model, max_latency=0.7, quantization="int8")
+    machines = sorted(json.loads(path.read_text())["machine"] for path in cache.iterdir())
+    assert machines[1] == machines[0] + ", int8"
+    assert plan.latency["planned"] <= 0.7 * plan.latency["dense"] * (1 + 1e-9)
+    assert plan.latency["dense"] != float_plan.latency["dense"]
+    dense = candidates_of(model)[0]
+    key = latency._key(latency._stages(dense, None), (20, 20), "same")
+    assert latency.TimeTable(1, "int8").get(key) != latency.TimeTable(1).get(key) is not None
+
+
 def test_times_are_measured_once_and_kept(cache):
     model = small_model()
     first = elrt.plan_ranks(model, max_latency=0.7)
@@ -159,7 +188,11 @@ def test_a_table_that_cannot_be_kept_is_refused_before_anything_is_measured(tmp_
 
 @pytest.mark.parametrize(
     "options, message",
-    [({"threads": 0}, "Received: threads=0"), ({"max_macs": 0.5, "max_params": 0.5}, "at most two budgets")],
+    [
+        ({"threads": 0}, "Received: threads=0"),
+        ({"quantization": "int4"}, "Received: quantization='int4'"),
+        ({"max_macs": 0.5, "max_params": 0.5}, "at most two budgets"),
+    ],
 )
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):

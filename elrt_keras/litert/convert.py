@@ -49,7 +49,8 @@ def model_to_litert(
     with tempfile.TemporaryDirectory() as folder, _quiet_converter(), plain_errors(model, "LiteRT"):
         save_archive(model, folder, batch_size=1, input_shape=input_shape)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=["serving_default"])
-        _set_quantization(converter, quantization, calibration, io_dtype)
+        examples = None if calibration is None else [{INPUT: example[None]} for example in calibration]
+        _set_quantization(converter, quantization, examples, io_dtype)
         return converter.convert()
 
 
@@ -99,7 +100,8 @@ def _save_legacy(model, folder, shape):
     tf.saved_model.save(model, folder, signatures={"serving_default": serve})
 
 
-def _set_quantization(converter, quantization, calibration, io_dtype):
+def _set_quantization(converter, quantization, examples, io_dtype):
+    """`examples`: the inputs of a call each, as the converter wants them."""
     import tensorflow as tf
 
     if quantization is None:
@@ -109,9 +111,9 @@ def _set_quantization(converter, quantization, calibration, io_dtype):
         converter.target_spec.supported_types = [tf.float16]
     if quantization == "int8":
         converter.inference_input_type = converter.inference_output_type = tf.as_dtype(io_dtype)
-        if calibration is None:
+        if examples is None:
             return  # the model's own fake quantisation says what the ranges are
-        converter.representative_dataset = lambda: ({INPUT: example[None]} for example in calibration)
+        converter.representative_dataset = lambda: iter(examples)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
 
 
@@ -155,14 +157,17 @@ def _without_stderr():
             os.close(terminal)
 
 
-def chain_to_litert(stages: Sequence[Stage], input_size: Shape, padding: str, seed: int = 0) -> bytes:
+def chain_to_litert(
+    stages: Sequence[Stage], input_size: Shape, padding: str, quantization: Quantization | None = None, seed: int = 0
+) -> bytes:
     """A chain of convolutions with random weights as LiteRT bytes, for timing.
 
     Args:
         stages: list of `formats.base.Stage`, of a convolution or of a matrix (no spatial axes).
         input_size: spatial size of the input, such as `(height, width)`; `()` for a matrix.
         padding: as of a Keras convolution.
-        seed: int, of the weights.
+        quantization: one of `QUANTIZATIONS`; with `"int8"` input and output are int8 too, as inside a model.
+        seed: int, of the weights and of the inputs that `"int8"` is calibrated with.
     """
     import tensorflow as tf
 
@@ -173,11 +178,14 @@ def chain_to_litert(stages: Sequence[Stage], input_size: Shape, padding: str, se
             image = _apply(stage, image, padding, random)
         return image
 
-    signature = [tf.TensorSpec((1, *input_size, stages[0].in_channels), tf.float32)]
-    function = tf.function(chain, input_signature=signature, autograph=False)
+    shape = (1, *input_size, stages[0].in_channels)
+    function = tf.function(chain, input_signature=[tf.TensorSpec(shape, tf.float32)], autograph=False)
     with _quiet_converter():
         functions = [function.get_concrete_function()]
-        return tf.lite.TFLiteConverter.from_concrete_functions(functions, trackable_obj=tf.Module()).convert()
+        converter = tf.lite.TFLiteConverter.from_concrete_functions(functions, trackable_obj=tf.Module())
+        examples = [[random.standard_normal(shape, "float32")] for _ in range(2)]
+        _set_quantization(converter, quantization, examples, "int8")
+        return converter.convert()
 
 
 def _apply(stage, image, padding, random):

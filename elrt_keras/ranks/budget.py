@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 import keras
 
 from elrt_keras.costs import count_costs
+from elrt_keras.litert.convert import Quantization
 from elrt_keras.ranks import energy, latency
 from elrt_keras.ranks.estimates import ESTIMATES
 from elrt_keras.ranks.grid import SIMD_MULTIPLE, Budget
@@ -34,6 +35,7 @@ def plan_ranks(
     break_even: bool = True,
     input_shape: Sequence[int] | None = None,
     threads: int = 1,
+    quantization: Quantization | None = None,
 ) -> RankPlan:
     """Chooses a format and ranks for each convolution and dense layer of a model, under a budget.
 
@@ -51,7 +53,7 @@ def plan_ranks(
     - `"stable_rank"`, for trained weights: the same with the stable rank ‖A‖_F²/‖A‖₂² of each unfolding A (Cuttlefish,
       MLSys 2023).
     - `"latency"`, taken wherever `max_latency` is given: as `"energy"`, with measured time in the place of MACs. Each
-      distinct layer is timed on LiteRT, dense and at a grid of ranks (float32, this processor); the times are kept in
+      distinct layer is timed on LiteRT, dense and at a grid of ranks (on this processor); the times are kept in
       `$ELRT_CACHE_DIR` or `~/.cache/elrt_keras`. The time of the model is that of the dense model, less its dense
       layers, plus the chains in their place. Ranks at which a layer is not faster than dense are never taken. It needs
       the TensorFlow backend and the `litert` extra.
@@ -76,6 +78,8 @@ def plan_ranks(
         break_even: whether a layer that would not get cheaper stays dense.
         input_shape: shape of one example, for a model that leaves sizes open, such as `(224, 224, 3)`.
         threads: int, CPU threads for measured times.
+        quantization: what the timed files are, as for `export.to_litert`: `None` for float32, `"int8"`, `"float16"` or
+            `"dynamic_int8"`.
 
     Returns:
         A `RankPlan` with an entry for every convolution and dense layer.
@@ -101,6 +105,11 @@ def plan_ranks(
     if max_latency is not None and method == "uniform":
         method = "latency"
     limits = _validated_limits(fraction, max_macs, max_params, max_latency, method)
+    if quantization is not None and method != "latency":
+        raise ValueError(
+            "`quantization` says which files are timed, and goes with `max_latency`. "
+            f"Received: quantization={quantization!r}, method={method!r}"
+        )
     multiple_of = validated_multiple(multiple_of)
     candidates, reasons = survey(model, format, exclude, input_shape)
     if not candidates:
@@ -112,7 +121,9 @@ def plan_ranks(
     counted = {resource: part * totals[resource] for resource, part in limits.items() if resource != "latency"}
     budget = Budget(candidates, totals, counted)
     if method == "latency":
-        candidates, budget = latency.timed(model, budget, limits["latency"], multiple_of, threads, input_shape)
+        candidates, budget = latency.timed(
+            model, budget, limits["latency"], multiple_of, threads, input_shape, quantization
+        )
         chosen = energy.solve(candidates, budget, multiple_of, True, ["latency"])
     elif method == "energy":
         chosen = energy.solve(candidates, budget, multiple_of, break_even, judged_by)

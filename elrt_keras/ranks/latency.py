@@ -1,5 +1,7 @@
 """How long the convolutions of a model take on LiteRT, dense and at a grid of ranks: measured once, kept on disk.
 
+In float32, or quantised as the model is going to be: what a rank saves differs between the two.
+
 The time of a model under a plan is predicted as what it takes dense, less the times of its dense layers, plus those of
 the chains that replace them. Each time is the lower quartile of single inferences of that layer alone, all ranks of a
 layer taking turns, so that other load on the machine hits them alike.
@@ -21,6 +23,7 @@ import numpy as np
 from elrt_keras import litert
 from elrt_keras.atomic import write_bytes
 from elrt_keras.formats.base import chain_costs, dense_stage
+from elrt_keras.litert.convert import Quantization
 from elrt_keras.ranks.grid import Budget, on_grid
 from elrt_keras.ranks.survey import Candidate
 
@@ -59,18 +62,22 @@ class TimedCandidate(Candidate):
 
 
 class TimeTable:
-    """Measured seconds by what was measured, in a JSON file per runtime, processor and number of threads.
+    """Measured seconds by what was measured, in a JSON file per runtime, processor, threads and quantisation.
 
     Args:
         threads: int, CPU threads of the interpreter.
+        quantization: one of `litert.QUANTIZATIONS`: what the files are that are timed.
         folder: where the file lies; `None` for `$ELRT_CACHE_DIR`, or else `~/.cache/elrt_keras`.
     """
 
-    def __init__(self, threads: int, folder: str | None = None):
+    def __init__(self, threads: int, quantization: Quantization | None = None, folder: str | None = None):
         folder = folder or os.environ.get("ELRT_CACHE_DIR") or os.path.join(_user_cache(), "elrt_keras")
         self.threads: int
+        self.quantization: Quantization | None
         self.path: str
-        self.threads, self._machine = threads, litert.machine_key(threads)
+        self.threads, self.quantization, self._machine = threads, quantization, litert.machine_key(threads)
+        if quantization is not None:
+            self._machine += f", {quantization}"
         name = hashlib.sha256(self._machine.encode()).hexdigest()[:16]
         self.path = os.path.join(folder, f"latency_{name}.json")
         try:
@@ -144,9 +151,10 @@ def _times(candidate, choices, size, table):
     keys = {ranks: _key(chain, size, candidate.padding) for ranks, chain in chains.items()}
     missing = [ranks for ranks in choices if table.get(keys[ranks]) is None]
     if missing:
-        dense = litert.chain_to_litert(chains[None], size, candidate.padding)
+        shape = size, candidate.padding, table.quantization
+        dense = litert.chain_to_litert(chains[None], *shape)
         for part in _parts([ranks for ranks in missing if ranks is not None], candidate, size):
-            contents = [litert.chain_to_litert(chains[ranks], size, candidate.padding) for ranks in part]
+            contents = [litert.chain_to_litert(chains[ranks], *shape) for ranks in part]
             # The dense layer takes part each time: it is what the others are compared with.
             seconds = measure([dense, *contents], table.threads)
             scale = (table.get(keys[None]) or seconds[0]) / seconds[0]
@@ -194,6 +202,7 @@ def timed(
     multiple_of: int,
     threads: int,
     input_shape: Sequence[int] | None = None,
+    quantization: Quantization | None = None,
 ) -> tuple[list[TimedCandidate], Budget]:
     """The candidates of a budget with their times, and the budget with a limit of the model's time.
 
@@ -204,12 +213,14 @@ def timed(
         multiple_of: step of the rank grid.
         threads: int, CPU threads of the interpreter.
         input_shape: shape of one example, for a model that leaves sizes open.
+        quantization: one of `litert.QUANTIZATIONS`: what the files are that are timed.
 
     Returns:
         `(candidates, budget)`.
 
     Raises:
-        ValueError: for another backend than TensorFlow, a model that LiteRT cannot take, or threads below 1.
+        ValueError: for another backend than TensorFlow, a model that LiteRT cannot take, threads below 1, or an unknown
+            quantisation.
     """
     if keras.backend.backend() != "tensorflow":
         raise ValueError(
@@ -218,10 +229,15 @@ def timed(
         )
     if threads < 1:
         raise ValueError(f"Expected threads of at least 1. Received: threads={threads}")
+    if quantization not in litert.QUANTIZATIONS:
+        raise ValueError(f"Expected one of {litert.QUANTIZATIONS}. Received: quantization={quantization!r}")
     litert.require_runtime()
-    table = TimeTable(threads)
+    table = TimeTable(threads, quantization)
     candidates = time_candidates(budget.candidates, multiple_of, table, _progress)
-    total = _total(litert.model_to_litert(model, input_shape=input_shape), candidates, table)
+    shape = input_shape or model.inputs[0].shape[1:]
+    examples = np.random.default_rng(0).standard_normal((2, *shape), "float32")  # times do not depend on them
+    content = litert.model_to_litert(model, quantization, examples, "float32", input_shape)
+    total = _total(content, candidates, table)
     dense = sum(candidate.times[None] for candidate in candidates)
     if dense > total:
         # Alone, layers take a little longer than in the model; then all of them are shortened alike.
@@ -237,7 +253,7 @@ def _total(content, candidates, table):
     slowest = max(candidates, key=lambda candidate: candidate.times[None])
     (size, _), *_ = slowest.sizes
     stages = _stages(slowest, None)
-    layer = litert.chain_to_litert(stages, size, slowest.padding)
+    layer = litert.chain_to_litert(stages, size, slowest.padding, table.quantization)
     # The times of layers may be old. The slowest of them takes turns with the model, and says what has changed.
     whole, now = measure([content, layer], table.threads)
     return float(whole * table.get(_key(stages, size, slowest.padding)) / now)
