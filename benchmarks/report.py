@@ -7,11 +7,13 @@ import json
 import pathlib
 import statistics
 
+from benchmarks import evidence
 from benchmarks.accuracy_sections import accuracy_sections
 from benchmarks.cost_sections import alternatives_section, int8_section, shrink_section
 from benchmarks.defaults_section import defaults_section
 from benchmarks.first_hour_page import first_hour_page
-from benchmarks.markdown import spread
+from benchmarks.markdown import machine, spread, table
+from benchmarks.markdown import section as markdown_section
 
 _HERE = pathlib.Path(__file__).parent
 _DOCS = _HERE.parent / "docs"
@@ -76,10 +78,6 @@ def plot(runs, path):
     figure.savefig(path, dpi=110)
 
 
-def _listed(machine):
-    return ", ".join(f"{key} {value}" for key, value in machine.items())
-
-
 def section(title, text, experiment, images):
     """One section of the page: text, table, picture, commands, machine; empty if nothing was measured yet."""
     runs = load(experiment)
@@ -87,13 +85,13 @@ def section(title, text, experiment, images):
         return ""
     picture = images / f"{experiment}.png"
     plot(runs, picture)
-    machine = _listed(runs[0]["machine"])
+    measured_on = machine(runs[0]["machine"])
     commands = "\n".join(f"{run['command']} --run_dir=runs/{run['name']}" for run in runs)
     return (
         f"## {title}\n\n{text}\n\nData: {runs[0]['data']}.\n\n{accuracy_table(runs)}\n\n"
         f"![Accuracy and orthogonality error over the epochs](images/{picture.name})\n\n"
         f"Commands (with `--data_dir` or `--download` where the data comes through TFDS):\n\n```\n{commands}\n```\n\n"
-        f"Machine: {machine}.\n"
+        f"{measured_on}\n"
     )
 
 
@@ -115,13 +113,13 @@ def throughput_section():
             f"| {row['note']} | {row['augmentation']} | {spread(row['pipeline'])} | {row['model']} {row['format']}, "
             f"{shape}, batch {row['batch_size']} | {spread(row['step'])} | {row['ratio']:.1f}× |"
         )
-    machine = _listed(rows[0]["machine"])
+    measured_on = machine(rows[0]["machine"])
     return (
         "## Input pipelines against training steps\n\nEach pipeline alone and each training step alone, in turns in "
         "one process, on the same cores: median (lowest to highest). A ratio well above 1 means that training does not "
         "wait for data. Measured by `python -m benchmarks.throughput`.\n\n"
         + "\n".join(lines)
-        + f"\n\nMachine: {machine}.\n"
+        + f"\n\n{measured_on}\n"
     )
 
 
@@ -131,36 +129,43 @@ def _optional(speedups):
 
 def latency_section():
     """Predicted against measured speed-ups on LiteRT; empty if nothing was measured yet."""
-    paths = sorted((_HERE / "results" / "latency").glob("*.json"))
-    rows = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    if not rows:
+    results = list(evidence.read("latency").values())
+    if not results:
         return ""
-    lines = [
-        "| model | type | max_latency | threads | dense, ms | low-rank, ms | speed-up, predicted | measured "
-        "| uniform ranks | MACs reduction | measured / MACs | planning, s |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+
+    def kind(result):
+        return result.get("quantization", "float32")  # the first runs were all of this kind
+
+    def place(result):
+        return kind(result), result["model"], result["threads"], -result["max_latency"]
+
+    rows = [
+        [
+            row["model"],
+            kind(row),
+            row["max_latency"],
+            row["threads"],
+            spread(row["dense_ms"], 2),
+            spread(row["low_rank_ms"], 2),
+            f"{row['predicted_speedup']:.2f}×",
+            f"{spread(row['measured_speedup'], 2)}×",
+            _optional(row.get("uniform_speedup")),
+            f"{row['macs_reduction']:.2f}×",
+            f"{statistics.median(row['measured_speedup']) / row['macs_reduction']:.2f}",
+            f"{row['planning_seconds']:.0f}",
+        ]
+        for row in sorted(results, key=place)
     ]
-
-    def kind(row):
-        return row.get("quantization", "float32")  # the first runs were all of this kind
-
-    for row in sorted(rows, key=lambda row: (kind(row), row["model"], row["threads"], -row["max_latency"])):
-        measured = statistics.median(row["measured_speedup"])
-        lines.append(
-            f"| {row['model']} | {kind(row)} | {row['max_latency']} | {row['threads']} | {spread(row['dense_ms'], 2)} "
-            f"| {spread(row['low_rank_ms'], 2)} | {row['predicted_speedup']:.2f}× "
-            f"| {spread(row['measured_speedup'], 2)}× | {_optional(row.get('uniform_speedup'))} | {row['macs_reduction']:.2f}× "
-            f"| {measured / row['macs_reduction']:.2f} | {row['planning_seconds']:.0f} |"
-        )
-    machine = _listed(rows[0]["machine"])
-    return (
-        "## Ranks for a latency: predicted and measured on LiteRT\n\n`plan_ranks(max_latency=…)` on models with random "
-        "weights at their own input size, Tucker-2 (SVD for 1×1 convolutions and dense layers). Dense and "
-        "low-rank model take turns; median (lowest to highest) of the rounds. *Uniform ranks* is a network with as many "
-        "MACs and one fraction of the full ranks everywhere. Planning at the second budget of a model "
-        "reads the times of the first. Measured by `python -m benchmarks.latency`.\n\n"
-        + "\n".join(lines)
-        + f"\n\nMachine: {machine}.\n"
+    header = ["model", "type", "max_latency", "threads", "dense, ms", "low-rank, ms", "speed-up, predicted", "measured"]
+    header += ["uniform ranks", "MACs reduction", "measured / MACs", "planning, s"]
+    return markdown_section(
+        "Ranks for a latency: predicted and measured on LiteRT",
+        """`plan_ranks(max_latency=…)` on models with random weights at their own input size, Tucker-2 (SVD for 1×1
+        convolutions and dense layers). Dense and low-rank model take turns; median (lowest to highest) of the rounds.
+        *Uniform ranks* is a network with as many MACs and one fraction of the full ranks everywhere. Planning at the
+        second budget of a model reads the times of the first. Measured by `python -m benchmarks.latency`.""",
+        table(header, rows),
+        machine(results[0]["machine"]),
     )
 
 
@@ -186,14 +191,14 @@ def quantization_section(images):
             f"| {row['peak_memory_bytes'] / 2**20:.1f} MiB |"
         )
     commands = "\n".join(result["commands"])
-    machine = _listed(result["machine"])
+    measured_on = machine(result["machine"])
     return (
         "## ResNet-20 on CIFAR-10 as LiteRT files\n\nDense and low-rank (Tucker-2, 40 % of the MACs, double soft "
         "orthogonality), one recipe and one seed; `merged` is the low-rank model's dense architecture, "
         f"`quantization_aware` int8 after {result['tuning_epochs']} epochs of fine-tuning, `int8` without any. All "
         "files take turns on one thread. Measured by `python -m benchmarks.quantization`.\n\n"
         + "\n".join(lines)
-        + f"\n\n![Accuracy over latency](images/{picture.name})\n\n```\n{commands}\n```\n\nMachine: {machine}.\n"
+        + f"\n\n![Accuracy over latency](images/{picture.name})\n\n```\n{commands}\n```\n\n{measured_on}\n"
     )
 
 
@@ -216,7 +221,7 @@ def zoo_page():
             + "".join(f"| {row[f'{kind}_difference']:.0e} " for kind in ("reloaded", "expanded", "merged"))
             + "|"
         )
-    machine = _listed(rows[0]["machine"])
+    measured_on = machine(rows[0]["machine"])
     unstable = ", ".join(
         f"{row['model']} {row['perturbed_difference']:.0e}" for row in rows if row["merged_difference"] > 1e-5
     )
@@ -235,7 +240,7 @@ def zoo_page():
         + "\n".join(lines)
         + "\n\nModels whose merged outputs differ by more than rounding amplify rounding themselves while their "
         f"weights are random. What a change of the pixels by 1e-7 relative does to their outputs: {unstable}."
-        + f"\n\nMachine: {machine}. Times with other work on the machine.\n"
+        + f"\n\n{measured_on} Times with other work on the machine.\n"
     )
 
 
