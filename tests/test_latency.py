@@ -200,9 +200,11 @@ def test_bad_arguments(options, message):
 
 
 @pytest.mark.slow
-def test_the_predicted_speed_up_is_the_measured_one():
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_the_predicted_speed_up_is_the_measured_one(quantization):
     model = elrt.models.build("resnet18", input_shape=(128, 128, 3))
-    plan = elrt.plan_ranks(model, max_latency=0.6)
-    low = elrt.factorize(model, plan)
-    dense, fast = latency.measure([litert.model_to_litert(m) for m in (model, low)], 1)
+    plan = elrt.plan_ranks(model, max_latency=0.6, quantization=quantization)
+    images = np.random.default_rng(0).integers(0, 256, (4, 128, 128, 3)).astype("float32")
+    contents = [litert.model_to_litert(m, quantization, images) for m in (model, elrt.factorize(model, plan))]
+    dense, fast = latency.measure(contents, 1)
     assert dense / fast == pytest.approx(plan.latency["dense"] / plan.latency["planned"], rel=0.15)

@@ -64,6 +64,7 @@ def test_a_saved_model_with_formats_by_layer_and_a_method_that_reads_weights(tmp
         (["--model=resnet20", "--max_macs=0.4", "--input_shape=a,b"], "Received: input_shape=['a', 'b']"),
         (["--model=resnet20", "--max_macs=0.4", "--input_shape=8,8,3", "--image_size=8"], "Received: image_size=8"),
         (["--model=resnet20", "--max_macs=0.4", "--output=no/where.json"], "Received: output='no/where.json'"),
+        (["--model=resnet20", "--max_macs=0.4", "--quantization=int8"], "Received: quantization='int8'"),
         (["--model=broken.keras", "--max_macs=0.4"], "Received: 'broken.keras'"),
         (["--model=resnet20", "--max_macs=0.4", "more"], "Received: ['more']"),
     ],
@@ -91,5 +92,8 @@ def test_a_budget_of_time(tmp_path, monkeypatch):
     assert written.latency["planned"] <= 0.8 * written.latency["dense"]
     assert "ms predicted" in done.stdout and "planned ms" in done.stdout
     assert len(list((tmp_path / "cache").iterdir())) == 1
+    small = "--model=resnet20", "--input_shape=16,16,3", "--max_latency=0.95", "--multiple_of=16"
+    assert plan(*small, "--quantization=int8", cwd=tmp_path).returncode == 0
+    assert len(list((tmp_path / "cache").iterdir())) == 2
     low = elrt.factorize(elrt.models.build("resnet20"), written)
     assert elrt.count_costs(low).macs < elrt.count_costs(elrt.models.build("resnet20")).macs
