@@ -117,9 +117,7 @@ def throughput_section():
     return (
         "## Input pipelines against training steps\n\nEach pipeline alone and each training step alone, in turns in "
         "one process, on the same cores: median (lowest to highest). A ratio well above 1 means that training does not "
-        "wait for data. Measured by `python -m benchmarks.throughput`.\n\n"
-        + "\n".join(lines)
-        + f"\n\n{measured_on}\n"
+        "wait for data. Measured by `python -m benchmarks.throughput`.\n\n" + "\n".join(lines) + f"\n\n{measured_on}\n"
     )
 
 
