@@ -196,14 +196,14 @@ def comparison(title, text, names, images):
     short = "" if epochs >= 100 else f" Short schedule: {epochs} epochs of one cycle."
     return section(
         f"{title}, ResNet-20",
-        f"{text}{short} {_noise(groups)}",
+        f"{text}{short} {noise(groups)}",
         table(header, rows),
         f"![Test accuracies of the runs, and over the epochs](images/{picture.name})",
         sources([run for runs in found.values() for run in runs]),
     )
 
 
-def _noise(groups):
+def noise(groups):
     """How far seeds alone set runs apart, as a sentence."""
     several = [accuracies(runs) for runs in groups.values() if len(runs) > 2]
     if not several:

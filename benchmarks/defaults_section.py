@@ -2,9 +2,10 @@
 
 import statistics
 
-from benchmarks.accuracy_sections import FORMATS, PENALTIES, accuracies, mean_and_deviation, runs_of, sources
+from benchmarks.accuracy_sections import FORMATS, PENALTIES, accuracies, mean_and_deviation, noise, runs_of, sources
 from benchmarks.markdown import section, table
 from elrt_keras.launch.config import TrainConfig
+from elrt_keras.ranks.grid import SIMD_MULTIPLE
 
 # Per flag: what was tried beside the default, as {first words of the names of runs: label}, and what else speaks for
 # the default. The runs of `elrt` have all defaults but what the grid says of them.
@@ -59,7 +60,7 @@ def defaults_section():
         "Where the defaults come from",
         f"""ResNet-20 with the defaults reaches {default} %, at the budget, learning rate and weight decay of the grid;
         beside it one change each. *Over the best* is the accuracy of the default less that of the best of the others,
-        in points: what is within a few tenths with one seed decides nothing.{short}""",
+        in points.{short} {noise(groups)}""",
         table(["flag", "default", "others, test accuracy %", "over the best", "what else"], rows),
         sources(groups["elrt"] + results),
     )
@@ -68,5 +69,5 @@ def defaults_section():
 def _default(field):
     value = getattr(TrainConfig(), field)
     if value is None:
-        return {"multiple_of": "8", "orthogonality_schedule": "constant"}[field]
+        return {"multiple_of": str(SIMD_MULTIPLE), "orthogonality_schedule": "constant"}[field]
     return f"{value:g}" if isinstance(value, float) else str(value)

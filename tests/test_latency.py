@@ -78,8 +78,8 @@ def test_chains_are_timed_quantised(quantization):
     # A byte per weight, or two; beside them a few kilobytes.
     weights = 64 * 16 + 9 * 16 * 24 + 24 * 64
     size = 2 if quantization == "float16" else 1
-    assert [4 * weights, size * weights] <= [len(c) for c in contents]
-    assert all(len(c) < bytes_of * weights + 6000 for c, bytes_of in zip(contents, (4, size)))
+    for content, bytes_of_weight in zip(contents, (4, size)):
+        assert bytes_of_weight * weights <= len(content) < bytes_of_weight * weights + 6000
     assert litert.operators(contents[1])["CONV_2D"] == 3
     (seconds,) = litert.time_interleaved([litert.Runner(contents[1])], runs=2)
     assert (seconds > 0).all()
