@@ -5,6 +5,7 @@
 Each point is the median of rounds in which all points of a curve take turns. File `benchmarks/results/growth/cpu.json`.
 """
 
+import functools
 import statistics
 import time
 
@@ -15,13 +16,16 @@ from benchmarks import evidence
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Steps of each point.")
 _NAMES = ("rank", "width", "resolution", "depth", "planner_depth", "planner_width")
 _CURVES = flags.DEFINE_list("curves", list(_NAMES), "Which curves; the others stay as they were measured.")
-_BATCH = 32  # also that of `layer_step`
+_BATCH = 32
 _DEPTHS = (20, 32, 44, 56, 110)
 
 
 def curves():
     """`{curve: (label of the axis, {series: {x: function to time}})}` of those that are timed in turns."""
-    from benchmarks.variants import built, layer_step, low_rank, training_step
+    from benchmarks import variants
+    from benchmarks.variants import built, low_rank, training_step
+
+    layer_step = functools.partial(variants.layer_step, batch_size=_BATCH)
 
     def model_step(depth, is_low_rank):
         dense = built(f"resnet{depth}")

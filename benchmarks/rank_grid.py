@@ -18,7 +18,7 @@ _MODELS = flags.DEFINE_list("models", ["layer", "resnet20", "vgg16_cifar", "resn
 _ROUNDS = flags.DEFINE_integer("rounds", 15, "Steps of each.")
 _ONE = flags.DEFINE_string("one", None, "The model of this process; the driver sets it.")
 MULTIPLES = (8, 16)
-CHANNELS, SIZE = 128, 16
+BATCH, CHANNELS, SIZE = 32, 128, 16
 RANKS = (
     8,
     12,
@@ -72,7 +72,7 @@ def measure_layer():
     """Times one layer and writes the file."""
     from benchmarks.variants import interleaved, layer_step
 
-    steps = {rank: layer_step(SIZE, CHANNELS, rank) for rank in RANKS}
+    steps = {rank: layer_step(SIZE, CHANNELS, rank, batch_size=BATCH) for rank in RANKS}
     seconds = {
         "training, TensorFlow": interleaved(steps, _ROUNDS.value, show=_silent),
         "LiteRT float32": litert_seconds(None, 8 * _ROUNDS.value),

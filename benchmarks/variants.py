@@ -111,7 +111,7 @@ def training_step(model, batch_size, jit_compile=None, seed=0):
     return step
 
 
-def layer_step(size, channels, rank, dense=False, batch_size=32):
+def layer_step(size, channels, rank, dense=False, *, batch_size):
     """A function that runs a 3×3 convolution C → C forward and backward; the low-rank one has ranks (r, r)."""
     options = {"padding": "same", "use_bias": False}
     layer = (
