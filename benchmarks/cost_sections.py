@@ -9,6 +9,7 @@ from benchmarks.markdown import section, table
 # The first words of the names of runs, and what they are called.
 ALTERNATIVES = {
     "dense": "dense",
+    "dense_longer": "dense, more epochs",
     "elrt": "ELRT",
     "longer": "ELRT, more epochs",
     "distillation": "ELRT taught by the dense network",
