@@ -130,3 +130,28 @@ def test_stable_rank_stopping():
         elrt.callbacks.StableRankStopping(tolerance=0)
     with pytest.raises(ValueError, match="can be factorised"):
         model.fit(inputs, targets, verbose=0, callbacks=[elrt.callbacks.StableRankStopping()])
+
+
+def test_keras_distiller_leaves_penalties_out():
+    """Once this fails, Keras adds them, and the class in docs/training.md would add them twice."""
+    teacher, student = (keras.Sequential([keras.Input((4, 4, 3))]) for _ in range(2))
+    for model in (teacher, student):
+        model.add(keras.layers.Conv2D(8, 3, name="body"))
+        model.add(keras.layers.GlobalAveragePooling2D())
+        model.add(keras.layers.Softmax())
+    penalty = elrt.regularizers.DoubleSoftOrthogonality(1.0)
+    plan = elrt.plan_ranks(student, fraction=0.5, exclude=[], multiple_of=1, break_even=False)
+    student = elrt.factorize(student, plan, factor_regularizer=penalty)
+    for factor in student.get_layer("body").factors:
+        factor.assign(2.0 * factor)
+    distiller = keras.distillation.Distiller(
+        teacher, student, keras.distillation.FeatureDistillation(loss="kl_divergence")
+    )
+    distiller.compile("sgd", "sparse_categorical_crossentropy")
+    images, labels = random_array(5, 4, 4, 3, seed=1, scale=0.1), np.arange(5)
+    loss = distiller.compute_loss(images, labels, distiller(images, training=True))
+    predicted, taught = to_numpy(student(images)), to_numpy(teacher(images))
+    entropy = -np.log(predicted[np.arange(5), labels]).mean()
+    divergence = (taught * np.log(taught / predicted)).sum(axis=1).mean()
+    np.testing.assert_allclose(to_numpy(loss), 0.5 * entropy + 0.5 * divergence, rtol=1e-4)
+    assert float(to_numpy(sum(student.losses))) > 1.0
