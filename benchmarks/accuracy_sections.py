@@ -47,7 +47,7 @@ RECIPES = {
     "factor_rate_factor_learning_rate0.3": "0.3 times the learning rate for the factors",
     "factor_rate_factor_learning_rate3.0": "3 times the learning rate for the factors",
     "penalty_schedule": "ρ from 0.1 down to 0.001",
-    "longer": "more epochs",
+    "longer": "more epochs than the dense network",
     "finer_ranks_multiple_of4": "ranks in multiples of 4",
     "finer_ranks_multiple_of1": "any ranks",
     "energy_ranks": "ranks by the spectra of the trained dense network",
