@@ -37,22 +37,6 @@ STARTS = {
     "spectral": "spectral",
     "glorot": "Glorot, each factor on its own",
 }
-RECIPES = {
-    "elrt": "ELRT",
-    "frobenius_decay": "weight decay on the composed kernels",
-    "label_smoothing": "label smoothing",
-    "weight_decay": "weight decay 1e-4 instead of 5e-4",
-    "lower_rate": "half the learning rate",
-    "higher_rate": "twice the learning rate",
-    "factor_rate_factor_learning_rate0.3": "0.3 times the learning rate for the factors",
-    "factor_rate_factor_learning_rate3.0": "3 times the learning rate for the factors",
-    "penalty_schedule": "ρ from 0.1 down to 0.001",
-    "longer": "more epochs than the dense network",
-    "finer_ranks_multiple_of4": "ranks in multiples of 4",
-    "finer_ranks_multiple_of1": "any ranks",
-    "energy_ranks": "ranks by the spectra of the trained dense network",
-    "distillation": "taught by the dense network",
-}
 
 
 def runs_of(grid):
@@ -203,15 +187,25 @@ def comparison(title, text, names, images):
     )
 
 
+def seed_deviation(groups):
+    """Standard deviation between seeds within the recipes of three or more, in points; `None` without any."""
+    several = [accuracies(runs) for runs in groups.values() if len(runs) > 2]
+    return statistics.mean(statistics.variance(values) for values in several) ** 0.5 if several else None
+
+
+def least_difference(deviation):
+    """What two runs of one seed each have to differ by before it says anything: two standard deviations, in points."""
+    return 2 * 2**0.5 * deviation
+
+
 def noise(groups):
     """How far seeds alone set runs apart, as a sentence."""
-    several = [accuracies(runs) for runs in groups.values() if len(runs) > 2]
-    if not several:
+    deviation = seed_deviation(groups)
+    if deviation is None:
         return ""
-    deviation = statistics.mean(statistics.variance(values) for values in several) ** 0.5
     return (
         f"Seeds alone set runs apart by {deviation:.2f} points (standard deviation within the recipes of three seeds): "
-        f"between two runs of one seed each, less than {2 * 2**0.5 * deviation:.1f} says nothing."
+        f"between two runs of one seed each, less than {least_difference(deviation):.1f} says nothing."
     )
 
 
@@ -234,23 +228,6 @@ def penalties_section(images):
     return comparison("Penalties", text, with_strength, images)
 
 
-def recipe_section(images):
-    """What changes to the training gain, and whether the gap to the dense network closes as both train longer."""
-    groups, epochs = runs_of("resnet20")
-    length = ""
-    if "longer" in groups and "dense_longer" in groups:
-        gaps = [
-            statistics.mean(differences(groups[low_rank], groups[dense]))
-            for low_rank, dense in (("elrt", "dense"), ("longer", "dense_longer"))
-        ]
-        length = f"""Trained for {len(groups["longer"][0]["history"])} epochs instead of {epochs} the dense network
-        reaches {mean_and_deviation(accuracies(groups["dense_longer"]))} %, so the difference to a dense network that
-        trained as long goes from {gaps[0]:+.2f} to {gaps[1]:+.2f} points."""
-    text = f"""One change each to what trains the low-rank network, to see what of the gap to the dense one it closes.
-    {length}"""
-    return comparison("Recipe", text, RECIPES, images)
-
-
 def accuracy_sections(images):
     """All sections, as a list of texts."""
     return [
@@ -258,7 +235,6 @@ def accuracy_sections(images):
         comparison("Formats", "Each format at the same part of the MACs, with DSO.", FORMATS, images),
         penalties_section(images),
         comparison("Initial factors", "What the factors start from, with DSO.", STARTS, images),
-        recipe_section(images),
     ]
 
 

@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from benchmarks import accuracy_sections, cost_sections, performance, report
+from benchmarks import accuracy_sections, cost_sections, performance, recipe_section, report
 from benchmarks.first_hour import STEPS
 from benchmarks.first_hour_page import first_hour_page
 
@@ -36,6 +36,28 @@ def test_accuracies_are_compared_seed_by_seed():
     assert accuracy_sections.differences(low_rank, dense) == pytest.approx([1, -2])
     assert accuracy_sections.mean_and_deviation([90.0, 92.0], "+") == "+91.00 ± 1.41 (2)"
     assert accuracy_sections.mean_and_deviation([90.0]) == "90.00 (1)"
+
+
+def test_gains_count_where_another_seed_would_not_make_them(monkeypatch, tmp_path):
+    def runs(*accuracies, epochs=2):
+        return [
+            {"config": {"seed": seed}, "summary": {"test_accuracy": accuracy}, "history": [{}] * epochs}
+            for seed, accuracy in enumerate(accuracies)
+        ]
+
+    # Seeds set runs apart by 1 point, so what counts is above 2·√2 points.
+    groups = {"elrt": runs(0.79, 0.80, 0.81), "longer": runs(0.83, epochs=6), "label_smoothing": runs(0.81)}
+    groups |= {"weight_decay": runs(0.74), "dense": runs(0.84), "dense_longer": runs(0.85, epochs=6)}
+    told = []
+    monkeypatch.setattr(recipe_section, "runs_of", lambda grid: (groups, 2))
+    monkeypatch.setattr(recipe_section, "comparison", lambda title, text, names, images: told.extend([text, names]))
+    recipe_section.recipe_section(tmp_path)
+    text, names = " ".join(told[0].split()), list(told[1])
+    assert names == ["elrt", "longer", "label_smoothing", "weight_decay"]
+    changes = "more epochs than the dense network (+4.0); weight decay 1e-4 instead of 5e-4 (-5.0)"
+    assert f"What goes beyond a change of the seed: {changes}." in text
+    assert "for 6 epochs instead of 2 the dense network reaches 85.00 (1) %" in text
+    assert "goes from -5.00 to -2.00 points" in text
 
 
 def test_training_is_counted_in_macs_of_its_epochs():

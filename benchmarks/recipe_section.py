@@ -1,0 +1,69 @@
+"""The section of the page of results about what changes to the training close the gap to the dense network."""
+
+import statistics
+
+from benchmarks.accuracy_sections import (
+    accuracies,
+    comparison,
+    differences,
+    least_difference,
+    mean_and_deviation,
+    runs_of,
+    seed_deviation,
+)
+
+# The first words of the names of runs, and what they are called.
+RECIPES = {
+    "elrt": "ELRT",
+    "frobenius_decay": "weight decay on the composed kernels",
+    "label_smoothing": "label smoothing",
+    "weight_decay": "weight decay 1e-4 instead of 5e-4",
+    "lower_rate": "half the learning rate",
+    "higher_rate": "twice the learning rate",
+    "factor_rate_factor_learning_rate0.3": "0.3 times the learning rate for the factors",
+    "factor_rate_factor_learning_rate3.0": "3 times the learning rate for the factors",
+    "penalty_schedule": "ρ from 0.1 down to 0.001",
+    "longer": "more epochs than the dense network",
+    "finer_ranks_multiple_of4": "ranks in multiples of 4",
+    "finer_ranks_multiple_of1": "any ranks",
+    "energy_ranks": "ranks by the spectra of the trained dense network",
+    "distillation": "taught by the dense network",
+}
+
+
+def recipe_section(images):
+    """What changes to the training gain, the largest gain first, and whether the gap closes as both train longer."""
+    groups, _ = runs_of("resnet20")
+    gains = {name: statistics.mean(gained) for name in RECIPES if (gained := _gained(groups, name))}
+    names = {name: RECIPES[name] for name in ("elrt", *sorted(gains, key=gains.get, reverse=True))}
+    text = f"""One change each to what trains the low-rank network, to see what of the gap to the dense one it closes.
+    {_told_gains(groups, gains)} {_told_length(groups)}"""
+    return comparison("Recipe", text, names, images)
+
+
+def _gained(groups, name):
+    """Points over ELRT with the same seed."""
+    return differences(groups[name], groups["elrt"]) if name != "elrt" and {name, "elrt"} <= set(groups) else []
+
+
+def _told_gains(groups, gains):
+    """Which changes do more than another seed would."""
+    deviation = seed_deviation(groups)
+    if deviation is None or not gains:
+        return ""
+    clear = [name for name, gain in gains.items() if abs(gain) > least_difference(deviation)]
+    told = "; ".join(f"{RECIPES[name]} ({gains[name]:+.1f})" for name in sorted(clear, key=gains.get, reverse=True))
+    return f"What goes beyond a change of the seed: {told or 'nothing'}."
+
+
+def _told_length(groups):
+    """The gap to the dense network on the schedule of the grid and on the longer one."""
+    if not {"elrt", "dense", "longer", "dense_longer"} <= set(groups):
+        return ""
+    gaps = [
+        statistics.mean(differences(groups[low_rank], groups[dense]))
+        for low_rank, dense in (("elrt", "dense"), ("longer", "dense_longer"))
+    ]
+    return f"""Trained for {len(groups["longer"][0]["history"])} epochs instead of {len(groups["dense"][0]["history"])}
+    the dense network reaches {mean_and_deviation(accuracies(groups["dense_longer"]))} %, so the difference to a dense
+    network that trained as long goes from {gaps[0]:+.2f} to {gaps[1]:+.2f} points."""
