@@ -1,5 +1,7 @@
 """The pictures of the sections on accuracy."""
 
+import textwrap
+
 from elrt_keras import figures
 
 
@@ -13,14 +15,16 @@ def comparison(accuracies, dense, histories, path):
         path: where the picture goes.
     """
     figure = figures.new(2.6 + 0.28 * len(accuracies))
-    ends, curves = figure.subplots(2, 1, height_ratios=[max(1, 0.16 * len(accuracies)), 1.4])
+    # Subfigures, so that long labels above take no width from the curves below.
+    parts = figure.subfigures(2, 1, height_ratios=[max(1, 0.16 * len(accuracies)), 1.4])
+    ends, curves = (part.subplots() for part in parts)
     mean = sum(dense) / len(dense)
     ends.axvline(mean, color="black", linewidth=1, label="dense, mean")
     for row, values in enumerate(accuracies.values()):
         ends.plot(values, [row] * len(values), "o", color=f"C{row % 10}", markersize=4, alpha=0.8)
-    ends.set_yticks(range(len(accuracies)), list(accuracies))
+    ends.set_yticks(range(len(accuracies)), [textwrap.fill(label, 30) for label in accuracies])
     ends.invert_yaxis()
-    ends.set_xlabel("test accuracy (%), one dot for each seed", fontsize=figures.MEDIUM)
+    ends.set_xlabel("test accuracy (%), a dot for each seed", fontsize=figures.MEDIUM)
     ends.legend(fontsize=figures.SMALL)
     for row, history in enumerate(histories.values()):
         epochs = [line["epoch"] + 1 for line in history]
