@@ -62,9 +62,9 @@ def _told_length(groups):
     if not {"elrt", "dense", "longer", "dense_longer"} <= set(groups):
         return ""
     gaps = [
-        statistics.mean(differences(groups[low_rank], groups[dense]))
+        mean_and_deviation(differences(groups[low_rank], groups[dense]), "+")
         for low_rank, dense in (("elrt", "dense"), ("longer", "dense_longer"))
     ]
     return f"""Trained for {len(groups["longer"][0]["history"])} epochs instead of {len(groups["dense"][0]["history"])}
     the dense network reaches {mean_and_deviation(accuracies(groups["dense_longer"]))} %, so the difference to a dense
-    network that trained as long goes from {gaps[0]:+.2f} to {gaps[1]:+.2f} points."""
+    network that trained as long goes from {gaps[0]} to {gaps[1]} points."""

@@ -57,7 +57,7 @@ def test_gains_count_where_another_seed_would_not_make_them(monkeypatch, tmp_pat
     changes = "more epochs than the dense network (+4.0); weight decay 1e-4 instead of 5e-4 (-5.0)"
     assert f"What goes beyond a change of the seed: {changes}." in text
     assert "for 6 epochs instead of 2 the dense network reaches 85.00 (1) %" in text
-    assert "goes from -5.00 to -2.00 points" in text
+    assert "goes from -5.00 (1) to -2.00 (1) points" in text
 
 
 def test_training_is_counted_in_macs_of_its_epochs():
