@@ -7,7 +7,10 @@ A grid file holds `data` (how the data is called in tables), `defaults` (fields 
 `name` and further fields, of which a list stands for one run per value (`benchmarks/runs.py` has what a run may hold
 beside those). `short`, in the grid or in a run, are fields for `--short`: the same runs on a schedule that a machine
 without a GPU can do, kept in `benchmarks/results/<grid>_short/`. Neither TensorFlow nor TFDS is needed on JAX and
-PyTorch.
+PyTorch; where TensorFlow is not, runs have no int8 accuracy, which can be had later from kept states:
+
+  KERAS_BACKEND=jax python -m benchmarks.accuracy --grid=… --data=… --keep_states
+  KERAS_BACKEND=tensorflow python -m benchmarks.accuracy --grid=… --data=… --int8
 """
 
 import itertools
@@ -66,7 +69,25 @@ def run_one(name, grid, folder):
     temporary = folder / f"{name}.tmp"
     temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, folder / f"{name}.json")
-    run.forget()
+    if not FLAGS.keep_states:
+        run.forget()
+
+
+def add_int8(name, fields, folder):
+    """Writes the int8 accuracy into the JSON of a finished run whose state was kept."""
+    from benchmarks.in_memory import load_cifar10
+    from benchmarks.runs import Run
+
+    path, state = folder / f"{name}.json", pathlib.Path(FLAGS.state) / folder.name / f"{name}.npz"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    if result["int8_accuracy"] is not None or not state.exists():
+        return
+    again = Run(name, fields, load_cifar10(FLAGS.data), state).train()  # resumed at its end: trains no more
+    print(f"{name}: {result['summary']['test_accuracy']:.4f}, int8 {again['int8_accuracy']:.4f}", flush=True)
+    result |= {"int8_accuracy": again["int8_accuracy"], "int8_machine": again["machine"]}
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def main(argv):
@@ -81,6 +102,10 @@ def main(argv):
     unknown = set(FLAGS.only or ()) - set(runs)
     if unknown:
         sys.exit(f"Expected runs of the grid: {', '.join(runs)}. Received: --only={','.join(sorted(unknown))}")
+    if FLAGS.int8:
+        for name in FLAGS.only or [name for name in runs if (folder / f"{name}.json").exists()]:
+            add_int8(name, runs[name], folder)
+        return
     names = [name for name in (FLAGS.only or runs) if not (folder / f"{name}.json").exists()]
     print(f"{len(names)} of {len(FLAGS.only or runs)} runs are missing", flush=True)
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
@@ -91,7 +116,9 @@ def main(argv):
         up = FLAGS.time_limit_s and time.time() > float(environment["ELRT_STOP_AT"])
         while names and len(running) < FLAGS.parallel and not up:
             name = names.pop(0)
-            flags_text = [f"--{flag}={getattr(FLAGS, flag)}" for flag in ("grid", "data", "state", "short")]
+            flags_text = [
+                f"--{flag}={getattr(FLAGS, flag)}" for flag in ("grid", "data", "state", "short", "keep_states")
+            ]
             command = [sys.executable, "-m", "benchmarks.accuracy", *flags_text, f"--results={folder}", f"--one={name}"]
             running[name] = subprocess.Popen(command, env=environment)
         for name, process in list(running.items()):
@@ -112,6 +139,8 @@ if __name__ == "__main__":
     flags.DEFINE_string("results", None, "Where the JSON files go; default: benchmarks/results/<name of the grid>.")
     flags.DEFINE_bool("short", False, "The short schedule of the grid.")
     flags.DEFINE_string("state", ".cache/accuracy", "Where unfinished runs are kept.")
+    flags.DEFINE_bool("keep_states", False, "Keep the states of finished runs as well.")
+    flags.DEFINE_bool("int8", False, "Add int8 accuracies to finished runs, from kept states; needs TensorFlow.")
     flags.DEFINE_integer("parallel", 1, "Runs side by side.")
     flags.DEFINE_float("time_limit_s", None, "Stop at the end of an epoch once this many seconds are over.")
     flags.DEFINE_list("only", None, "Only these runs.")

@@ -38,6 +38,26 @@ def comparison(accuracies, dense, histories, path):
     figures.finish(figure, path)
 
 
+def curves(histories, path):
+    """Test accuracies over the epochs.
+
+    Args:
+        histories: dict from label to the epochs of one run.
+        path: where the picture goes.
+    """
+    figure = figures.new(2.6 + 0.14 * len(histories))
+    axis = figure.subplots()
+    for row, (label, history) in enumerate(histories.items()):
+        epochs, values = zip(*((line["epoch"] + 1, 100 * line["val_accuracy"]) for line in history))
+        axis.plot(epochs, values, color=f"C{row % 10}", linewidth=1, label=label)
+    axis.set_xlabel("epoch", fontsize=figures.MEDIUM)
+    axis.set_ylabel("test accuracy (%)", fontsize=figures.MEDIUM)
+    axis.grid(alpha=0.3)
+    axis.tick_params(labelsize=figures.SMALL)
+    figures.add_legend(figure, "outside lower center", 2)
+    figures.finish(figure, path)
+
+
 def accuracy_over_cost(points, path):
     """Test accuracy over what the training cost.
 

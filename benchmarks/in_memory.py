@@ -95,8 +95,11 @@ class JaxEpochs:
         self._steps = len(data.train_images) // config.batch_size
         model.optimizer.build(model.trainable_variables)
         self._images, self._labels = jax.device_put(data.train_images), jax.device_put(data.train_labels)
+        self._test_images = jax.device_put(data.test_images)
         self._epoch = self._compiled_epoch()
-        self._predict = jax.jit(lambda tv, ntv, x: model.stateless_call(tv, ntv, x, training=False)[0])
+        self._predict = jax.jit(
+            lambda tv, ntv, images: model.stateless_call(tv, ntv, images.astype("float32"), training=False)[0]
+        )
         self.load()
 
     def load(self):
@@ -116,39 +119,41 @@ class JaxEpochs:
 
     def train(self, epoch):
         """One epoch; returns `{"loss", "accuracy"}` over its batches."""
-        self._state, (loss, accuracy) = self._epoch(self._state, self._images, self._labels, epoch)
+        import jax
+
+        # An argument, so that runs with other seeds are the same program, which a compilation cache then has.
+        key = jax.random.fold_in(jax.random.key(self._config.seed), epoch)
+        self._state, (loss, accuracy) = self._epoch(self._state, self._images, self._labels, key)
         return {"loss": float(loss), "accuracy": float(accuracy)}
 
     def evaluate(self, batch_size=1000):
         """`{"val_accuracy", "val_loss"}` on the test images."""
-        outputs = []
-        for start in range(0, len(self._data.test_images), batch_size):
-            images = self._data.test_images[start : start + batch_size].astype("float32")
-            outputs.append(np.asarray(self._predict(self._state[0], self._state[1], images)))
-        return _scores(np.concatenate(outputs), self._data.test_labels)
+        starts = range(0, len(self._test_images), batch_size)
+        batches = (self._test_images[start : start + batch_size] for start in starts)
+        outputs = [self._predict(*self._state[:2], batch) for batch in batches]  # all asked for, then waited for
+        return _scores(np.concatenate([np.asarray(output) for output in outputs]), self._data.test_labels)
 
     def _compiled_epoch(self):
-        """`epoch(state, images, labels, number)`: the state after it, and mean loss and accuracy of its batches."""
+        """`epoch(state, images, labels, key)`: the state after it, and mean loss and accuracy of its batches."""
         import jax
         from jax import numpy as jnp
 
-        config, count, size, steps = self._config, len(self._data.train_images), self._config.batch_size, self._steps
+        count, size, steps = len(self._data.train_images), self._config.batch_size, self._steps
         step = self._step_function()
 
-        def drawn(number):
-            key = jax.random.fold_in(jax.random.key(config.seed), number)
+        def drawn(key):
             return jax.random.permutation(key, count)[: steps * size].reshape(steps, size), jax.random.split(key, steps)
 
-        def scanned(state, images, labels, number):
-            batches = drawn(number)
+        def scanned(state, images, labels, key):
+            batches = drawn(key)
             state, scores = jax.lax.scan(lambda state, batch: step(state, images, labels, *batch), state, batches)
             return state, tuple(score.mean() for score in scores)
 
         compiled_step = jax.jit(step, donate_argnums=0)
 
-        def looped(state, images, labels, number):
+        def looped(state, images, labels, key):
             scores = []
-            for batch in zip(*drawn(number)):
+            for batch in zip(*drawn(key)):
                 state, score = compiled_step(state, images, labels, *batch)
                 scores.append(score)
             return state, tuple(jnp.stack(score).mean() for score in zip(*scores))

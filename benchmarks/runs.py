@@ -67,6 +67,10 @@ class Run:
         Returns:
             The evidence as a dict; `None` if the time was up first.
         """
+        with modeling.precision(self.config):
+            return self._trained(stop_at)
+
+    def _trained(self, stop_at):
         keras.utils.set_random_seed(self.config.seed)
         self._resume()
         dense = modeling.dense_model(dataclasses.replace(self.config, initial_model=None, **self._plain()), self.data)
@@ -137,7 +141,7 @@ class Run:
             row["cpu_seconds"] = time.process_time() - cpu_start  # what counts where runs share the cores
             row |= loop.evaluate()
             self.history.append(row)
-            print(f"{self.name} {epoch + 1}/{end}: {row['val_accuracy']:.4f}, {row['seconds']:.0f} s", flush=True)
+            print(f"{self.name} {epoch + 1}/{end}: {row['val_accuracy']:.4f}, {row['seconds']:.1f} s", flush=True)
             if epoch % _REPORTED_EVERY == _REPORTED_EVERY - 1 or epoch + 1 == end:
                 loop.store()
                 errors = list(elrt.callbacks.factor_errors(model).values())
@@ -228,13 +232,13 @@ class Run:
         return [{"macs_fraction": p.macs / curve.dense_macs, "accuracy": p.metric} for p in curve.points]
 
     def _int8_accuracy(self, model):
-        """Test accuracy as an int8 LiteRT file; `None` where there is no converter."""
+        """Test accuracy as an int8 LiteRT file, `None` where there is no converter; `model` is used up."""
         if keras.backend.backend() != "tensorflow":
             return None
         data = self.data
         with tempfile.TemporaryDirectory() as folder:
             report = elrt.export.to_litert(
-                model,
+                modeling.ready_for_use(model),
                 os.path.join(folder, "model.tflite"),
                 "int8",
                 representative_data=data.train_images[:500].astype("float32"),

@@ -2,9 +2,12 @@
 
   python -m benchmarks.steps
   python -m benchmarks.steps --models=resnet20 --variants=low_rank_0.4,without_penalty_0.4 --rounds=60 --name=penalty
-  KERAS_BACKEND=jax python -m benchmarks.steps --name=gpu --precision=mixed_bfloat16 --batch_size=1024
+  KERAS_BACKEND=jax python -m benchmarks.steps --name=gpu --precision=mixed_bfloat16 --steps_per_call=10 \\
+    --batch_size=1024 --models=resnet20,resnet56,vgg16_cifar
 
-One process per model, in which all variants take turns. Files in `benchmarks/results/steps/`.
+One process per model, in which all variants take turns. `--steps_per_call` is for accelerators: that many steps are
+one compiled call. XLA then chooses kernels by their times, so the accelerator should have nothing else to do. Files in
+`benchmarks/results/steps/`.
 """
 
 from absl import app, flags
@@ -15,7 +18,8 @@ from benchmarks.variants import BATCHES, NAMES
 
 _MODELS = flags.DEFINE_list("models", list(BATCHES), "Builders.")
 _VARIANTS = flags.DEFINE_list("variants", list(NAMES), "What takes turns.")
-_ROUNDS = flags.DEFINE_integer("rounds", 15, "Steps of each variant.")
+_ROUNDS = flags.DEFINE_integer("rounds", 15, "Measurements of each variant.")
+_PER_CALL = flags.DEFINE_integer("steps_per_call", None, "Train so many steps in one compiled call; JAX alone.", 1)
 _BATCH = flags.DEFINE_integer("batch_size", None, "Batch size; by default 128 of 32x32 or 16 of 224x224.")
 _PRECISION = flags.DEFINE_string("precision", "float32", "Dtype policy.")
 _NAME = flags.DEFINE_string("name", "cpu", "Start of the names of the result files.")
@@ -31,14 +35,24 @@ def measure(name):
 
     keras.config.set_dtype_policy(_PRECISION.value)
     batch_size = _BATCH.value or BATCHES[name]
-    models = {variant: make(name, variant) for variant in _VARIANTS.value}
-    steps = {variant: training_step(model, batch_size) for variant, model in models.items()}
+    if _PER_CALL.value:
+        from benchmarks.device_steps import compiled_steps, on_host
+
+        with on_host():
+            models = {variant: make(name, variant) for variant in _VARIANTS.value}
+        steps = compiled_steps(models, batch_size, _PER_CALL.value)
+    else:
+        models = {variant: make(name, variant) for variant in _VARIANTS.value}
+        steps = {variant: training_step(model, batch_size) for variant, model in models.items()}
     seconds = interleaved(steps, _ROUNDS.value)
+    if _PER_CALL.value:
+        seconds = {variant: [round(s / _PER_CALL.value, 7) for s in values] for variant, values in seconds.items()}
     costs = {variant: elrt.count_costs(model) for variant, model in models.items()}
     result = {
         "model": name,
         "batch_size": batch_size,
         "precision": _PRECISION.value,
+        "steps_per_call": _PER_CALL.value,
         "seconds": seconds,
         "macs": {variant: cost.macs for variant, cost in costs.items()},
         "params": {variant: cost.params for variant, cost in costs.items()},
@@ -48,6 +62,7 @@ def measure(name):
         ("variants", ",".join(_VARIANTS.value), ",".join(NAMES)),
         ("batch_size", batch_size, BATCHES[name]),
         ("precision", _PRECISION.value, "float32"),
+        ("steps_per_call", _PER_CALL.value, None),
     ):
         command += "" if value == default else f" --{flag}={value}"
     evidence.write("steps", f"{_NAME.value}_{name}", result, command)

@@ -196,6 +196,21 @@ def test_runs_that_begin_dense_stop_anywhere_and_go_on(fields, dense_epochs, epo
     assert without_times(parts) == without_times(whole) and parts["ranks"] == whole["ranks"]
 
 
+@pytest.mark.tensorflow
+@pytest.mark.slow
+def test_int8_is_added_to_a_run_that_was_trained_without_tensorflow(noise, tmp_path):
+    assert driver(tmp_path, noise[0], "--only=low_seed0", "--keep_states").returncode == 0
+    path = tmp_path / "results" / "low_seed0.json"
+    trained = json.loads(path.read_text())
+    assert trained["int8_accuracy"] is None and trained["machine"]["backend"] == "jax"
+    done = driver(tmp_path, noise[0], "--int8", backend="tensorflow")
+    assert done.returncode == 0, done.stderr
+    added = json.loads(path.read_text())
+    assert added.pop("int8_machine")["backend"] == "tensorflow"
+    assert added.pop("int8_accuracy") * 8 in range(9)
+    assert added == {key: value for key, value in trained.items() if key != "int8_accuracy"}
+
+
 def test_runs_that_begin_with_the_same_dense_network_train_it_once(few_images, tmp_path):
     fields = {**SHORT, "fine_tuning": {"factor_initializer": "orthogonal_factors"}}
 
@@ -248,6 +263,18 @@ def test_factors_train_at_a_rate_of_their_own():
         multiple = 3 if path.endswith(("factor_in", "factor_out")) else 1
         np.testing.assert_allclose(scaled[path], multiple * change, rtol=1e-4, atol=1e-6)
         assert np.abs(change).max() > 1e-5
+
+
+def test_a_run_has_the_precision_it_asks_for(few_images, tmp_path):
+    fields = {**SHORT, "epochs": 1}
+    found = {
+        precision: Run("run", {**fields, "precision": precision}, few_images, tmp_path / f"{precision}.npz").train()
+        for precision in ("float32", "mixed_bfloat16")
+    }
+    losses = [result["history"][0]["loss"] for result in found.values()]
+    # 8 bits of a product's 24: the same run, and visibly not the same numbers.
+    assert losses[0] == pytest.approx(losses[1], rel=0.1) and abs(losses[0] - losses[1]) > 1e-4
+    assert keras.config.dtype_policy().name == "float32"
 
 
 def test_a_trained_run_is_tried_at_lower_ranks_and_as_int8(few_images, tmp_path):

@@ -1,0 +1,178 @@
+"""The sections of the page of results about VGG-16's learning rate and about runs that did not reach their end."""
+
+import statistics
+
+from benchmarks import evidence, figures_of_accuracy
+from benchmarks.accuracy_sections import accuracies, mean_and_deviation, runs_of, sources
+from benchmarks.markdown import machine, section, table
+
+_LABELS = {"dense": "dense", "elrt": "ELRT"}
+_LAST = 10  # epochs that the accuracy of an unfinished run is the mean of
+
+
+def rate_section(images):
+    """VGG-16, dense and low-rank, at several peak learning rates."""
+    found = _vgg16_runs()
+    if len(found) < 3:
+        return ""
+    rows, histories = [], {}
+    for (kind, factors, rate, epochs), runs in sorted(found.items()):
+        history, errors = runs[0]["history"], list(runs[0]["summary"]["orthogonality_error"].values())
+        own = f"{factors:g} times it" if factors != 1 else "the same"
+        histories[", ".join([_LABELS[kind], f"{rate:g}", *[f"factors {own}"] * (factors != 1), f"{epochs} epochs"])] = (
+            history
+        )
+        rows.append(
+            [
+                _LABELS[kind],
+                f"{rate:g}",
+                own if kind == "elrt" else "",
+                epochs,
+                mean_and_deviation(accuracies(runs)),
+                f"{100 * history[0]['accuracy']:.1f}",
+                f"{statistics.mean(errors):.3f}" if errors else "",
+                f"{sum(row['cpu_seconds'] for row in history) / 60:.0f}",
+            ]
+        )
+    picture = images / "accuracy_vgg16_rates.png"
+    figures_of_accuracy.curves(histories, picture)
+    header = [
+        "network",
+        "peak learning rate",
+        "of the factors",
+        "epochs",
+        "test accuracy, %",
+        "training accuracy of the first epoch, %",
+        "factor error",
+        "processor minutes",
+    ]
+    return section(
+        "The learning rate of VGG-16",
+        f"""One cycle with other peaks. {_told_best(found)} A likely reason: VGG-16 has no connections around its layers, and batch-norm
+        follows each chain, so what counts is a step relative to the size of the weights it changes: orthonormal factors
+        of rank r have the squared norm r, a dense kernel as Keras starts it about twice its number of output
+        channels, so the same rate moves a chain further than a kernel.""",
+        table(header, rows),
+        f"![Test accuracy over the epochs](images/{picture.name})",
+        sources([run for runs in found.values() for run in runs]),
+    )
+
+
+def _vgg16_runs():
+    """`{(dense or elrt, rate of the factors as a multiple, peak rate, epochs): runs}`."""
+    groups, _ = runs_of("deeper")
+    found = {}
+    for name, runs in groups.items():
+        kind = name.removeprefix("vgg16_").partition("_")[0]
+        if name.startswith("vgg16_") and kind in _LABELS:
+            _, _, factors = name.partition("factor_learning_rate")
+            config = runs[0]["config"]
+            found[kind, float(factors or 1), config["learning_rate"], config["epochs"]] = runs
+    return found
+
+
+def _told_best(found):
+    """The best rate of each kind on the shortest schedule, as a sentence."""
+    shortest = min(epochs for *_, epochs in found)
+    told = []
+    for kind, label in _LABELS.items():
+        means = {
+            rate: statistics.mean(accuracies(runs))
+            for (one, factors, rate, epochs), runs in found.items()
+            if (one, factors, epochs) == (kind, 1, shortest)
+        }
+        if means:
+            best = max(means, key=means.get)
+            told.append(f"{label} is best at {best:g} with {means[best]:.2f} %")
+    return f"Of the rates tried, in {shortest} epochs {' and '.join(told)}."
+
+
+def unfinished_section(images):
+    """Runs on the full schedule whose machine was gone before they were done."""
+    unfinished, done = evidence.read("full_unfinished"), evidence.read("full")
+    # What has been finished since is a result and no longer told here.
+    runs = {
+        name: run for name, run in {**done, **unfinished}.items() if not ("summary" in run and _has_twin(name, done))
+    }
+    if not unfinished or not runs:
+        return ""
+    rows = []
+    for name, run in sorted(runs.items()):
+        common = min(len(other["history"]) for other in (run, runs.get(_twin(name), run)))
+        last = run["history"][common - _LAST : common]
+        rows.append(
+            [
+                run["config"]["model"],
+                _LABELS[name.rpartition("_seed")[0].rpartition("_")[2]],
+                run["config"]["seed"],
+                f"{len(run['history'])} of {run['config']['epochs']}{_end(run)}",
+                f"{run['config']['learning_rate']:g}",
+                f"{common - _LAST + 1}–{common}",
+                f"{100 * statistics.mean(row['val_accuracy'] for row in last):.2f}",
+                _percent([row["accuracy"] for row in last if "accuracy" in row]),
+            ]
+        )
+    picture = images / "accuracy_unfinished.png"
+    figures_of_accuracy.curves({_label(name, run): run["history"] for name, run in sorted(runs.items())}, picture)
+    any_run = next(iter(runs.values()))
+    header = [
+        "network",
+        "training",
+        "seed",
+        "epochs done",
+        "peak rate",
+        "compared over",
+        "test accuracy, %",
+        "training accuracy, %",
+    ]
+    return section(
+        "On the way to the full schedule",
+        f"""Batches of {any_run["config"]["batch_size"]}, five epochs of rising and then a cosine of falling learning
+        rate. The GPU was there for some minutes only and all but those with an accuracy beside their epochs stopped on
+        the way: **no results of the schedule**. What can be compared are the same epochs of a dense and a low-rank
+        run, at a learning rate that is still high: means of {_LAST} epochs. {_told_collapses(runs)}""",
+        table(header, rows),
+        f"![Test accuracy over the epochs](images/{picture.name})",
+        f"```\npython -m benchmarks.accuracy --grid=benchmarks/grids/full.json --data=TFDS_DIR\n```\n\n"
+        f"{machine(any_run['machine'])}",
+    )
+
+
+def _told_collapses(runs):
+    """Runs that fell to less than half of what they had reached, as sentences."""
+    told = []
+    for name, run in runs.items():
+        values = [row["val_accuracy"] for row in run["history"]]
+        low = min(range(1, len(values)), key=values.__getitem__)
+        if values[low] < max(values[:low]) / 2:
+            told.append(
+                f"{_label(name, run)} fell from {100 * max(values[:low]):.0f} to {100 * values[low]:.0f} % in epoch "
+                f"{low + 1} and came back as the rate fell, for which see the section above."
+            )
+    return " ".join(told)
+
+
+def _twin(name):
+    """The run that is compared with this one."""
+    other = {"dense": "elrt", "elrt": "dense"}
+    first, _, seed = name.rpartition("_seed")
+    model, _, kind = first.rpartition("_")
+    return f"{model}_{other[kind]}_seed{seed}"
+
+
+def _end(run):
+    """The accuracy after the last epoch of a run that got there."""
+    return f" ({100 * run['summary']['test_accuracy']:.2f} %)" if "summary" in run else ""
+
+
+def _has_twin(name, done):
+    return _twin(name) in done
+
+
+def _label(name, run):
+    kind = name.rpartition("_seed")[0].rpartition("_")[2]
+    return f"{run['config']['model']}, {_LABELS[kind]}, seed {run['config']['seed']}"
+
+
+def _percent(values):
+    return f"{100 * statistics.mean(values):.2f}" if values else ""
