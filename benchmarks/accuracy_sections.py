@@ -216,9 +216,9 @@ def penalties_section(images):
     # Runs with a remark saw the batches in another order.
     so, dso = (groups[name][0] if name in groups else None for name in ("so", "elrt"))
     if so is not None and dso is not None and "remark" not in dso:
-        first, last = (abs(so["history"][i]["accuracy"] - dso["history"][i]["accuracy"]) for i in (0, -1))
+        first, last = (abs(so["history"][i]["val_accuracy"] - dso["history"][i]["val_accuracy"]) for i in (0, -1))
         agreement = f"""SO at 2ρ has the gradient of DSO at ρ, so these two runs with one seed differ by rounding alone:
-        by {100 * first:.2f} points of training accuracy in the first epoch and {100 * last:.2f} in the last."""
+        by {100 * first:.2f} points of test accuracy after the first epoch and {100 * last:.2f} after the last."""
     text = f"""What holds the factors orthonormal, at the strengths that were tried. {agreement}"""
     with_strength = {
         name: f"{label}, {_strengths(groups[name])}" if label in ("DSO", "SO", "MC", "SRIP") else label

@@ -29,7 +29,7 @@ def rate_section(images):
                 own if kind == "elrt" else "",
                 epochs,
                 mean_and_deviation(accuracies(runs)),
-                f"{100 * history[0]['accuracy']:.1f}",
+                f"{100 * history[0]['val_accuracy']:.1f}",
                 f"{statistics.mean(errors):.3f}" if errors else "",
                 f"{sum(row['cpu_seconds'] for row in history) / 60:.0f}",
             ]
@@ -42,16 +42,16 @@ def rate_section(images):
         "of the factors",
         "epochs",
         "test accuracy, %",
-        "training accuracy of the first epoch, %",
+        "after the first epoch, %",
         "factor error",
         "processor minutes",
     ]
     return section(
         "The learning rate of VGG-16",
-        f"""One cycle with other peaks. {_told_best(found)} A likely reason: VGG-16 has no connections around its layers, and batch-norm
-        follows each chain, so what counts is a step relative to the size of the weights it changes: orthonormal factors
-        of rank r have the squared norm r, a dense kernel as Keras starts it about twice its number of output
-        channels, so the same rate moves a chain further than a kernel.""",
+        f"""One cycle with other peaks. {_told_best(found)} A likely reason: VGG-16 has no connections around its
+        layers, and batch-norm follows each chain, so what counts is a step relative to the size of the weights it
+        changes: orthonormal factors of rank r have the squared norm r, a dense kernel as Keras starts it about twice
+        its number of output channels, so the same rate moves a chain further than a kernel.""",
         table(header, rows),
         f"![Test accuracy over the epochs](images/{picture.name})",
         sources([run for runs in found.values() for run in runs]),

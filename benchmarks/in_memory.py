@@ -221,10 +221,12 @@ class KerasEpochs:
 
     def train(self, epoch):
         """One epoch; returns `{"loss", "accuracy"}` over its batches."""
-        self._model.reset_metrics()
-        for images, targets in _batches(self._data, self._config, epoch):
-            logs = self._model.train_on_batch(images, targets, return_dict=True)
-        return {name: float(logs[name]) for name in ("loss", "accuracy")}
+        # What `train_on_batch` returns is of its batch alone.
+        scores = [
+            self._model.train_on_batch(images, targets, return_dict=True)
+            for images, targets in _batches(self._data, self._config, epoch)
+        ]
+        return {name: float(np.mean([score[name] for score in scores])) for name in ("loss", "accuracy")}
 
     def evaluate(self, batch_size=1000):
         """`{"val_accuracy", "val_loss"}` on the test images."""

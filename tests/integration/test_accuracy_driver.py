@@ -265,6 +265,21 @@ def test_factors_train_at_a_rate_of_their_own():
         assert np.abs(change).max() > 1e-5
 
 
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="draws its batches on the device")
+def test_an_epoch_tells_the_loss_and_accuracy_over_its_batches(few_images, tmp_path):
+    # So small a rate that the first epoch's four batches see one and the same network, in training mode.
+    fields = {**SHORT, "epochs": 1, "batch_size": 8, "learning_rate": 1e-9, "augmentation": "none"}
+    found = Run("run", {**fields, "format": "dense", "max_macs": None}, few_images, tmp_path / "run.npz").train()
+    keras.utils.set_random_seed(found["config"]["seed"])
+    model = elrt.models.build("resnet20", (32, 32, 3), 10)
+    order = np.random.default_rng((0, 0)).permutation(32).reshape(4, 8)
+    outputs = [model(few_images.train_images[batch].astype("float32"), training=True) for batch in order]
+    labels = few_images.train_labels[order]
+    chosen = np.stack([np.argmax(keras.ops.convert_to_numpy(output), axis=-1) for output in outputs])
+    of_batches = np.mean(chosen == labels, axis=1)
+    assert found["history"][0]["accuracy"] == pytest.approx(of_batches.mean()) != of_batches[-1]
+
+
 def test_a_run_has_the_precision_it_asks_for(few_images, tmp_path):
     fields = {**SHORT, "epochs": 1}
     found = {
