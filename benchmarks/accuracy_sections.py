@@ -86,16 +86,13 @@ def headline_section():
     rows, results, schedules = [], [], {}
     for grid in GRIDS:
         groups, epochs = runs_of(grid)
-        for dense_name in [name for name in groups if name.endswith("dense")]:
-            dense, low_rank = groups[dense_name], groups.get(dense_name.removesuffix("dense") + "elrt")
-            if low_rank is None:
-                continue
+        for label, dense, low_rank in _pairs(groups):
             results += [*dense, *low_rank]
             summary = low_rank[0]["summary"]
             schedules[summary["model"]] = epochs
             rows.append(
                 [
-                    summary["model"],
+                    label,
                     epochs,
                     mean_and_deviation(accuracies(dense)),
                     mean_and_deviation(accuracies(low_rank)),
@@ -123,6 +120,28 @@ def headline_section():
         table(["network", "method", "top-1, %", "FLOPs less"], published),
         sources(results),
     )
+
+
+def _pairs(groups):
+    """`(label, dense runs, low-rank runs)` with one recipe, and with the best peak rates where others were tried."""
+    for dense_name in [name for name in groups if name.endswith("dense")]:
+        names = dense_name, dense_name.removesuffix("dense") + "elrt"
+        if names[1] not in groups:
+            continue
+        pair = [groups[name] for name in names]
+        model = pair[0][0]["summary"]["model"]
+        yield model, *pair
+        best = [
+            _best([groups[other] for other in groups if other.startswith(f"{name}_rate")] + [groups[name]])
+            for name in names
+        ]
+        if best != pair:
+            rates = ", ".join(f"{runs[0]['config']['learning_rate']:g}" for runs in best)
+            yield f"{model}, each at the best peak rate tried ({rates})", *best
+
+
+def _best(tried):
+    return max(tried, key=lambda runs: statistics.mean(accuracies(runs)))
 
 
 def _schedule_note(schedules):
