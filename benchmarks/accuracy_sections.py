@@ -12,7 +12,7 @@ import statistics
 from benchmarks import evidence, figures_of_accuracy
 from benchmarks.markdown import machine, section, table
 
-GRIDS = ("resnet20", "deeper")
+GRIDS = ("full", "resnet20", "deeper")
 _PUBLISHED = pathlib.Path(__file__).parent / "published.json"
 # Rows of the tables: the first words of the names of runs, and what they are called.
 FORMATS = {

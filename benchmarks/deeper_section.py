@@ -48,7 +48,7 @@ def rate_section(images):
     ]
     return section(
         "The learning rate of VGG-16",
-        f"One cycle with other peaks. {_told_best(found)} {_told_factors(found)}",
+        f"One cycle with other peaks. {_told_best(found)} {_told_factors(found)} {_told_start()}",
         table(header, rows),
         f"![Test accuracy over the epochs](images/{picture.name})",
         sources([run for runs in found.values() for run in runs]),
@@ -99,13 +99,29 @@ def _told_factors(found):
     twice the output channels), so one rate turns them further; slowing only them was tried too ({"; ".join(told)})."""
 
 
+def _told_start():
+    """What a rate that rises over the first epochs does for the low-rank network, as a sentence."""
+    groups, _ = runs_of("deeper")
+    told = {}
+    for name, (run, *_) in groups.items():
+        if name.startswith("vgg16_start"):
+            accuracy, config = 100 * run["summary"]["test_accuracy"], run["config"]
+            told.setdefault(config["learning_rate"], {})[config["lr_warmup_epochs"]] = accuracy
+    pairs = {rate: found for rate, found in told.items() if len(found) == 2}
+    if not pairs:
+        return ""
+    parts = [
+        f"at {rate:g} {found[max(found)]:.1f} % with a rate that rises over them and {found[0]:.1f} % without"
+        for rate, found in sorted(pairs.items())
+    ]
+    return f"It wants a warm-up too: after its first two epochs ELRT has {'; '.join(parts)}."
+
+
 def unfinished_section(images):
     """Runs on the full schedule whose machine was gone before they were done."""
     unfinished, done = evidence.read("full_unfinished"), evidence.read("full")
     # What has been finished since is a result and no longer told here.
-    runs = {
-        name: run for name, run in {**done, **unfinished}.items() if not ("summary" in run and _has_twin(name, done))
-    }
+    runs = {name: run for name, run in {**unfinished, **done}.items() if not {name, _twin(name)} <= set(done)}
     if not unfinished or not runs:
         return ""
     rows = []
@@ -175,10 +191,6 @@ def _twin(name):
 def _end(run):
     """The accuracy after the last epoch of a run that got there."""
     return f" ({100 * run['summary']['test_accuracy']:.2f} %)" if "summary" in run else ""
-
-
-def _has_twin(name, done):
-    return _twin(name) in done
 
 
 def _label(name, run):

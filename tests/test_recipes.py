@@ -49,7 +49,8 @@ def test_a_recipe_is_what_its_head_says(name):
 def test_every_recipe_has_its_dense_twin():
     configs = {name: catalog.recipe_config(name) for name in catalog.recipes()}
     twins = {(c.model, c.dataset): c for c in configs.values() if c.format == "dense"}
-    shared = ("epochs", "batch_size", "optimizer", "learning_rate", "lr_schedule", "weight_decay", "label_smoothing")
+    rate = ("learning_rate", "lr_schedule", "lr_warmup_epochs")
+    shared = ("epochs", "batch_size", "optimizer", *rate, "weight_decay", "label_smoothing")
     for name, config in configs.items():
         twin = twins[config.model, config.dataset]
         assert [getattr(config, f) for f in shared] == [getattr(twin, f) for f in shared], name
