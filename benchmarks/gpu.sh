@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# What only a GPU can do, within a number of seconds: the training steps that have no result yet, one network at a time and
+# with nothing beside them, then the runs of the full grid, several at once. Both go on where they stopped when called again.
+#
+#   bash benchmarks/gpu.sh TFDS_DIR SECONDS [RUNS]     # RUNS: names of benchmarks/grids/full.json, with commas
+#
+# Needs JAX with CUDA, Keras and this package (`pip install --no-deps .`); not TensorFlow.
+set -u
+data=$1 end=$(($(date +%s) + $2)) runs=${3:-resnet20_dense_seed0,resnet20_elrt_seed0,vgg16_elrt_seed0}
+left() { echo $((end - $(date +%s))); }
+export KERAS_BACKEND=jax PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-.cache/jax}
+
+# The small ones first, so that a short time still gives whole tables.
+for one in resnet20:1024 vgg16_cifar:1024 resnet18:256 resnet56:1024 resnet50:256; do
+    model=${one%:*}
+    if [ ! -f "benchmarks/results/steps/gpu_$model.json" ] && [ "$(left)" -gt 60 ]; then
+        timeout "$(left)" python3 -m benchmarks.steps --name=gpu --precision=mixed_bfloat16 --steps_per_call=10 --rounds=11 \
+            --variants=dense,low_rank_0.5,low_rank_0.4,low_rank_0.25 --batch_size="${one#*:}" --models="$model" ||
+            echo "$model: not timed"
+    fi
+done
+
+# A small network leaves most of a GPU idle; with MPS the kernels of several processes run side by side.
+if command -v nvidia-cuda-mps-control >/dev/null && [ -z "${CUDA_MPS_PIPE_DIRECTORY:-}" ]; then
+    CUDA_MPS_PIPE_DIRECTORY=$(mktemp -d) CUDA_MPS_LOG_DIRECTORY=$(mktemp -d)
+    export CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
+    nvidia-cuda-mps-control -d && trap 'echo quit | nvidia-cuda-mps-control' EXIT
+fi
+if [ "$(left)" -gt 60 ]; then
+    python3 -m benchmarks.accuracy --grid=benchmarks/grids/full.json --data="$data" --keep_states --parallel=8 \
+        --only="$runs" --time_limit_s=$(($(left) - 30))
+fi
