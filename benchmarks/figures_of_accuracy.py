@@ -50,6 +50,7 @@ def curves(histories, path):
     for row, (label, history) in enumerate(histories.items()):
         epochs, values = zip(*((line["epoch"] + 1, 100 * line["val_accuracy"]) for line in history))
         axis.plot(epochs, values, color=f"C{row % 10}", linewidth=1, label=label)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_xlabel("epoch", fontsize=figures.MEDIUM)
     axis.set_ylabel("test accuracy (%)", fontsize=figures.MEDIUM)
     axis.grid(alpha=0.3)
