@@ -73,7 +73,11 @@ _SPECS = {
     "lr_step_epochs": ("integer", "Epochs between the steps of --lr_schedule=step."),
     "lr_step_factor": ("float", "Factor of each step of --lr_schedule=step."),
     "lr_warmup_epochs": ("float", "Epochs over which the learning rate rises linearly."),
-    "weight_decay": ("float", "Weight decay λ; biases and batch-norm have none."),
+    "weight_decay": (
+        "float",
+        "Weight decay λ; biases and batch-norm have none. Decoupled decay does not pass through the momentum m: what "
+        "λ is to PyTorch's SGD and to 'frobenius' is λ/(1−m) here, ten times as much at m = 0.9.",
+    ),
     "weight_decay_kind": (
         config_module.WEIGHT_DECAYS,
         "'decoupled' decays each variable; 'frobenius' adds (λ/2)·‖W‖² of the composed kernels to the loss.",

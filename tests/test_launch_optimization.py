@@ -87,3 +87,17 @@ def test_frobenius_decay_is_half_lambda_times_the_norm_of_all_kernels():
     np.testing.assert_allclose(got, expected, rtol=1e-5)
     optimizer = make_optimizer(config, model, steps_per_epoch=1)
     assert optimizer.weight_decay is None
+
+
+def test_decay_through_momentum_is_as_strong_as_decoupled_decay_over_one_minus_it():
+    momentum, strength, steps = 0.9, 1e-3, 600
+    ends = []
+    for decoupled in (None, strength / (1 - momentum)):
+        weights = keras.Variable(np.ones((2, 2), "float32"))
+        optimizer = keras.optimizers.SGD(0.3, momentum=momentum, nesterov=True, weight_decay=decoupled)
+        for _ in range(steps):
+            gradient = 0 * weights.value if decoupled else strength * weights.value
+            optimizer.apply([gradient], [weights])
+        ends.append(float(keras.ops.max(weights)))
+    # Both by exp(−lr·λ·steps/(1 − m)), up to the first steps, in which momentum gathers.
+    assert ends == pytest.approx([np.exp(-0.3 * strength * steps / (1 - momentum))] * 2, rel=0.03)
