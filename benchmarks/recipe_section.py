@@ -38,8 +38,8 @@ def recipe_section(images):
     gains = {name: statistics.mean(gained) for name in RECIPES if (gained := _gained(groups, name))}
     names = {name: RECIPES[name] for name in ("elrt", *sorted(gains, key=gains.get, reverse=True))}
     text = f"""One change each to what trains the low-rank network, to see what of the gap to the dense one it closes.
-    {_told_gains(groups, gains)} {_told_length(groups)} {_told_decay(groups)} Where a dense network is trained first, its
-    epochs are in the curves, which fall when the low-rank one begins."""
+    {_told_gains(groups, gains)} {_told_length(groups)} {_told_decay(groups)} Where a dense network is trained first,
+    its epochs are in the curves, which fall when the low-rank one begins."""
     return comparison("Recipe", text, names, images)
 
 
@@ -77,5 +77,5 @@ def _told_decay(groups):
         return ""
     dense, low_rank = groups["dense_frobenius"], groups["frobenius_decay"]
     return f"""Decay on the kernels passes through the momentum, which makes it ten times as strong as decoupled decay
-    of that number; the dense network with it reaches {mean_and_deviation(accuracies(dense))} %, and the difference to that
-    is {mean_and_deviation(differences(low_rank, dense), "+")} points."""
+    of that number; the dense network with it reaches {mean_and_deviation(accuracies(dense))} %, and the difference to
+    that is {mean_and_deviation(differences(low_rank, dense), "+")} points."""
