@@ -50,7 +50,7 @@ def test_every_recipe_has_its_dense_twin():
     configs = {name: catalog.recipe_config(name) for name in catalog.recipes()}
     twins = {(c.model, c.dataset): c for c in configs.values() if c.format == "dense"}
     rate = ("learning_rate", "lr_schedule", "lr_warmup_epochs")
-    shared = ("epochs", "batch_size", "optimizer", *rate, "weight_decay", "label_smoothing")
+    shared = ("epochs", "batch_size", "optimizer", *rate, "weight_decay", "weight_decay_kind", "label_smoothing")
     for name, config in configs.items():
         twin = twins[config.model, config.dataset]
         assert [getattr(config, f) for f in shared] == [getattr(twin, f) for f in shared], name
