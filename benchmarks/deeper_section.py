@@ -125,8 +125,8 @@ def _told_longer(found):
         dense = found.get(("dense", 1, rate, shortest))
         if kind == "elrt" and factors == 1 and epochs == longest > shortest and dense is not None:
             work = macs_of_epochs(runs[0]) / macs_of_epochs(dense[0])
-            return f"""In {epochs} epochs, which take {work:.2f} of the MACs of the dense network's {shortest}, ELRT reaches
-            {mean_and_deviation(accuracies(runs))} % at {rate:g}, the dense network in {shortest}
+            return f"""In {epochs} epochs, which take {work:.2f} of the MACs of the dense network's {shortest}, ELRT
+            reaches {mean_and_deviation(accuracies(runs))} % at {rate:g}, the dense network in {shortest}
             {mean_and_deviation(accuracies(dense))} %."""
     return ""
 
