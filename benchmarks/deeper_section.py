@@ -1,4 +1,4 @@
-"""The sections of the page of results about VGG-16's learning rate and about runs that did not reach their end."""
+"""The sections of the page of results about VGG-16's learning rate and the first full schedules."""
 
 import statistics
 
@@ -20,9 +20,8 @@ def rate_section(images):
     for (kind, factors, rate, epochs), runs in sorted(found.items()):
         history, errors = runs[0]["history"], list(runs[0]["summary"]["orthogonality_error"].values())
         own = f"{factors:g} times it" if factors != 1 else "the same"
-        histories[", ".join([_LABELS[kind], f"{rate:g}", *[f"factors {own}"] * (factors != 1), f"{epochs} epochs"])] = (
-            history
-        )
+        slowed = f"factors {own}, " if factors != 1 else ""
+        histories[f"{_LABELS[kind]}, {rate:g}, {slowed}{epochs} epochs"] = history
         rows.append(
             [
                 _LABELS[kind],
@@ -131,12 +130,10 @@ def _told_longer(found):
     return ""
 
 
-def unfinished_section(images):
-    """Runs on the full schedule whose machine was gone before they were done."""
-    unfinished, done = evidence.read("full_unfinished"), evidence.read("full")
-    # What has been finished since is a result and no longer told here.
-    runs = {name: run for name, run in {**unfinished, **done}.items() if not {name, _twin(name)} <= set(done)}
-    if not unfinished or not runs:
+def first_full_section(images):
+    """The first runs on a full schedule, most of which stopped on the way."""
+    runs = evidence.read("full_first")
+    if not runs:
         return ""
     rows = []
     for name, run in sorted(runs.items()):
@@ -170,8 +167,9 @@ def unfinished_section(images):
     return section(
         "On the way to the full schedule",
         f"""Batches of {any_run["config"]["batch_size"]}, five epochs of rising and then a cosine of falling learning
-        rate. The GPU was there for some minutes only and all but those with an accuracy beside their epochs stopped on
-        the way: **no results of the schedule**. What can be compared are the same epochs of a dense and a low-rank
+        rate, decoupled weight decay; the grid below has since got lower rates and a decay through the momentum. The
+        GPU was there for some minutes only and all but those with an accuracy beside their epochs stopped on the way:
+        **no results of the schedule**. What can be compared are the same epochs of a dense and a low-rank
         run, at a learning rate that is still high: means of {_LAST} epochs. {_told_collapses(runs)}""",
         table(header, rows),
         f"![Test accuracy over the epochs](images/{picture.name})",

@@ -21,6 +21,7 @@ for one in resnet20:1024 vgg16_cifar:1024 resnet18:256 resnet56:1024 resnet50:25
     fi
 done
 
+PATH=$PATH:/usr/local/nvidia/bin # where containers have the driver's programs
 # A small network leaves most of a GPU idle; with MPS the kernels of several processes run side by side.
 if command -v nvidia-cuda-mps-control >/dev/null && [ -z "${CUDA_MPS_PIPE_DIRECTORY:-}" ]; then
     CUDA_MPS_PIPE_DIRECTORY=$(mktemp -d) CUDA_MPS_LOG_DIRECTORY=$(mktemp -d)

@@ -10,7 +10,7 @@ import statistics
 from benchmarks import evidence
 from benchmarks.accuracy_sections import accuracy_sections
 from benchmarks.cost_sections import alternatives_section, int8_section, shrink_section
-from benchmarks.deeper_section import rate_section, unfinished_section
+from benchmarks.deeper_section import first_full_section, rate_section
 from benchmarks.defaults_section import defaults_section
 from benchmarks.first_hour_page import first_hour_page
 from benchmarks.markdown import machine, spread, table
@@ -251,7 +251,7 @@ def results_page(images):
         *accuracy_sections(images),
         recipe_section(images),
         rate_section(images),
-        unfinished_section(images),
+        first_full_section(images),
         alternatives_section(images),
         shrink_section(images),
         int8_section(),
