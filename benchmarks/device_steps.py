@@ -1,6 +1,9 @@
 """Training steps on an accelerator: several in one compiled call, so that Python's part does not count. JAX alone."""
 
 import concurrent.futures
+import fcntl
+import pathlib
+import tempfile
 
 import jax
 import keras
@@ -14,11 +17,25 @@ def on_host():
     return jax.default_device(jax.devices("cpu")[0])
 
 
+def alone():
+    """Waits until no other process holds the device for timing, and holds it until this process ends.
+
+    XLA chooses kernels by their times, so neither its compiling nor the measurement may have others beside it; what
+    comes before, building and tracing, may.
+    """
+    lock = open(pathlib.Path(tempfile.gettempdir()) / "elrt_device.lock", "w", encoding="utf-8")  # noqa: SIM115
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    _held.append(lock)
+
+
+_held = []
+
+
 def compiled_steps(models, batch_size, count, seed=0):
     """Functions that train `count` steps in one call, on a fixed random batch, and return when they are done.
 
     Args:
-        models: `{name: model}`; they are traced one by one and compiled side by side.
+        models: `{name: model}`; they are traced one by one and, once the device is free, compiled side by side.
 
     Returns:
         `{name: function}`, each already called once.
@@ -34,6 +51,8 @@ def compiled_steps(models, batch_size, count, seed=0):
             model.optimizer.build(model.trainable_variables)
         lowered[name] = _lowered(model, random_batch(model, batch_size, seed), count)
         print(f"{name}: traced", flush=True)
+    alone()
+    print("compiling", flush=True)
     with concurrent.futures.ThreadPoolExecutor() as pool:
         compiled = list(pool.map(lambda one: one[0].compile(), lowered.values()))
     functions = {}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What only a GPU can do, within a number of seconds: the training steps that have no result yet, one network at a time and
-# with nothing beside them, then the runs of the full grid, several at once. Both go on where they stopped when called again.
+# What only a GPU can do, within a number of seconds: the training steps that have no result yet, one network at a time
+# with nothing beside it, then the runs of the full grid, several at once. Both go on where they stopped when called again.
 #
 #   bash benchmarks/gpu.sh TFDS_DIR SECONDS [RUNS]     # RUNS: names of benchmarks/grids/full.json, with commas
 #
@@ -11,15 +11,18 @@ left() { echo $((end - $(date +%s))); }
 export KERAS_BACKEND=jax PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-.cache/jax}
 
-# The small ones first, so that a short time still gives whole tables.
+# All are built and traced at once, on the processor; they take turns with the device. Triton's matrix products are left
+# out: to choose among them XLA compiles dozens of kernels for each shape, minutes for each network.
 for one in resnet20:1024 vgg16_cifar:1024 resnet18:256 resnet56:1024 resnet50:256; do
     model=${one%:*}
     if [ ! -f "benchmarks/results/steps/gpu_$model.json" ] && [ "$(left)" -gt 60 ]; then
-        timeout "$(left)" python3 -m benchmarks.steps --name=gpu --precision=mixed_bfloat16 --steps_per_call=10 --rounds=11 \
-            --variants=dense,low_rank_0.5,low_rank_0.4,low_rank_0.25 --batch_size="${one#*:}" --models="$model" ||
-            echo "$model: not timed"
+        XLA_FLAGS=${XLA_FLAGS:---xla_gpu_enable_triton_gemm=false} timeout "$(left)" \
+            python3 -m benchmarks.steps --name=gpu --precision=mixed_bfloat16 --steps_per_call=10 --rounds=11 \
+            --variants=dense,low_rank_0.5,low_rank_0.4,low_rank_0.25 --batch_size="${one#*:}" --models="$model" 2>&1 |
+            sed "s/^/$model /" &
     fi
 done
+wait
 
 PATH=$PATH:/usr/local/nvidia/bin # where containers have the driver's programs
 # A small network leaves most of a GPU idle; with MPS the kernels of several processes run side by side.

@@ -21,5 +21,7 @@ def describe():
         import jax
 
         described["device"] = jax.devices()[0].device_kind
+        if flags := os.environ.get("XLA_FLAGS"):
+            described["xla_flags"] = flags
     names = ("keras", "numpy", "tensorflow", "jax", "torch", "ai_edge_litert")
     return described | {name: sys.modules[name].__version__ for name in names if name in sys.modules}
