@@ -23,6 +23,8 @@ def alone():
     XLA chooses kernels by their times, so neither its compiling nor the measurement may have others beside it; what
     comes before, building and tracing, may.
     """
+    if _held:
+        return
     lock = open(pathlib.Path(tempfile.gettempdir()) / "elrt_device.lock", "w", encoding="utf-8")  # noqa: SIM115
     fcntl.flock(lock, fcntl.LOCK_EX)
     _held.append(lock)

@@ -15,10 +15,10 @@ export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-.cache/jax}
 # out: to choose among them XLA compiles dozens of kernels for each shape, minutes for each network.
 for one in resnet20:1024 vgg16_cifar:1024 resnet18:256 resnet56:1024 resnet50:256; do
     model=${one%:*}
-    if [ ! -f "benchmarks/results/steps/gpu_$model.json" ] && [ "$(left)" -gt 60 ]; then
+    if ! grep -qs composed_0.4 "benchmarks/results/steps/gpu_$model.json" && [ "$(left)" -gt 60 ]; then
         XLA_FLAGS=${XLA_FLAGS:---xla_gpu_enable_triton_gemm=false} timeout "$(left)" \
             python3 -m benchmarks.steps --name=gpu --precision=mixed_bfloat16 --steps_per_call=10 --rounds=11 \
-            --variants=dense,low_rank_0.5,low_rank_0.4,low_rank_0.25 --batch_size="${one#*:}" --models="$model" 2>&1 |
+            --variants=dense,low_rank_0.5,low_rank_0.4,low_rank_0.25,composed_0.4 --batch_size="${one#*:}" --models="$model" 2>&1 |
             sed "s/^/$model /" &
     fi
 done

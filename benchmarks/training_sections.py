@@ -25,7 +25,7 @@ def training_section(images, start="cpu", title="Training step"):
     rows = []
     for result in results:
         speedups = ratios(result["seconds"], "dense")
-        for variant in [v for v in result["seconds"] if v.startswith(("low_rank", "thin", "recomputed"))]:
+        for variant in [v for v in result["seconds"] if v.startswith(("low_rank", "composed", "thin", "recomputed"))]:
             reduction = result["macs"]["dense"] / result["macs"][variant]
             seconds = statistics.median(result["seconds"][variant])
             rows.append(
@@ -33,8 +33,8 @@ def training_section(images, start="cpu", title="Training step"):
                     result["model"],
                     result["batch_size"],
                     variant.replace("_", " "),
-                    f"{1e3 * statistics.median(result['seconds']['dense']):,.0f}",
-                    f"{1e3 * seconds:,.0f}",
+                    _milliseconds(statistics.median(result["seconds"]["dense"])),
+                    _milliseconds(seconds),
                     quartiles(speedups[variant]),
                     f"{reduction:.2f}×",
                     f"{speedups[variant][0] / reduction:.2f}",
@@ -51,11 +51,45 @@ def training_section(images, start="cpu", title="Training step"):
         {results[0]["machine"]["backend"]} backend. All variants of a model take turns, in another order each round:
         median of the speed-ups of the rounds (lower to upper quartile). *Low rank* has uniform Tucker-2 ranks at
         that part of the MACs and double soft orthogonality; *thin* is the dense network with fewer channels and as
-        many MACs; *recomputed* is low-rank with `recompute=True`. `elrt.fuse_batch_norm` was called for all of
-        them; it leaves alone what has channels that are no multiple of 4, as thin networks do. The goal was a ratio
-        of {_GOAL} of the speed-up to the MACs reduction.""",
+        many MACs; *recomputed* is low-rank with `recompute=True`, *composed* with `execution="compose"`.
+        `elrt.fuse_batch_norm` was called for all of them; it leaves alone what has channels that are no multiple of
+        4, as thin networks do. The goal was a ratio of {_GOAL} of the speed-up to the MACs reduction.""",
         table(header, rows),
         f"![Speed-up over MACs reduction](images/{picture.name})",
+        commands(results),
+    )
+
+
+def _milliseconds(seconds):
+    """Three digits or more."""
+    return f"{1e3 * seconds:,.{0 if seconds > 0.1 else 1}f}"
+
+
+def kernels_section():
+    """Where a GPU spends the time of a step."""
+    results = in_order({result["model"]: result for result in evidence.read("kernels").values()})
+    if not results:
+        return ""
+    blocks = []
+    for result in results:
+        variants = result["milliseconds"]
+        kinds = dict.fromkeys(kind for found in variants.values() for kind in found)
+        rows = [[kind, *(f"{found.get(kind, 0):.2f}" for found in variants.values())] for kind in kinds]
+        rows.append(["**all**", *(f"**{sum(found.values()):.2f}**" for found in variants.values())])
+        speedups = ratios(result["seconds"], "dense")
+        rows.append(["speed-up of the step, not profiled", *(quartiles(speedups[variant]) for variant in variants)])
+        header = [f"{result['model']}, batch {result['batch_size']}", *(name.replace("_", " ") for name in variants)]
+        blocks.append(table(header, rows))
+    return section(
+        "Where a step spends its time on a GPU",
+        """Milliseconds of a step's kernels by what they compute, JAX's profiler, bfloat16. *As products* has the 1×1
+        stages as matrix products; XLA runs a 1×1 convolution's gradient of its inputs as a convolution forward. The
+        core is a 3×3 convolution of fewer channels: of 16 or 8 it takes cuDNN as long as the dense one, since its
+        tiles are 32 channels wide, and of 32 it takes half as long where the MACs are a quarter. What that saves the
+        two 1×1 stages take: they compute little for each byte they read and write, on a chip that computes some
+        hundred operations in the time of reading one byte. As matrix products they take as long. All else, most of
+        it batch-norm and activations, is the same at every rank.""",
+        *blocks,
         commands(results),
     )
 

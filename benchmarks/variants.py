@@ -24,13 +24,17 @@ NAMES = (
     *(f"thin_{budget}" for budget in BUDGETS),
 )
 
+# Kinds of variants with the penalty, and how their layers are made.
+_OPTIONS = {"low_rank": {}, "recomputed": {"recompute": True}, "composed": {"execution": "compose"}}
+
 
 def make(name, variant):
-    """The builder `name` as one of `NAMES`.
+    """The builder `name` as one of `NAMES`, or `composed_` and a budget.
 
     `low_rank` is what a user gets: uniform Tucker-2 ranks and ELRT's penalty. `stock_layers` is the same chain as three
-    `Conv2D`, without the penalty, as is `without_penalty`. `recomputed` is `low_rank` with `recompute=True`. `thin` is
-    the dense network with fewer channels. Batch-norm is fused in all but `unfused`: the dense network (1.0) or a
+    `Conv2D`, without the penalty, as is `without_penalty`. `recomputed` is `low_rank` with `recompute=True`, `composed`
+    with `execution="compose"`: a dense convolution by the kernel that the factors make. `thin` is the dense network
+    with fewer channels. Batch-norm is fused in all but `unfused`: the dense network (1.0) or a
     low-rank one as Keras runs it.
     """
     kind, _, budget = variant.rpartition("_")
@@ -45,8 +49,8 @@ def _made(name, variant, kind, budget):
     dense = built(name)
     if variant == "dense":
         return dense
-    if kind in ("low_rank", "recomputed"):
-        return low_rank(dense, float(budget), recompute=kind == "recomputed")
+    if kind in _OPTIONS:
+        return low_rank(dense, float(budget), **_OPTIONS[kind])
     if kind == "thin":
         return thinned(name, elrt.count_costs(make(name, f"without_penalty_{budget}")).macs)
     plain = low_rank(dense, float(budget), regularizer=None)
