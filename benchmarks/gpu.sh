@@ -1,37 +1,48 @@
 #!/usr/bin/env bash
 # What only a GPU can do, within a number of seconds: the training steps that have no result yet, one network at a time
-# with nothing beside it, then the runs of the full grid, several at once. Both go on where they stopped when called again.
+# with nothing beside it; then the runs of the full grid, several at once; then where a step spends its time. All go on
+# where they stopped when called again.
 #
 #   bash benchmarks/gpu.sh TFDS_DIR SECONDS [RUNS]     # RUNS: names of benchmarks/grids/full.json, with commas
 #
 # Needs JAX with CUDA, Keras and this package (`pip install --no-deps .`); not TensorFlow.
 set -u
-data=$1 end=$(($(date +%s) + $2)) runs=${3:-resnet20_dense_seed0,resnet20_elrt_seed0,vgg16_elrt_seed0}
+seeds() { echo "$1_dense_seed$2,$1_elrt_seed$2"; }
+headline=$(seeds resnet20 0),$(seeds vgg16 0),$(seeds resnet20 1),$(seeds resnet20 2),$(seeds vgg16 1),$(seeds vgg16 2)
+headline=$headline,$(seeds resnet56 0),$(seeds resnet32 0)
+data=$1 end=$(($(date +%s) + $2)) runs=${3:-$headline}
 left() { echo $((end - $(date +%s))); }
 export KERAS_BACKEND=jax PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false
-export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-.cache/jax}
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-.cache/jax} JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
+# Without Triton's matrix products: to choose among them XLA compiles dozens of kernels for each shape.
+export XLA_FLAGS=${XLA_FLAGS:---xla_gpu_enable_triton_gemm=false --xla_gpu_autotune_level=2}
 
-# All are built and traced at once, on the processor; they take turns with the device. Triton's matrix products are left
-# out: to choose among them XLA compiles dozens of kernels for each shape, minutes for each network.
+# All are built and traced at once, on the processor; they take turns with the device.
 for one in resnet20:1024 vgg16_cifar:1024 resnet18:256 resnet56:1024 resnet50:256; do
     model=${one%:*}
-    if ! grep -qs composed_0.4 "benchmarks/results/steps/gpu_$model.json" && [ "$(left)" -gt 60 ]; then
-        XLA_FLAGS=${XLA_FLAGS:---xla_gpu_enable_triton_gemm=false} timeout "$(left)" \
-            python3 -m benchmarks.steps --name=gpu --precision=mixed_bfloat16 --steps_per_call=10 --rounds=11 \
-            --variants=dense,low_rank_0.5,low_rank_0.4,low_rank_0.25,composed_0.4 --batch_size="${one#*:}" --models="$model" 2>&1 |
-            sed "s/^/$model /" &
+    if [ ! -f "benchmarks/results/steps/gpu_$model.json" ] && [ "$(left)" -gt 60 ]; then
+        timeout "$(left)" python3 -m benchmarks.steps --name=gpu --precision=mixed_bfloat16 --steps_per_call=10 \
+            --rounds=11 --variants=dense,low_rank_0.5,low_rank_0.4,low_rank_0.25 --batch_size="${one#*:}" \
+            --models="$model" 2>&1 | sed -u "s/^/$model /" &
     fi
 done
 wait
 
 PATH=$PATH:/usr/local/nvidia/bin # where containers have the driver's programs
-# A small network leaves most of a GPU idle; with MPS the kernels of several processes run side by side.
+# A small network leaves part of a GPU idle; with MPS the kernels of several processes run side by side.
 if command -v nvidia-cuda-mps-control >/dev/null && [ -z "${CUDA_MPS_PIPE_DIRECTORY:-}" ]; then
     CUDA_MPS_PIPE_DIRECTORY=$(mktemp -d) CUDA_MPS_LOG_DIRECTORY=$(mktemp -d)
     export CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
     nvidia-cuda-mps-control -d && trap 'echo quit | nvidia-cuda-mps-control' EXIT
 fi
+# Further seeds of a network start when the first ones are done, and find their program compiled.
 if [ "$(left)" -gt 60 ]; then
-    python3 -m benchmarks.accuracy --grid=benchmarks/grids/full.json --data="$data" --keep_states --parallel=8 \
+    python3 -m benchmarks.accuracy --grid=benchmarks/grids/full.json --data="$data" --keep_states --parallel=4 \
         --only="$runs" --time_limit_s=$(($(left) - 30))
 fi
+
+for model in vgg16_cifar resnet18 resnet20; do
+    if ! grep -qs composed "benchmarks/results/kernels/gpu_$model.json" && [ "$(left)" -gt 90 ]; then
+        timeout "$(left)" python3 -m benchmarks.kernels --models="$model"
+    fi
+done

@@ -3,7 +3,8 @@
   KERAS_BACKEND=jax python -m benchmarks.kernels --models=resnet20,resnet18
 
 Beside the network as it is: its 1×1 stages as matrix products (`as_products`), which is how the layers train on
-TensorFlow, and without the penalty. One process per model, with nothing beside it. Files in
+TensorFlow; without the penalty; and composed (`execution="compose"`), one dense convolution by the kernel that the
+factors make. One process per model, with nothing beside it. Files in
 `benchmarks/results/kernels/`.
 """
 
@@ -22,7 +23,7 @@ _BATCH = flags.DEFINE_integer("batch_size", None, "Batch size; by default 1024 o
 _ONE = flags.DEFINE_string("one", None, "The model of this process; the driver sets it.")
 _STEPS = 10  # to a call
 _ROUNDS = 9
-VARIANTS = ("dense", "low_rank_0.4", "as_products_0.4", "without_penalty_0.4")
+VARIANTS = ("dense", "low_rank_0.4", "as_products_0.4", "without_penalty_0.4", "composed_0.4")
 # What a kernel computes, by the first of these texts in its name or its operation's; the rest is "other".
 _KINDS = (
     ("stem_conv", "stem convolution"),

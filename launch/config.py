@@ -12,7 +12,7 @@ from elrt_keras.launch.data.stream import BAD_IMAGES
 ORTHOGONALITY = ("none", *regularizers.BY_NAME, "stiefel")
 OPTIMIZERS = ("sgd", "adamw")
 LR_SCHEDULES = ("cosine", "step", "one_cycle", "constant")
-WEIGHT_DECAYS = ("decoupled", "frobenius")
+WEIGHT_DECAYS = ("auto", "decoupled", "frobenius")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 ON_NAN = ("stop", "rollback")
 # Digits mirrored are no digits.
@@ -58,8 +58,8 @@ class TrainConfig:
     lr_step_epochs: int = 55
     lr_step_factor: float = 0.2
     lr_warmup_epochs: float = 0.0
-    weight_decay: float = 1e-4
-    weight_decay_kind: str = "decoupled"
+    weight_decay: float = 5e-4
+    weight_decay_kind: str = "auto"
     label_smoothing: float = 0.0
     augmentation: str = "auto"
     epochs: int = 20
@@ -87,6 +87,8 @@ class TrainConfig:
         self._set(warmup_epochs=str(self.warmup_epochs).strip())
         if self.factor_initializer == "auto":
             self._set(factor_initializer="decomposed" if self.has_trained_weights else "orthogonal_factors")
+        if self.weight_decay_kind == "auto":
+            self._set(weight_decay_kind="frobenius" if self.optimizer == "sgd" else "decoupled")
         self._check_names()
         if self.image_size is None and data_module.is_streamed(self.dataset):
             self._set(image_size=models.default_input_shape(self.model)[0])

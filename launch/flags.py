@@ -80,7 +80,8 @@ _SPECS = {
     ),
     "weight_decay_kind": (
         config_module.WEIGHT_DECAYS,
-        "'decoupled' decays each variable; 'frobenius' adds (λ/2)·‖W‖² of the composed kernels to the loss.",
+        "'decoupled' decays each variable; 'frobenius' adds (λ/2)·‖W‖² of the composed kernels to the loss; 'auto' is "
+        "'frobenius' with SGD and 'decoupled' with AdamW.",
     ),
     "label_smoothing": ("float", "Label smoothing, in [0, 1]."),
     "augmentation": (

@@ -131,8 +131,8 @@ def test_flag_file_round_trip_with_every_field_changed():
         lr_warmup_epochs=1.5,
         rank_method="stable_rank",
         warmup_epochs="auto",
-        weight_decay=5e-4,
-        weight_decay_kind="frobenius",
+        weight_decay=1e-4,
+        weight_decay_kind="decoupled",
         label_smoothing=0.1,
         augmentation="flip,cutout,mixup",
         epochs=9,
@@ -172,3 +172,11 @@ def test_differences_ignore_where_the_data_lies():
     config = TrainConfig(dataset="cifar10", data_dir="/a")
     assert config.differences(TrainConfig(dataset="cifar10", data_dir="/b", download=True)) == {}
     assert config.differences(TrainConfig(dataset="cifar10", seed=1)) == {"seed": (0, 1)}
+
+
+def test_decay_goes_through_the_momentum_of_sgd_alone():
+    assert TrainConfig().weight_decay_kind == "frobenius"
+    assert TrainConfig(optimizer="adamw").weight_decay_kind == "decoupled"
+    assert TrainConfig(weight_decay_kind="decoupled").weight_decay_kind == "decoupled"
+    with pytest.raises(ValueError, match="weight_decay_kind"):
+        TrainConfig(weight_decay_kind="l2")

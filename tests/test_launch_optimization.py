@@ -64,7 +64,9 @@ def small_model():
 
 def test_decoupled_decay_shrinks_matrices_and_leaves_vectors():
     model = small_model()
-    config = TrainConfig(weight_decay=0.1, lr_schedule="constant", learning_rate=0.5, momentum=0.0)
+    config = TrainConfig(
+        weight_decay=0.1, weight_decay_kind="decoupled", lr_schedule="constant", learning_rate=0.5, momentum=0.0
+    )
     optimizer = make_optimizer(config, model, steps_per_epoch=1)
     before = [keras.ops.convert_to_numpy(v) for v in model.trainable_variables]
     optimizer.apply([keras.ops.zeros(v.shape) for v in model.trainable_variables], model.trainable_variables)
@@ -76,7 +78,7 @@ def test_decoupled_decay_shrinks_matrices_and_leaves_vectors():
 
 
 def test_frobenius_decay_is_half_lambda_times_the_norm_of_all_kernels():
-    config = TrainConfig(weight_decay=0.2, weight_decay_kind="frobenius")
+    config = TrainConfig(weight_decay=0.2)  # with SGD
     decay = frobenius_decay(config)
     dense = elrt.merge(small_model())
     model = elrt.factorize(dense, {"body": ("tucker2", (4, 4))}, kernel_regularizer=decay)

@@ -152,7 +152,7 @@ def test_stable_ranks_end_the_warm_up(tmp_path):
     calm = TrainConfig(**fields, batch_size=512, learning_rate=1e-4)
     # At this rate nothing moves, so the stable ranks have settled after the first epoch.
     assert training.run(calm, str(tmp_path / "calm"))["full_rank_epochs"] == 1
-    lively = TrainConfig(**fields, batch_size=64, learning_rate=1.0)
+    lively = TrainConfig(**fields, batch_size=64, learning_rate=0.3)
     assert training.run(lively, str(tmp_path / "lively"))["full_rank_epochs"] == 2  # half of the run at the latest
 
 
