@@ -215,7 +215,14 @@ def test_a_worker_that_is_not_the_first_writes_nothing(tmp_path):
 
 
 # Decay takes weights to (1 − 0.1 · 39)·w = −2.9 w each step; with half the learning rate to −0.95 w.
-DIVERGING = ("--epochs=2", "--batch_size=32", "--weight_decay=39", "--lr_schedule=constant", "--max_macs=0.3")
+DIVERGING = (
+    "--epochs=2",
+    "--batch_size=32",
+    "--weight_decay=39",
+    "--weight_decay_kind=decoupled",
+    "--lr_schedule=constant",
+    "--max_macs=0.3",
+)
 
 
 @TENSORFLOW_ONLY

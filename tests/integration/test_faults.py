@@ -166,7 +166,14 @@ def test_logs_that_cannot_be_written_are_told_as_plainly(tmp_path):
 
 
 # Decay takes weights to (1 − 0.1 · 39)·w = −2.9 w each step; with half the learning rate to −0.95 w.
-DIVERGING = ("--epochs=2", "--batch_size=32", "--weight_decay=39", "--lr_schedule=constant", "--max_macs=0.3")
+DIVERGING = (
+    "--epochs=2",
+    "--batch_size=32",
+    "--weight_decay=39",
+    "--weight_decay_kind=decoupled",
+    "--lr_schedule=constant",
+    "--max_macs=0.3",
+)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
