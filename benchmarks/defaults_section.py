@@ -69,8 +69,8 @@ def defaults_section():
     return section(
         "Where the defaults come from",
         f"""ResNet-20 with the defaults reaches {default} %, at the budget, learning rate and weight decay of the grid,
-        which is decoupled; beside it one change each. *Over the best* is the accuracy of the default less that of the best of the others,
-        in points.{short} {noise(groups)}""",
+        which is decoupled; beside it one change each. *Over the best* is the accuracy of the default less that of the
+        best of the others, in points.{short} {noise(groups)}""",
         table(["flag", "default", "others, test accuracy %", "over the best", "what else"], rows),
         sources(groups["elrt"] + results),
     )
