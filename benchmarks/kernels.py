@@ -63,7 +63,7 @@ def milliseconds(call, steps):
                 total[kind] += event.duration_ns / 1e6 / steps
     if not total:
         raise ValueError("Expected kernels of a GPU in the profile. Received: none")
-    return dict(total.most_common())
+    return {kind: round(value, 4) for kind, value in total.most_common()}
 
 
 def run_as_products(model):
