@@ -4,14 +4,12 @@
 
 Beside the network as it is: its 1×1 stages as matrix products (`as_products`), which is how the layers train on
 TensorFlow; without the penalty; and composed (`execution="compose"`), one dense convolution by the kernel that the
-factors make. One process per model, with nothing beside it. Files in
-`benchmarks/results/kernels/`.
+factors make. One process per model, with nothing beside it. Files in `benchmarks/results/kernels/`.
 """
 
 import collections
 import pathlib
 import tempfile
-import types
 
 from absl import app, flags
 
@@ -69,19 +67,11 @@ def milliseconds(call, steps):
 def run_as_products(model):
     """Has the low-rank convolutions of a model train with their 1×1 stages as matrix products."""
     import elrt_keras as elrt
-    from elrt_keras.layers import factorized_conv
-
-    def run(layer, inputs, *factors):
-        if not layer._runs_chain:
-            return layer._run(inputs, *factors)
-        for stage, factor in zip(layer._stages, factors):
-            mixes = factorized_conv._mixes_channels(stage)
-            inputs = (factorized_conv._mix_channels if mixes else layer._convolve)(inputs, factor, stage)
-        return inputs
+    from elrt_keras.layers.factorized_conv import FactorizedConv
 
     for _, layer in elrt.traversal.iterate_layers(model):
-        if isinstance(layer, factorized_conv.FactorizedConv):
-            layer._run_training = types.MethodType(run, layer)
+        if isinstance(layer, FactorizedConv):
+            layer._run_training = layer._run_as_products
     return model
 
 

@@ -25,7 +25,7 @@ def training_section(images, start="cpu", title="Training step"):
     rows = []
     for result in results:
         speedups = ratios(result["seconds"], "dense")
-        for variant in [v for v in result["seconds"] if v.startswith(("low_rank", "composed", "thin", "recomputed"))]:
+        for variant in [v for v in result["seconds"] if v.startswith(("low_rank", "thin", "recomputed"))]:
             reduction = result["macs"]["dense"] / result["macs"][variant]
             seconds = statistics.median(result["seconds"][variant])
             rows.append(
@@ -51,9 +51,9 @@ def training_section(images, start="cpu", title="Training step"):
         {results[0]["machine"]["backend"]} backend. All variants of a model take turns, in another order each round:
         median of the speed-ups of the rounds (lower to upper quartile). *Low rank* has uniform Tucker-2 ranks at
         that part of the MACs and double soft orthogonality; *thin* is the dense network with fewer channels and as
-        many MACs; *recomputed* is low-rank with `recompute=True`, *composed* with `execution="compose"`.
-        `elrt.fuse_batch_norm` was called for all of them; it leaves alone what has channels that are no multiple of
-        4, as thin networks do. The goal was a ratio of {_GOAL} of the speed-up to the MACs reduction.""",
+        many MACs; *recomputed* is low-rank with `recompute=True`. `elrt.fuse_batch_norm` was called for all of
+        them; it leaves alone what has channels that are no multiple of 4, as thin networks do. The goal was a ratio
+        of {_GOAL} of the speed-up to the MACs reduction.""",
         table(header, rows),
         f"![Speed-up over MACs reduction](images/{picture.name})",
         commands(results),
@@ -91,6 +91,7 @@ def kernels_section():
         batch-norm and activations, is the same at every rank.""",
         *blocks,
         commands(results),
+        *dict.fromkeys(result["note"] for result in results if "note" in result),
     )
 
 

@@ -191,3 +191,15 @@ def conv_cases(draw, dims=None, format_name="tucker2"):
         "kernel_shape": (*kernel_size, channels, filters),
         "input_shape": (2, *spatial, channels) if last else (2, channels, *spatial),
     }
+
+
+# Flags of `elrt-train`: decay takes weights to (1 − 0.1 · 39)·w = −2.9 w each step; with half the
+# learning rate to −0.95 w.
+DIVERGING = (
+    "--epochs=2",
+    "--batch_size=32",
+    "--weight_decay=39",
+    "--weight_decay_kind=decoupled",
+    "--lr_schedule=constant",
+    "--max_macs=0.3",
+)

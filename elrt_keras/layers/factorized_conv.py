@@ -129,7 +129,10 @@ class FactorizedConv(FactorizedLayer):
         # On TensorFlow stages of one position are quicker as matrix products over the pixels, above all their gradient.
         # When not training they stay convolutions, which is what an exported graph shall have.
         as_products = keras.backend.backend() == "tensorflow" and self.data_format == "channels_last"
-        if not (as_products and self._runs_chain):
+        return (self._run_as_products if as_products else self._run)(inputs, *factors)
+
+    def _run_as_products(self, inputs, *factors):
+        if not self._runs_chain:
             return self._run(inputs, *factors)
         for stage, factor in zip(self._stages, factors):
             run = _mix_channels if _mixes_channels(stage) else self._convolve

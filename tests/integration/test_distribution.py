@@ -13,6 +13,7 @@ import time
 import keras
 import numpy as np
 import pytest
+from common import DIVERGING
 
 from elrt_keras.launch import checkpoints, rundir, strategies, training
 
@@ -212,17 +213,6 @@ def test_a_worker_that_is_not_the_first_writes_nothing(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     assert training.run(rundir.read_config(str(run)), str(run), strategies.Distribution(worker=1)) is None
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
-
-
-# Decay takes weights to (1 − 0.1 · 39)·w = −2.9 w each step; with half the learning rate to −0.95 w.
-DIVERGING = (
-    "--epochs=2",
-    "--batch_size=32",
-    "--weight_decay=39",
-    "--weight_decay_kind=decoupled",
-    "--lr_schedule=constant",
-    "--max_macs=0.3",
-)
 
 
 @TENSORFLOW_ONLY

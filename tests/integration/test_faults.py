@@ -13,6 +13,7 @@ import time
 import keras
 import numpy as np
 import pytest
+from common import DIVERGING
 
 from elrt_keras.launch import checkpoints
 
@@ -163,17 +164,6 @@ def test_logs_that_cannot_be_written_are_told_as_plainly(tmp_path):
     line = next(line for line in output.splitlines() if "elrt-train: error:" in line)
     assert "The last good checkpoint is run/checkpoints/epoch0000_step000000.keras" in line
     assert line.endswith("Received: run/tensorboard is not a directory")
-
-
-# Decay takes weights to (1 − 0.1 · 39)·w = −2.9 w each step; with half the learning rate to −0.95 w.
-DIVERGING = (
-    "--epochs=2",
-    "--batch_size=32",
-    "--weight_decay=39",
-    "--weight_decay_kind=decoupled",
-    "--lr_schedule=constant",
-    "--max_macs=0.3",
-)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
