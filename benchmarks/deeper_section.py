@@ -170,7 +170,8 @@ def first_full_section(images):
         rate, decoupled weight decay; the grid has since got lower rates, a decay through the momentum and
         bfloat16. The GPU was there for some minutes only and all but those with an accuracy beside their epochs
         stopped on the way: **no results of the schedule**. What can be compared are the same epochs of a
-        dense and a low-rank run, at a learning rate that is still high: means of {_LAST} epochs. {_told_collapses(runs)}""",
+        dense and a low-rank run, at a learning rate that is still high: means of {_LAST} epochs.
+        {_told_collapses(runs)}""",
         table(header, rows),
         f"![Test accuracy over the epochs](images/{picture.name})",
         f"```\npython -m benchmarks.accuracy --grid=benchmarks/grids/full.json --data=TFDS_DIR\n```\n\n"
