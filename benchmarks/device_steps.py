@@ -9,12 +9,8 @@ import jax
 import keras
 import numpy as np
 
+from benchmarks.in_memory import on_host
 from benchmarks.variants import random_batch
-
-
-def on_host():
-    """A context in which models are built on the processor: there the many small operations compile faster."""
-    return jax.default_device(jax.devices("cpu")[0])
 
 
 def alone():

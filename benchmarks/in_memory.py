@@ -5,6 +5,7 @@ trains batch by batch.
 On the other backends NumPy makes the batches.
 """
 
+import contextlib
 import io
 import pathlib
 import struct
@@ -85,6 +86,15 @@ def _decoded(jpeg):
     return np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
 
 
+def on_host():
+    """A context in which JAX builds models on the processor: there the many small operations compile faster."""
+    if keras.backend.backend() != "jax":
+        return contextlib.nullcontext()
+    import jax
+
+    return jax.default_device(jax.devices("cpu")[0])
+
+
 class JaxEpochs:
     """Trains a compiled Keras model epoch by epoch on the JAX backend; all data and state stay on the device."""
 
@@ -94,8 +104,9 @@ class JaxEpochs:
         self._model, self._config, self._data = model, config, data
         self._steps = len(data.train_images) // config.batch_size
         model.optimizer.build(model.trainable_variables)
-        self._images, self._labels = jax.device_put(data.train_images), jax.device_put(data.train_labels)
-        self._test_images = jax.device_put(data.test_images)
+        self._device = jax.devices()[0]  # where the arrays are is where their computations run, also `on_host`
+        arrays = (data.train_images, data.train_labels, data.test_images)
+        self._images, self._labels, self._test_images = jax.device_put(arrays, self._device)
         self._epoch = self._compiled_epoch()
         self._predict = jax.jit(
             lambda tv, ntv, images: model.stateless_call(tv, ntv, images.astype("float32"), training=False)[0]
@@ -104,10 +115,13 @@ class JaxEpochs:
 
     def load(self):
         """Takes the state from the model's variables, after they were changed from outside."""
+        import jax
+
         model = self._model
         variables = (model.trainable_variables, model.non_trainable_variables, model.optimizer.variables)
         # Copies: the compiled epoch reuses the memory of the state it is given.
-        self._state = tuple([v.value.copy() for v in group] for group in variables)
+        copies = tuple([v.value.copy() for v in group] for group in variables)
+        self._state = jax.device_put(copies, self._device)
 
     def store(self):
         """Puts the state into the model's variables."""
@@ -115,7 +129,7 @@ class JaxEpochs:
         variables = (model.trainable_variables, model.non_trainable_variables, model.optimizer.variables)
         for group, values in zip(variables, self._state):
             for variable, value in zip(group, values):
-                variable.assign(value)
+                variable.assign(np.asarray(value))
 
     def train(self, epoch):
         """One epoch; returns `{"loss", "accuracy"}` over its batches."""

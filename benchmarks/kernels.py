@@ -79,7 +79,8 @@ def measure(name):
     """Times and profiles the variants of one model and writes the file."""
     import keras
 
-    from benchmarks.device_steps import compiled_steps, on_host
+    from benchmarks.device_steps import compiled_steps
+    from benchmarks.in_memory import on_host
     from benchmarks.variants import BATCHES, interleaved, make
 
     keras.config.set_dtype_policy("mixed_bfloat16")

@@ -15,7 +15,7 @@ import elrt_keras as elrt
 from benchmarks import machine
 from benchmarks.distillation import Taught
 from benchmarks.factor_rate import scale_factor_rate
-from benchmarks.in_memory import epochs_of
+from benchmarks.in_memory import epochs_of, on_host
 from elrt_keras.launch import modeling
 from elrt_keras.launch.config import TrainConfig, parse_schedule
 
@@ -67,7 +67,7 @@ class Run:
         Returns:
             The evidence as a dict; `None` if the time was up first.
         """
-        with modeling.precision(self.config):
+        with modeling.precision(self.config), on_host():
             return self._trained(stop_at)
 
     def _trained(self, stop_at):

@@ -36,7 +36,8 @@ def measure(name):
     keras.config.set_dtype_policy(_PRECISION.value)
     batch_size = _BATCH.value or BATCHES[name]
     if _PER_CALL.value:
-        from benchmarks.device_steps import compiled_steps, on_host
+        from benchmarks.device_steps import compiled_steps
+        from benchmarks.in_memory import on_host
 
         with on_host():
             models = {variant: make(name, variant) for variant in _VARIANTS.value}
