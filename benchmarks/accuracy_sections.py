@@ -1,19 +1,15 @@
-"""The sections of the page of results that are about accuracy: dense against ELRT, formats, penalties, initial factors.
+"""The sections of the page of results that set runs of ResNet-20 side by side: formats, penalties, initial factors.
 
 They are made from what `benchmarks.accuracy` wrote for the grids in `benchmarks/grids/`: of each grid those on
 the full schedule if there are any, else those on the short one.
 """
 
 import collections
-import json
-import pathlib
 import statistics
 
 from benchmarks import evidence, figures_of_accuracy
 from benchmarks.markdown import machine, section, table
 
-GRIDS = ("full", "resnet20", "deeper")
-_PUBLISHED = pathlib.Path(__file__).parent / "published.json"
 # Rows of the tables: the first words of the names of runs, and what they are called.
 FORMATS = {
     "elrt": "Tucker-2",
@@ -81,87 +77,13 @@ def beside_dense(label, runs, dense):
     ]
 
 
-def headline_section():
-    """Dense networks and their ELRT twins."""
-    rows, results, schedules = [], [], {}
-    for grid in GRIDS:
-        groups, epochs = runs_of(grid)
-        for label, dense, low_rank in _pairs(groups):
-            results += [*dense, *low_rank]
-            summary = low_rank[0]["summary"]
-            schedules[summary["model"]] = epochs
-            rows.append(
-                [
-                    label,
-                    epochs,
-                    mean_and_deviation(accuracies(dense)),
-                    mean_and_deviation(accuracies(low_rank)),
-                    mean_and_deviation(differences(low_rank, dense), "+"),
-                    f"−{1 - summary['macs_fraction']:.1%}",
-                    f"−{1 - summary['params_fraction']:.1%}",
-                    f"{_orthogonality(low_rank):.3f}",
-                ]
-            )
-    if not rows:
-        return ""
-    header = ["network", "epochs", "dense, %", "ELRT, %", "difference, points", "MACs", "parameters", "factor error"]
-    published = [
-        [row["model"], row["method"], row["result"], row["reduction"]]
-        for row in json.loads(_PUBLISHED.read_text(encoding="utf-8"))
-    ]
-    return section(
-        "ELRT against the dense network",
-        f"""Tucker-2 from scratch with double soft orthogonality ({_strengths(results)}, uniform ranks), and the dense
-        network with the same data, recipe and seeds: mean ± standard deviation (number of seeds) of the test accuracy
-        after the last epoch; differences are taken seed by seed. {_schedule_note(schedules)} *Factor error* is the
-        mean orthogonality error of the factors. Data: {results[0]["data"]}.""",
-        table(header, rows),
-        "Published, on CIFAR-10 itself and on full schedules, none of them ours:",
-        table(["network", "method", "top-1, %", "FLOPs less"], published),
-        sources(results),
-    )
-
-
-def _pairs(groups):
-    """`(label, dense runs, low-rank runs)` with one recipe, and with the best peak rates where others were tried."""
-    for dense_name in [name for name in groups if name.endswith("dense")]:
-        names = dense_name, dense_name.removesuffix("dense") + "elrt"
-        if names[1] not in groups:
-            continue
-        pair = [groups[name] for name in names]
-        model = pair[0][0]["summary"]["model"]
-        yield model, *pair
-        best = [
-            _best([groups[other] for other in groups if other.startswith(f"{name}_rate")] + [groups[name]])
-            for name in names
-        ]
-        if best != pair:
-            rates = ", ".join(f"{runs[0]['config']['learning_rate']:g}" for runs in best)
-            yield f"{model}, each at the best peak rate tried ({rates})", *best
-
-
-def _best(tried):
-    return max(tried, key=lambda runs: statistics.mean(accuracies(runs)))
-
-
-def _schedule_note(schedules):
-    short = sorted({epochs for epochs in schedules.values() if epochs < 100})
-    if not short:
-        return ""
-    return (
-        f"**Short schedule: {' and '.join(map(str, short))} epochs of one cycle; the literature trains for 200.** "
-        "Nothing has converged; low-rank and dense networks lose different amounts by that, so these differences say "
-        "how fast the networks train and not where they end."
-    )
-
-
-def _strengths(results):
+def strengths(results):
     """The strengths of the penalty in some runs, as text."""
     found = {run["config"]["orthogonality_strength"] for run in results if run["config"]["orthogonality"] != "none"}
     return ", ".join(f"ρ = {strength:g}" for strength in sorted(found))
 
 
-def _orthogonality(runs):
+def orthogonality_error(runs):
     errors = [error for run in runs for error in run["summary"]["orthogonality_error"].values()]
     return statistics.mean(errors) if errors else float("nan")
 
@@ -184,7 +106,7 @@ def comparison(title, text, names, images):
                 *beside[:3],
                 mean_and_deviation(gained, "+") if gained else "",
                 *beside[3:],
-                f"{_orthogonality(runs):.3f}",
+                f"{orthogonality_error(runs):.3f}",
             ]
         )
     picture = images / f"accuracy_{title.lower().replace(' ', '_')}.png"
@@ -240,7 +162,7 @@ def penalties_section(images):
         by {100 * first:.2f} points of test accuracy after the first epoch and {100 * last:.2f} after the last."""
     text = f"""What holds the factors orthonormal, at the strengths that were tried. {agreement}"""
     with_strength = {
-        name: f"{label}, {_strengths(groups[name])}" if label in ("DSO", "SO", "MC", "SRIP") else label
+        name: f"{label}, {strengths(groups[name])}" if label in ("DSO", "SO", "MC", "SRIP") else label
         for name, label in PENALTIES.items()
         if name in groups
     }
@@ -250,7 +172,6 @@ def penalties_section(images):
 def accuracy_sections(images):
     """All sections, as a list of texts."""
     return [
-        headline_section(),
         comparison("Formats", "Each format at the same part of the MACs, with DSO.", FORMATS, images),
         penalties_section(images),
         comparison("Initial factors", "What the factors start from, with DSO.", STARTS, images),
@@ -258,7 +179,7 @@ def accuracy_sections(images):
 
 
 def sources(results):
-    """The commands, the machine and the remarks of some runs."""
+    """The commands, the machines and the remarks of some runs."""
     grids = sorted({result["command"].rpartition(" --only")[0] for result in results})
     lines = "\n".join(f"{command} --data=TFDS_DIR" for command in grids)
     remarks = collections.defaultdict(list)
@@ -266,4 +187,5 @@ def sources(results):
         if "remark" in result:
             remarks[result["remark"]].append(result["name"])
     notes = "".join(f" {', '.join(sorted(set(names)))}: {remark}." for remark, names in remarks.items())
-    return f"```\n{lines}\n```\n\n{machine(results[0]['machine'])}{notes}"
+    machines = {(m["processor"], m.get("device")): machine(m) for m in reversed([run["machine"] for run in results])}
+    return f"```\n{lines}\n```\n\n{' '.join(reversed(machines.values()))}{notes}"

@@ -3,7 +3,8 @@
 import statistics
 
 from benchmarks import figures_of_accuracy
-from benchmarks.accuracy_sections import GRIDS, accuracies, beside_dense, mean_and_deviation, runs_of, sources
+from benchmarks.accuracy_sections import accuracies, beside_dense, mean_and_deviation, runs_of, sources
+from benchmarks.headline_section import FULL, SHORT
 from benchmarks.markdown import section, table
 
 # The first words of the names of runs, and what they are called.
@@ -110,7 +111,7 @@ def shrink_section(images):
 def int8_section():
     """Accuracy of the int8 files of the headline networks."""
     rows, results = [], []
-    for grid in GRIDS:
+    for grid in FULL + SHORT:
         groups, _ = runs_of(grid)
         for name in [name for name in groups if name.endswith(("dense", "elrt"))]:
             runs = [run for run in groups[name] if run.get("int8_accuracy") is not None]
@@ -119,7 +120,8 @@ def int8_section():
                 drops = [b - a for a, b in zip(before, after)]
                 label = "dense" if name.endswith("dense") else "ELRT"
                 cells = [mean_and_deviation(values) for values in (before, after)]
-                rows.append([runs[0]["summary"]["model"], label, *cells, mean_and_deviation(drops, "+")])
+                summary = runs[0]["summary"]
+                rows.append([summary["model"], summary["epochs"], label, *cells, mean_and_deviation(drops, "+")])
                 results += runs
     if not rows:
         return ""
@@ -127,6 +129,6 @@ def int8_section():
         "Down to int8",
         """The same networks as fully quantised LiteRT files, calibrated with 500 training images, on all test
         images.""",
-        table(["network", "training", "float32, %", "int8, %", "difference, points"], rows),
+        table(["network", "epochs", "training", "float32, %", "int8, %", "difference, points"], rows),
         sources(results),
     )

@@ -8,9 +8,10 @@
 # Needs JAX with CUDA, Keras and this package (`pip install --no-deps .`); not TensorFlow.
 set -u
 seeds() { echo "$1_dense_seed$2,$1_elrt_seed$2"; }
-headline=$(seeds resnet20 0),$(seeds vgg16 0),$(seeds resnet20 1),$(seeds resnet20 2),$(seeds vgg16 1),$(seeds vgg16 2)
-headline=$headline,$(seeds resnet56 0),$(seeds resnet32 0)
-data=$1 end=$(($(date +%s) + $2)) runs=${3:-$headline}
+headline=$(seeds resnet20 0),$(seeds vgg16 0),$(seeds resnet20 1),$(seeds resnet20 2),$(seeds resnet56 0)
+headline=$headline,$(seeds vgg16 1),$(seeds vgg16 2),$(seeds resnet32 0)
+changes=resnet20_any_ranks,resnet20_weight_decay,resnet20_distillation
+data=$1 end=$(($(date +%s) + $2)) runs=${3:-$headline,$changes}
 left() { echo $((end - $(date +%s))); }
 export KERAS_BACKEND=jax PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-.cache/jax} JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0

@@ -25,7 +25,7 @@ NAMES = (
 )
 
 # Kinds of variants with the penalty, and how their layers are made.
-_OPTIONS = {"low_rank": {}, "recomputed": {"recompute": True}, "composed": {"execution": "compose"}}
+_OPTIONS = {"low_rank": {}, "recomputed": {"recompute": True}, "composed": {}}
 
 
 def make(name, variant):
@@ -50,7 +50,8 @@ def _made(name, variant, kind, budget):
     if variant == "dense":
         return dense
     if kind in _OPTIONS:
-        return low_rank(dense, float(budget), **_OPTIONS[kind])
+        model = low_rank(dense, float(budget), **_OPTIONS[kind])
+        return composed(model) if kind == "composed" else model
     if kind == "thin":
         return thinned(name, elrt.count_costs(make(name, f"without_penalty_{budget}")).macs)
     plain = low_rank(dense, float(budget), regularizer=None)
@@ -68,6 +69,14 @@ def low_rank(dense, max_macs, regularizer="dso", multiple_of=None, **options):
     penalty = elrt.regularizers.BY_NAME[regularizer](STRENGTH) if regularizer else None
     plan = elrt.plan_ranks(dense, max_macs=max_macs, multiple_of=multiple_of)
     return elrt.factorize(dense, plan, factor_regularizer=penalty, **options)
+
+
+def composed(model):
+    """The same low-rank model, whose layers compose their kernels first."""
+    for _, layer in elrt.traversal.iterate_layers(model):
+        if hasattr(layer, "factors"):
+            layer.execution = "compose"
+    return model
 
 
 def thinned(name, macs):

@@ -1,14 +1,13 @@
-"""The sections of the page of results about VGG-16's learning rate and the first full schedules."""
+"""The section of the page of results about VGG-16's learning rate."""
 
 import statistics
 
-from benchmarks import evidence, figures_of_accuracy
+from benchmarks import figures_of_accuracy
 from benchmarks.accuracy_sections import accuracies, mean_and_deviation, runs_of, sources
 from benchmarks.cost_sections import macs_of_epochs
-from benchmarks.markdown import machine, section, table
+from benchmarks.markdown import section, table
 
 _LABELS = {"dense": "dense", "elrt": "ELRT"}
-_LAST = 10  # epochs that the accuracy of an unfinished run is the mean of
 
 
 def rate_section(images):
@@ -128,88 +127,3 @@ def _told_longer(found):
             reaches {mean_and_deviation(accuracies(runs))} % at {rate:g}, the dense network in {shortest}
             {mean_and_deviation(accuracies(dense))} %."""
     return ""
-
-
-def first_full_section(images):
-    """The first runs on a full schedule, most of which stopped on the way."""
-    runs = evidence.read("full_first")
-    if not runs:
-        return ""
-    rows = []
-    for name, run in sorted(runs.items()):
-        common = min(len(other["history"]) for other in (run, runs.get(_twin(name), run)))
-        last = run["history"][common - _LAST : common]
-        rows.append(
-            [
-                run["config"]["model"],
-                _LABELS[name.rpartition("_seed")[0].rpartition("_")[2]],
-                run["config"]["seed"],
-                f"{len(run['history'])} of {run['config']['epochs']}{_end(run)}",
-                f"{run['config']['learning_rate']:g}",
-                f"{common - _LAST + 1}–{common}",
-                f"{100 * statistics.mean(row['val_accuracy'] for row in last):.2f}",
-                _percent([row["accuracy"] for row in last if "accuracy" in row]),
-            ]
-        )
-    picture = images / "accuracy_unfinished.png"
-    figures_of_accuracy.curves({_label(name, run): run["history"] for name, run in sorted(runs.items())}, picture)
-    any_run = next(iter(runs.values()))
-    header = [
-        "network",
-        "training",
-        "seed",
-        "epochs done",
-        "peak rate",
-        "compared over",
-        "test accuracy, %",
-        "training accuracy, %",
-    ]
-    return section(
-        "On the way to the full schedule",
-        f"""Batches of {any_run["config"]["batch_size"]}, five epochs of rising and then a cosine of falling learning
-        rate, decoupled weight decay; the grid has since got lower rates, a decay through the momentum and
-        bfloat16. The GPU was there for some minutes only and all but those with an accuracy beside their epochs
-        stopped on the way: **no results of the schedule**. What can be compared are the same epochs of a
-        dense and a low-rank run, at a learning rate that is still high: means of {_LAST} epochs.
-        {_told_collapses(runs)}""",
-        table(header, rows),
-        f"![Test accuracy over the epochs](images/{picture.name})",
-        f"```\npython -m benchmarks.accuracy --grid=benchmarks/grids/full.json --data=TFDS_DIR\n```\n\n"
-        f"{machine(any_run['machine'])}",
-    )
-
-
-def _told_collapses(runs):
-    """Runs that fell to less than half of what they had reached, as sentences."""
-    told = []
-    for name, run in runs.items():
-        values = [row["val_accuracy"] for row in run["history"]]
-        low = min(range(1, len(values)), key=values.__getitem__)
-        if values[low] < max(values[:low]) / 2:
-            told.append(
-                f"{_label(name, run)} fell from {100 * max(values[:low]):.0f} to {100 * values[low]:.0f} % in epoch "
-                f"{low + 1} and came back as the rate fell, for which see the section above."
-            )
-    return " ".join(told)
-
-
-def _twin(name):
-    """The run that is compared with this one."""
-    other = {"dense": "elrt", "elrt": "dense"}
-    first, _, seed = name.rpartition("_seed")
-    model, _, kind = first.rpartition("_")
-    return f"{model}_{other[kind]}_seed{seed}"
-
-
-def _end(run):
-    """The accuracy after the last epoch of a run that got there."""
-    return f" ({100 * run['summary']['test_accuracy']:.2f} %)" if "summary" in run else ""
-
-
-def _label(name, run):
-    kind = name.rpartition("_seed")[0].rpartition("_")[2]
-    return f"{run['config']['model']}, {_LABELS[kind]}, seed {run['config']['seed']}"
-
-
-def _percent(values):
-    return f"{100 * statistics.mean(values):.2f}" if values else ""

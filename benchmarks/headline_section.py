@@ -1,0 +1,147 @@
+"""The section of the page of results that sets ELRT beside the dense networks, on the full and the short schedule."""
+
+import json
+import pathlib
+import statistics
+
+from benchmarks import figures_of_accuracy
+from benchmarks.accuracy_sections import (
+    accuracies,
+    differences,
+    mean_and_deviation,
+    orthogonality_error,
+    runs_of,
+    sources,
+    strengths,
+)
+from benchmarks.markdown import section, table
+
+# Grids with runs called `dense` and `elrt`, after the network's name if there are several networks.
+FULL, SHORT = ("full",), ("resnet20", "deeper")
+# Runs of the full grid with one change to how ELRT trains ResNet-20, and what they are called.
+CHANGES = {
+    "resnet20_any_ranks": "any ranks",
+    "resnet20_weight_decay": "weight decay 1e-4 instead of 5e-4",
+    "resnet20_distillation": "taught by the dense network",
+}
+_PUBLISHED = pathlib.Path(__file__).parent / "published.json"
+
+
+def headline_section(images):
+    """Dense networks and their ELRT twins; empty without results."""
+    full, short = _pairs(FULL), _pairs(SHORT)
+    if not full and not short:
+        return ""
+    results = [run for pair in full + short for runs in pair for run in runs]
+    published = [
+        [row["model"], row["method"], row["result"], row["reduction"]]
+        for row in json.loads(_PUBLISHED.read_text(encoding="utf-8"))
+    ]
+    return section(
+        "ELRT against the dense network",
+        f"""Tucker-2 from scratch with double soft orthogonality ({strengths(results)}, uniform ranks), and the dense
+        network with the same data, recipe and seeds: mean ± standard deviation (number of seeds) of the test accuracy
+        after the last epoch; differences are taken seed by seed. *Factor error* is the mean orthogonality error of the
+        factors. Data: {results[0]["data"]}.""",
+        *_full_blocks(full, images),
+        *_short_blocks(short),
+        "Published, on CIFAR-10 itself and on full schedules, none of them ours:",
+        table(["network", "method", "top-1, %", "FLOPs less"], published),
+        sources(results),
+    )
+
+
+def _pairs(grids):
+    """`(dense runs, low-rank runs)` of each network in some grids."""
+    found = []
+    for grid in grids:
+        groups, _ = runs_of(grid)
+        for name in [name for name in groups if name.endswith("dense")]:
+            twin = name.removesuffix("dense") + "elrt"
+            if twin in groups:
+                found.append((groups[name], groups[twin]))
+    return found
+
+
+def _full_blocks(pairs, images):
+    """The table of the full schedule, its curves and what they say."""
+    if not pairs:
+        return []
+    config = pairs[0][0][0]["config"]
+    picture = images / "accuracy_full.png"
+    figures_of_accuracy.curves(
+        {
+            f"{runs[0]['config']['model']}, {label}": runs[0]["history"]
+            for pair in pairs
+            for label, runs in zip(("dense", "ELRT"), pair)
+        },
+        picture,
+    )
+    below = [pair for pair in pairs if statistics.mean(differences(*reversed(pair))) < 0]
+    names = ", ".join(pair[0][0]["config"]["model"] for pair in below)
+    goal = f"Below the dense network, which was to be reached: {names}." if below else "At or above dense everywhere."
+    text = f"""**Full schedule**: {config["epochs"]} epochs, batches of {config["batch_size"]},
+    {config["lr_warmup_epochs"]} epochs of rising and then a cosine of falling learning rate, weight decay
+    {config["weight_decay"]:g} ({config["weight_decay_kind"]}), {config["precision"]}. {goal} {_told_fit(pairs)}"""
+    return [
+        " ".join(text.split()),
+        _table(pairs),
+        f"![Test accuracy over the epochs, first seed](images/{picture.name})",
+        *_changes(),
+    ]
+
+
+def _changes():
+    """A table of what single changes do on the full schedule."""
+    groups, _ = runs_of("full")
+    rows = [
+        [
+            label,
+            mean_and_deviation(accuracies(groups[name])),
+            mean_and_deviation(differences(groups[name], groups["resnet20_elrt"]), "+"),
+        ]
+        for name, label in CHANGES.items()
+        if name in groups
+    ]
+    return [table(["ELRT of resnet20 with one change", "test accuracy, %", "against ELRT"], rows)] if rows else []
+
+
+def _told_fit(pairs):
+    """How far the networks fit the training images."""
+    told = []
+    for pair in pairs:
+        dense, low_rank = (100 * statistics.mean(run["history"][-1]["accuracy"] for run in runs) for runs in pair)
+        told.append(f"{pair[0][0]['config']['model']} {dense:.1f} and {low_rank:.1f} %")
+    return f"""On the training images, augmented, dense and ELRT end at {"; ".join(told)}: a low-rank network that is
+    far below its twin there lacks capacity, and regularising it more would not help."""
+
+
+def _short_blocks(pairs):
+    """The table of the short schedule."""
+    if not pairs:
+        return []
+    epochs = sorted({pair[0][0]["config"]["epochs"] for pair in pairs})
+    text = f"""**Short schedule: {" and ".join(map(str, epochs))} epochs of one cycle; the literature trains for 200.**
+    Nothing has converged; low-rank and dense networks lose different amounts by that, so these differences say how
+    fast the networks train and not where they end."""
+    return [" ".join(text.split()), _table(pairs)]
+
+
+def _table(pairs):
+    rows = []
+    for dense, low_rank in pairs:
+        summary = low_rank[0]["summary"]
+        rows.append(
+            [
+                summary["model"],
+                summary["epochs"],
+                mean_and_deviation(accuracies(dense)),
+                mean_and_deviation(accuracies(low_rank)),
+                mean_and_deviation(differences(low_rank, dense), "+"),
+                f"−{1 - summary['macs_fraction']:.1%}",
+                f"−{1 - summary['params_fraction']:.1%}",
+                f"{orthogonality_error(low_rank):.3f}",
+            ]
+        )
+    header = ["network", "epochs", "dense, %", "ELRT, %", "difference, points", "MACs", "parameters", "factor error"]
+    return table(header, rows)
