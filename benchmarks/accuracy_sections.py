@@ -88,6 +88,12 @@ def orthogonality_error(runs):
     return statistics.mean(errors) if errors else float("nan")
 
 
+def macs_of_epochs(run):
+    """MACs of one image in each epoch, summed up."""
+    # The first runs did not keep them; their network was the same all along.
+    return sum(row.get("macs", run["summary"]["macs"]) for row in run["history"])
+
+
 def comparison(title, text, names, images):
     """One table and one figure of the ResNet-20 runs in `names`; empty with fewer than two of them.
 

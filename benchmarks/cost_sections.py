@@ -3,7 +3,7 @@
 import statistics
 
 from benchmarks import figures_of_accuracy
-from benchmarks.accuracy_sections import accuracies, beside_dense, mean_and_deviation, runs_of, sources
+from benchmarks.accuracy_sections import accuracies, beside_dense, macs_of_epochs, mean_and_deviation, runs_of, sources
 from benchmarks.headline_section import FULL, SHORT
 from benchmarks.markdown import section, table
 
@@ -65,12 +65,6 @@ def alternatives_section(images):
     )
 
 
-def macs_of_epochs(run):
-    """MACs of one image in each epoch, summed up."""
-    # The first runs did not keep them; their network was the same all along.
-    return sum(row.get("macs", run["summary"]["macs"]) for row in run["history"])
-
-
 def processor_minutes(runs):
     """Processor time of a training, the median of the runs that kept it, as text."""
     kept = [run["summary"]["training_cpu_seconds"] for run in runs if "training_cpu_seconds" in run["summary"]]
@@ -129,6 +123,6 @@ def int8_section():
         "Down to int8",
         """The same networks as fully quantised LiteRT files, calibrated with 500 training images, on all test
         images.""",
-        table(["network", "epochs", "training", "float32, %", "int8, %", "difference, points"], rows),
+        table(["network", "epochs", "training", "as trained, %", "int8, %", "difference, points"], rows),
         sources(results),
     )

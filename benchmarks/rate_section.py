@@ -3,8 +3,7 @@
 import statistics
 
 from benchmarks import figures_of_accuracy
-from benchmarks.accuracy_sections import accuracies, mean_and_deviation, runs_of, sources
-from benchmarks.cost_sections import macs_of_epochs
+from benchmarks.accuracy_sections import accuracies, macs_of_epochs, mean_and_deviation, runs_of, sources
 from benchmarks.markdown import section, table
 
 _LABELS = {"dense": "dense", "elrt": "ELRT"}
