@@ -1,8 +1,8 @@
 """What a Keras model costs: parameters, multiply-accumulates (MACs), bytes of activations.
 
 A MAC is one multiplication with its addition; papers often call the same number FLOPs. Counted are convolutions and
-matrix products of the built-in layers and of this package's; batch-norm, pooling, activations and additions count as
-zero, as the literature does.
+products with weights of the built-in layers and of this package's; batch-norm, pooling, activations and additions count
+as zero, as the literature does, and so do an attention layer's products of its inputs with one another.
 """
 
 import contextlib
@@ -18,6 +18,9 @@ _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 _TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
 _DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 _SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
+_RECURRENT = (keras.layers.SimpleRNN, keras.layers.LSTM, keras.layers.GRU)
+# Layers that run others once for each position or step, which one symbolic call does not show.
+_REPEATING = (keras.layers.TimeDistributed, *_RECURRENT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +213,7 @@ def _recorded_calls():
 
 
 def _has_own_rule(layer):
-    return hasattr(layer, "compute_macs")
+    return hasattr(layer, "compute_macs") or isinstance(layer, _REPEATING)
 
 
 def _first_shape(structure):
@@ -227,8 +230,13 @@ def _parameters(layer):
 
 
 def _macs(layer, input_shape, output_shape):
-    if _has_own_rule(layer):
+    if hasattr(layer, "compute_macs"):
         return layer.compute_macs(input_shape)
+    if isinstance(layer, keras.layers.TimeDistributed):
+        one = input_shape[2:]
+        return input_shape[1] * sum(_macs(*call) for call in trace_calls(layer.layer, one))
+    if isinstance(layer, _RECURRENT):
+        return input_shape[1] * (math.prod(layer.cell.kernel.shape) + math.prod(layer.cell.recurrent_kernel.shape))
     if isinstance(layer, _CONVOLUTIONS):
         return math.prod(_spatial(layer, output_shape)) * math.prod(layer.kernel.shape)
     if isinstance(layer, _TRANSPOSED):
@@ -257,7 +265,8 @@ def _einsum_shared(layer, input_shape):
 def _activation_bytes(layer, input_shape, output_shape):
     if isinstance(layer, keras.layers.InputLayer):
         return 0
-    elements = layer.compute_activations(input_shape) if _has_own_rule(layer) else math.prod(output_shape)
+    own = hasattr(layer, "compute_activations")
+    elements = layer.compute_activations(input_shape) if own else math.prod(output_shape)
     return elements * _bytes_per_element(layer.compute_dtype)
 
 

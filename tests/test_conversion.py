@@ -107,6 +107,21 @@ def test_everything_else_is_carried_over(case):
             np.testing.assert_array_equal(to_numpy(twin.bias), to_numpy(layer.bias))
 
 
+@pytest.mark.parametrize("initializer", ["orthogonal_factors", "decomposed"])
+def test_the_models_share_no_memory(initializer):
+    model = keras.Sequential([keras.Input((4, 4, 2)), layers.Conv2D(3, 3, name="a"), layers.GlobalAveragePooling2D()])
+    low_rank = elrt.factorize(model, {"a": ("tucker2", 1)}, factor_initializer=initializer)
+    twin = elrt.layers.Tucker2Conv2D.from_dense(model.get_layer("a"), 1)
+    images, targets = random_array(2, 4, 4, 2), np.zeros((2, 3), "float32")
+    before = to_numpy(model(images))
+    low_rank.compile("sgd", "mse")
+    low_rank.fit(images, targets, verbose=0)  # JAX's compiled steps reuse the memory of the weights they are given
+    np.testing.assert_array_equal(to_numpy(model(images)), before)
+    model.compile("sgd", "mse")
+    model.fit(images, targets, verbose=0)
+    assert np.all(np.isfinite(to_numpy(low_rank(images)))) and np.all(np.isfinite(to_numpy(twin(images))))
+
+
 def test_shared_layers_stay_shared():
     low = elrt.factorize(functional(), {"shared": ("tucker2", 3)})
     calls = {row.name: row.calls for row in elrt.count_costs(low).layers}

@@ -84,6 +84,15 @@ def test_a_layer_of_low_rank_costs_nothing_and_is_found():
     assert losses[0] < 0.7 * losses[1]
 
 
+def test_no_budget_goes_into_rounding():
+    rng = np.random.default_rng(0)
+    model = keras.Sequential([keras.Input((8, 8, 16)), keras.layers.Conv2D(32, 3, name="a")])
+    exact = np.einsum("ip,hwpq,qo->hwio", *(rng.normal(size=s) for s in ((16, 4), (3, 3, 4, 8), (8, 32))))
+    model.get_layer("a").kernel.assign(exact)
+    plan = elrt.plan_ranks(model, max_macs=0.9, method="energy", multiple_of=1, exclude=())
+    assert plan["a"].ranks == (4, 8)
+
+
 def test_more_budget_never_loses_more():
     model = model_of([0.6, 0.9, 0.8, 0.97])
     candidates, _ = problem(model, "tucker2")

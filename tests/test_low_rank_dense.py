@@ -45,6 +45,15 @@ def test_auto_takes_the_cheaper_execution(rank, macs):
     assert layer.count_params() == rank * (32 + 16) + 16
 
 
+def test_masks_pass_as_through_a_stock_layer():
+    inputs = keras.Input((5,), dtype="int32")
+    x = keras.layers.Embedding(9, 4, mask_zero=True)(inputs)
+    model = keras.Model(inputs, keras.layers.LSTM(3)(keras.layers.Dense(6, name="fc")(x)))
+    low_rank = elrt.factorize(model, {"fc": ("svd", 1.0)}, factor_initializer="decomposed")
+    words = np.array([[3, 1, 4, 0, 0], [1, 5, 0, 0, 0]])
+    np.testing.assert_allclose(to_numpy(low_rank(words)), to_numpy(model(words)), atol=1e-5)
+
+
 def test_from_dense_at_full_rank_and_truncated():
     dense = keras.layers.Dense(6, activation="relu", name="fc", kernel_regularizer="l2", bias_initializer="ones")
     inputs = random_array(5, 9)

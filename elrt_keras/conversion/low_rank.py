@@ -77,7 +77,7 @@ def factorize(
             if decomposed:
                 low_rank.assign_kernel(layer.kernel)
             if low_rank.use_bias:
-                low_rank.bias.assign(layer.bias)
+                low_rank.bias.assign(keras.ops.convert_to_numpy(layer.bias))  # on JAX a variable would be shared
 
         return [(target(**arguments), set_weights)]
 

@@ -295,7 +295,8 @@ class FactorizedLayer(keras.layers.Layer):
         low_rank.build(layer.get_build_config()["input_shape"])
         low_rank.assign_kernel(layer.kernel)
         if layer.use_bias:
-            low_rank.bias.assign(layer.bias)  # pyright: ignore[reportOptionalMemberAccess]
+            # Through NumPy: on JAX the two layers would share the array, which a compiled step of either one reuses.
+            low_rank.bias.assign(ops.convert_to_numpy(layer.bias))  # pyright: ignore[reportOptionalMemberAccess]
         return low_rank
 
     def get_config(self) -> dict[str, Any]:

@@ -94,6 +94,7 @@ class LowRankDense(FactorizedLayer):
             **kwargs,
         )
         self.input_spec = keras.layers.InputSpec(min_ndim=2)
+        self.supports_masking = True
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         channels = input_shape[-1]

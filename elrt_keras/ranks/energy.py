@@ -22,6 +22,8 @@ _MIXES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _ALL_COMBINATIONS = 4096
 # How many of its next cheaper choices a layer may step back to when choices are exchanged.
 _STEPS_BACK = 8
+# Part of a layer's squared norm below which what a rank leaves out is rounding: of float32 weights it is about 1e-14.
+_ROUNDING = 1e-12
 _SMALL = 1e-300  # keeps divisions by a price difference of zero finite
 
 
@@ -105,7 +107,8 @@ def _tails(candidate):
     tails = []
     for spectrum in candidate.format.spectra(candidate.kernel()):
         left_out = np.append(np.cumsum(spectrum[::-1])[::-1], 0.0)
-        tails.append(left_out / left_out[0] if left_out[0] > 0 else left_out)
+        tail = left_out / left_out[0] if left_out[0] > 0 else left_out
+        tails.append(np.where(tail < _ROUNDING, 0.0, tail))
     return tails
 
 
