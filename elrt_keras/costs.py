@@ -136,7 +136,7 @@ def count_costs(model: keras.Model, input_shape: Sequence[int] | None = None) ->
 def _input_specs(model, input_shape):
     if input_shape is not None:
         return keras.KerasTensor((1, *input_shape), dtype=_input_dtype(model))
-    inputs = model.inputs if isinstance(model, keras.Sequential) else getattr(model, "input", None)
+    inputs = getattr(model, "inputs" if isinstance(model, keras.Sequential) else "input", None)
     if inputs is None:
         raise ValueError(
             f"The input shape of '{model.name}' is not known; pass `input_shape`. Received: input_shape=None"

@@ -160,7 +160,7 @@ class Decomposed(FactorInitializer):
         kernel: array of shape `(*kernel_size, C_in, C_out)`.
 
     Raises:
-        ValueError: when the layer's kernel has another shape.
+        ValueError: for a kernel with NaN or infinity; when the layer's kernel has another shape.
 
     Example:
 
@@ -172,7 +172,11 @@ class Decomposed(FactorInitializer):
 
     def __init__(self, kernel: Tensor):
         super().__init__(kernel_initializer="zeros", seed=0)
+        if kernel is None:
+            raise ValueError("Expected a dense kernel. Received: kernel=None")
         self.kernel = np.asarray(keras.ops.convert_to_numpy(kernel), dtype="float32")
+        if not np.all(np.isfinite(self.kernel)):
+            raise ValueError("Expected a kernel of finite numbers. Received: NaN or infinity in it")
 
     def factors(
         self, factor_format: str | formats.Format, kernel_shape: Shape, ranks: Sequence[int]

@@ -16,7 +16,7 @@ import sys
 
 from absl import app, flags
 
-from elrt_keras.launch import cli
+from elrt_keras.launch import cli, parsing
 from elrt_keras.ranks import METHODS
 
 _READ_WEIGHTS = [method for method in METHODS if method not in ("uniform", "latency")]
@@ -65,11 +65,11 @@ def run(argv):
     values = flags.FLAGS
     if values.output is not None:
         cli.check_writable(values.output)
-    shape = _input_shape(values)
+    shape = parsing.input_shape(values.input_shape, values.image_size)
     model = _model(values, shape)
     plan = elrt.plan_ranks(
         model,
-        format=_format(values.format),
+        format=parsing.formats_by_layer(values.format),
         method=values.method,
         break_even=values.break_even,
         input_shape=shape,
@@ -80,22 +80,6 @@ def run(argv):
     if values.output is not None:
         plan.save(values.output)
         print(f"Wrote {values.output}")
-
-
-def _input_shape(values):
-    if values.image_size is not None:
-        if values.input_shape is not None:
-            raise ValueError(
-                f"Expected either an image size or an input shape. Received: image_size={values.image_size}, "
-                f"input_shape={values.input_shape}"
-            )
-        return values.image_size, values.image_size, 3
-    if values.input_shape is None:
-        return None
-    try:
-        return tuple(int(size) for size in values.input_shape)
-    except ValueError as error:
-        raise ValueError(f"Expected ints such as 32,32,3. Received: input_shape={values.input_shape}") from error
 
 
 def _model(values, shape):
@@ -113,16 +97,6 @@ def _model(values, shape):
     from elrt_keras.launch import rundir
 
     return rundir.load_model(values.model)
-
-
-def _format(text):
-    """`"svd"` as it is, `"conv1*:svd,*:tucker2"` as a mapping."""
-    if ":" not in text:
-        return text
-    pairs = [part.split(":") for part in text.split(",")]
-    if any(len(pair) != 2 for pair in pairs):
-        raise ValueError(f"Expected a format, or pattern:format, separated by commas. Received: format={text!r}")
-    return dict(pairs)
 
 
 def main():

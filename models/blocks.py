@@ -131,9 +131,14 @@ def widened(channels: int, width: float) -> int:
 
 def normalized(x: Tensor, normalization: Normalization | None) -> Tensor:
     """Pixels to zero mean and unit deviation: `(x − mean) / std`, each a float or one per channel, 0–255."""
-    mean, std = (127.5, 127.5) if normalization is None else normalization
+    pair = (127.5, 127.5) if normalization is None else normalization
+    if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
+        raise ValueError(f"`normalization` is (mean, std). Received: normalization={normalization!r}")
+    mean, std = pair
     channels = x.shape[-1]
     mean, std = ([float(v) for v in _per_channel(value, channels)] for value in (mean, std))
+    if not all(s > 0 for s in std):
+        raise ValueError(f"The deviation is above 0. Received: normalization={normalization!r}")
     # Rescaling computes x · scale + offset, in the compute dtype on every backend.
     return keras.layers.Rescaling(
         scale=[1 / s for s in std], offset=[-m / s for m, s in zip(mean, std)], name="normalization"

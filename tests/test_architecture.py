@@ -107,6 +107,11 @@ def python(program, cwd):
     return subprocess.run([sys.executable, "-c", program], cwd=cwd, capture_output=True, text=True, timeout=200)
 
 
+@pytest.mark.parametrize("script", ["train", "evaluate", "plan", "export", "benchmark"])
+def test_commands_are_thin(script):
+    assert len((ROOT / "launch" / f"{script}.py").read_text(encoding="utf-8").splitlines()) < 120
+
+
 def test_folders_are_no_packages_of_their_own():
     for folder in ("models", "launch"):
         done = python(f"import {folder}", ROOT)

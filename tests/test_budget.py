@@ -148,6 +148,7 @@ def test_exclude(resnet, exclude, dense):
     "arguments, message",
     [
         ({"max_macs": 0.4, "exclude": "layer4*"}, r"Nothing matched.*Received: exclude='layer4\*'"),
+        ({"max_macs": 0.4, "exclude": 3}, "Received: exclude=3"),
         ({"max_macs": 0}, "Received: max_macs=0"),
         ({"max_macs": 1.5}, "Received: max_macs=1.5"),
         ({"max_params": True}, "Received: max_params=True"),
@@ -246,6 +247,24 @@ def test_plan_is_an_editable_mapping_and_saves(resnet, tmp_path):
         plan["x"] = ("tucker2", 0)
     del plan[name]
     assert name not in plan
+
+
+def test_a_plan_edited_in_its_file_has_no_costs_of_what_it_was(resnet, tmp_path):
+    plan = elrt.plan_ranks(resnet, max_macs=0.4)
+    changed, dense, gone = "stage3_block3_2_conv", "stage3_block3_1_conv", "stage3_block2_1_conv"
+    plan.latency = {"dense": 2.0, "planned": 1.0}
+    plan.save(tmp_path / "plan.json")
+    document = json.loads((tmp_path / "plan.json").read_text())
+    document["layers"][changed]["ranks"] = [8, 8]
+    document["layers"][dense] = "dense"
+    del document["layers"][gone]
+    (tmp_path / "plan.json").write_text(json.dumps(document))
+    loaded = elrt.RankPlan.load(tmp_path / "plan.json")
+    assert set(plan.costs) - set(loaded.costs) == {changed, dense, gone} and loaded.latency is None
+    kept = set(loaded.costs)
+    assert all(loaded.costs[name] == plan.costs[name] for name in kept) and loaded[changed].ranks == (8, 8)
+    total = sum(plan.costs[name]["planned_macs"] for name in kept)
+    assert f"{total:,}" in str(loaded).splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,8 @@ def test_open_size_needs_a_shape_and_a_failing_trace_restores_keras():
     model = keras.Sequential([keras.Input((None, None, 2)), layers.Conv2D(4, 3)])
     with pytest.raises(ValueError, match="pass `input_shape`"):
         elrt.count_costs(model)
+    with pytest.raises(ValueError, match="is not known; pass `input_shape`"):
+        elrt.count_costs(keras.Sequential([layers.Conv2D(4, 3)]))
     assert elrt.count_costs(model, input_shape=(6, 6, 2)).macs == 16 * 9 * 8
     original = keras.layers.Layer.__call__
     with pytest.raises(Exception, match="."):

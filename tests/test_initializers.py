@@ -59,6 +59,9 @@ def test_decomposed_takes_the_kernel():
     np.testing.assert_allclose(tucker2_compose(factors), kernel, atol=1e-5)
     with pytest.raises(ValueError, match=r"\(3, 3, 4, 7\).*Received: kernel.shape=\(3, 3, 4, 6\)"):
         initializers.Decomposed(kernel).factors("tucker2", (3, 3, 4, 7), (4, 6))
+    for broken in (None, np.full((1, 1, 2, 2), np.nan)):
+        with pytest.raises(ValueError, match="Expected a .*kernel.*Received"):
+            initializers.Decomposed(broken)
 
 
 @pytest.mark.parametrize("initializer", [initializers.OrthogonalFactors, initializers.Spectral])

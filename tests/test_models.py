@@ -157,6 +157,8 @@ def test_initial_weights_are_he_normal():
     "arguments, error, message",
     [
         ({"normalization": ([1.0, 2.0], [1.0, 1.0])}, ValueError, "one value per channel, 3"),
+        ({"normalization": (1.0, 2.0, 3.0)}, ValueError, r"\(mean, std\). Received: normalization=\(1.0, 2.0, 3.0\)"),
+        ({"normalization": (1.0, 0.0)}, ValueError, r"above 0. Received: normalization=\(1.0, 0.0\)"),
         ({"factor_initializer": "spectral"}, ValueError, r"need a plan.*factor_initializer"),
         ({"dropout": 0.5}, TypeError, r"resnet20 has no such arguments. Received: \['dropout'\]"),
         ({"classes": 0}, ValueError, "Received: classes=0"),

@@ -98,7 +98,8 @@ def _checked_replacements(model, plan):
         except ValueError as error:
             raise ValueError(f"Layer {name!r}: {error}") from error
     if not replacements:
-        raise ValueError(f"The plan factorises no layer. Received: plan with {len(plan)} entries, all dense")
+        told = "".join(f"; '{name}': {reason}" for name, reason in plan.reasons.items())
+        raise ValueError(f"The plan factorises no layer. Received: plan with {len(plan)} entries, all dense{told}")
     return replacements
 
 

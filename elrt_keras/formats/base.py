@@ -235,6 +235,7 @@ class Format:
         count = len(self.rank_names)
         entries = "entry" if count == 1 else "entries"
         names = f"({', '.join(self.rank_names)})"
+        ranks = ranks.tolist() if isinstance(ranks, np.ndarray) else ranks
         if isinstance(ranks, (tuple, list)):
             if len(ranks) != count:
                 raise ValueError(

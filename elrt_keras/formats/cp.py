@@ -14,6 +14,7 @@ import numpy as np
 from keras import ops
 
 from elrt_keras.formats.base import Format, MatrixView, Shape, Stage, Tensor, as_factors, channel_product, register
+from elrt_keras.formats.iterative import tensorly_on_numpy
 
 _ITERATIONS, _TOLERANCE = 200, 1e-8
 # Elements of the tensor times rank up to which a second start of the iteration is affordable.
@@ -135,8 +136,7 @@ def _orthogonal_terms(tensor):
 
 def _best_cp(tensor, rank):
     """Three factor matrices `(size, rank)` whose CP approximates the tensor."""
-    # TensorLy brings SciPy along; importing it here keeps `import elrt_keras` as quick as `import keras`.
-    import tensorly
+    # Late, as in `tensorly_on_numpy`.
     from tensorly.cp_tensor import CPTensor, cp_to_tensor
     from tensorly.decomposition import parafac
 
@@ -148,7 +148,7 @@ def _best_cp(tensor, rank):
     if np.linalg.norm(weights[rank:]) <= 1e-7 * total:
         return start
     results = []
-    with tensorly.backend_context("numpy"):
+    with tensorly_on_numpy():
         for init in [CPTensor((np.ones(rank), start))] + ["svd"] * (tensor.size * rank <= _SECOND_START):
             cp = parafac(tensor, rank, init=init, n_iter_max=_ITERATIONS, tol=_TOLERANCE, random_state=0)
             factors = [np.asarray(factor) for factor in cp.factors]

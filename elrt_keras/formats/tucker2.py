@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from elrt_keras.formats.base import Format, MatrixView, Shape, Stage, Tensor, as_factors, register
+from elrt_keras.formats.iterative import tensorly_on_numpy
 
 
 @register
@@ -50,13 +51,11 @@ class Tucker2(Format):
 
     def decompose(self, kernel: np.ndarray, ranks: Sequence[int]) -> list[np.ndarray]:
         """HOSVD followed by higher-order orthogonal iteration (TensorLy's partial Tucker decomposition)."""
-        # TensorLy brings SciPy along; importing it here keeps `import elrt_keras` as quick as `import keras`.
-        import tensorly
-        from tensorly.decomposition import partial_tucker
+        from tensorly.decomposition import partial_tucker  # late, as in `tensorly_on_numpy`
 
         kernel = np.asarray(kernel)
         modes = (kernel.ndim - 2, kernel.ndim - 1)
-        with tensorly.backend_context("numpy"):
+        with tensorly_on_numpy():
             (core, (left, right)), _ = partial_tucker(
                 kernel.astype("float64"), rank=list(ranks), modes=modes, n_iter_max=50, tol=1e-6, random_state=0
             )

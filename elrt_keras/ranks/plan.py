@@ -84,6 +84,11 @@ class RankPlan(collections.abc.MutableMapping[str, LayerPlan]):
         self.reasons: dict[str, str] = dict(reasons or {})
         self.costs: dict[str, dict[str, typing.Any]] = dict(costs or {})
         self.latency: dict[str, float] | None = latency
+        if isinstance(entries, str) or not isinstance(entries, collections.abc.Iterable):
+            raise ValueError(
+                "Expected a RankPlan or a mapping from layer names to entries; RankPlan.load reads files. "
+                f"Received: {entries!r}"
+            )
         for name, value in dict(entries).items():
             self._entries[name] = _validated(name, value)
 

@@ -3,8 +3,11 @@
 {"kind": "elrt_keras.RankPlan", "version": 1,
  "layers":  {LAYER: "dense" or {"format": FORMAT, "ranks": [RANK, …]}, …},
  "reasons": {LAYER: TEXT, …},                                                    optional
- "costs":   {LAYER: {"kernel_shape": [INT, …], "macs": NUMBER, …}, …},           optional
+ "costs":   {LAYER: {"of": as in layers, "kernel_shape": [INT, …], "macs": NUMBER, …}, …},  optional
  "latency": {"dense": SECONDS, "planned": SECONDS}}                              optional
+
+`layers` may be edited by hand. `of` says what the costs of a layer are the costs of: those of edited layers are left
+out when the file is read, and with them the latency of the whole.
 """
 
 import json
@@ -19,6 +22,9 @@ _NUMBERS = ("macs", "params", "planned_macs", "planned_params", "latency", "plan
 
 def write(path: Path, document: dict[str, Any]) -> None:
     """Writes the parts of a plan (`layers`, `reasons`, `costs`, `latency`), all of them or nothing."""
+    layers = document["layers"]
+    costs = {name: {"of": layers[name], **costs} for name, costs in document["costs"].items() if name in layers}
+    document = {**document, "costs": costs}
     write_bytes(path, (json.dumps({**_HEAD, **document}, indent=2) + "\n").encode())
 
 
@@ -45,7 +51,21 @@ def read(path: Path) -> dict[str, Any]:
     _check_object(path, "latency", optional["latency"], _is_number, "seconds")
     if optional["latency"] and set(optional["latency"]) != {"dense", "planned"}:
         raise ValueError(f"Expected 'dense' and 'planned' in 'latency' of {str(path)!r}. Received: {optional}")
-    return {"layers": document["layers"], **optional}
+    return _without_stale({"layers": document["layers"], **optional})
+
+
+def _without_stale(document):
+    """The document without the costs and reasons of layers that were edited."""
+    layers, costs = document["layers"], document["costs"]
+    # Files written before `of` came do not tell.
+    edited = {name for name, row in costs.items() if name not in layers or row.get("of", layers[name]) != layers[name]}
+    kept = {
+        name: {key: value for key, value in row.items() if key != "of"}
+        for name, row in costs.items()
+        if name not in edited
+    }
+    reasons = {n: text for n, text in document["reasons"].items() if n not in edited and layers.get(n) == "dense"}
+    return {**document, "costs": kept, "reasons": reasons, "latency": {} if edited else document["latency"]}
 
 
 def _check_object(path, name, received, is_valid, expected):
@@ -65,11 +85,11 @@ def _is_entry(value):
 
 
 def _is_costs(value):
-    if not isinstance(value, dict) or not set(value) <= {"kernel_shape", *_NUMBERS}:
+    if not isinstance(value, dict) or not set(value) <= {"of", "kernel_shape", *_NUMBERS}:
         return False
     shape = value.get("kernel_shape", [])
-    numbers = [number for name, number in value.items() if name != "kernel_shape"]
-    return isinstance(shape, list) and all(map(_is_number, [*shape, *numbers]))
+    numbers = [value[name] for name in _NUMBERS if name in value]
+    return _is_entry(value.get("of", "dense")) and isinstance(shape, list) and all(map(_is_number, [*shape, *numbers]))
 
 
 def _is_number(value):

@@ -142,7 +142,9 @@ def _likely_layers(model):
 def _excluded(likely, exclude, calls):
     if exclude is None:
         return _stem_and_classifier(likely, calls)
-    patterns = [exclude] if isinstance(exclude, str) else list(exclude)
+    patterns = [exclude] if isinstance(exclude, str) else exclude
+    if not isinstance(patterns, collections.abc.Iterable):
+        raise ValueError(f"Expected a name or pattern, or a list of them. Received: exclude={exclude!r}")
     excluded = set()
     for pattern in patterns:
         matches = [path for path in likely if fnmatch.fnmatchcase(path, pattern)]

@@ -1,0 +1,36 @@
+"""Values of flags that hold several things."""
+
+
+def input_shape(sizes: list[str] | None, image_size: int | None) -> tuple[int, ...] | None:
+    """Height, width and channels from texts, or from the one size of colour images; `None` without either.
+
+    Raises:
+        ValueError: for both at once, or texts that are no ints.
+    """
+    if image_size is not None:
+        if sizes is not None:
+            raise ValueError(
+                f"Expected either an image size or an input shape. Received: image_size={image_size}, "
+                f"input_shape={sizes}"
+            )
+        return image_size, image_size, 3
+    if sizes is None:
+        return None
+    try:
+        return tuple(int(size) for size in sizes)
+    except ValueError as error:
+        raise ValueError(f"Expected ints such as 32,32,3. Received: input_shape={sizes}") from error
+
+
+def formats_by_layer(text: str) -> str | dict[str, str]:
+    """`"svd"` as it is, `"conv1*:svd,*:tucker2"` as a mapping.
+
+    Raises:
+        ValueError: for a part of a mapping that is no pair.
+    """
+    if ":" not in text:
+        return text
+    pairs = [part.split(":") for part in text.split(",")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError(f"Expected a format, or pattern:format, separated by commas. Received: format={text!r}")
+    return {pattern: name for pattern, name in pairs}
