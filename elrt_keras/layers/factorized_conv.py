@@ -69,9 +69,7 @@ class FactorizedConv(FactorizedLayer):
         if isinstance(filters, bool) or not isinstance(filters, (int, np.integer)):
             raise ValueError(f"`filters` is a positive int. Received: filters={filters!r}")
         if not isinstance(padding, str):  # Keras takes pairs of numbers here and fails at the first call
-            raise ValueError(
-                f"`padding` is a string such as 'same'. Received: padding={padding!r}"
-            )
+            raise ValueError(f"`padding` is a string such as 'same'. Received: padding={padding!r}")
         shared = {
             "filters": int(filters),
             "kernel_size": kernel_size,
