@@ -29,6 +29,8 @@ RECIPES = {
     "finer_ranks_multiple_of1": "any ranks",
     "energy_ranks": "ranks by the spectra of the trained dense network",
     "distillation": "taught by the dense network",
+    "combined": "decay on the composed kernels, any ranks, taught by the dense network",
+    "combined_longer": "decay on the composed kernels, any ranks, more epochs",
 }
 
 
@@ -38,8 +40,8 @@ def recipe_section(images):
     gains = {name: statistics.mean(gained) for name in RECIPES if (gained := _gained(groups, name))}
     names = {name: RECIPES[name] for name in ("elrt", *sorted(gains, key=gains.get, reverse=True))}
     text = f"""One change each to what trains the low-rank network, to see what of the gap to the dense one it closes.
-    {_told_gains(groups, gains)} {_told_length(groups)} {_told_decay(groups)} Where a dense network is trained first,
-    its epochs are in the curves, which fall when the low-rank one begins."""
+    {_told_gains(groups, gains)} {_told_length(groups)} {_told_decay(groups)} {_told_combined(groups)}
+    Where a dense network is trained first, its epochs are in the curves, which fall when the low-rank one begins."""
     return comparison("Recipe", text, names, images)
 
 
@@ -79,3 +81,14 @@ def _told_decay(groups):
     return f"""Decay on the kernels passes through the momentum, which makes it ten times as strong as decoupled decay
     of that number; the dense network with it reaches {mean_and_deviation(accuracies(dense))} %, and the difference to
     that is {mean_and_deviation(differences(low_rank, dense), "+")} points."""
+
+
+def _told_combined(groups):
+    """What the changes that help do together, beside dense networks with the same decay and as many epochs."""
+    pairs = {"combined": "dense_frobenius", "combined_longer": "dense_frobenius_longer"}
+    told = [
+        f"{RECIPES[name]}: {mean_and_deviation(differences(groups[name], groups[dense]), '+')} points"
+        for name, dense in pairs.items()
+        if {name, dense} <= set(groups)
+    ]
+    return f"Together, beside the dense network with that decay and as many epochs: {'; '.join(told)}." if told else ""
