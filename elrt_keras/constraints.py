@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from elrt_keras.formats.base import Tensor
+from elrt_keras.formats.arrays import Tensor
 
 
 @keras.saving.register_keras_serializable("elrt_keras")

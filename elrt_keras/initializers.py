@@ -14,7 +14,8 @@ import keras
 import numpy as np
 
 from elrt_keras import formats
-from elrt_keras.formats.base import Shape, Tensor
+from elrt_keras.formats.arrays import Tensor
+from elrt_keras.formats.chain import Shape
 
 # What `get` of `keras.initializers`, `keras.regularizers` and `keras.constraints` takes: a name, a config or an object.
 Identifier: TypeAlias = str | dict[str, Any] | Callable[..., Any]

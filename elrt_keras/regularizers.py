@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from elrt_keras.formats.base import Tensor
+from elrt_keras.formats.arrays import Tensor
 
 _PACKAGE = "elrt_keras"
 

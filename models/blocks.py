@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeAlias
 import keras
 
 from elrt_keras.conversion import factorize
-from elrt_keras.formats.base import Tensor
+from elrt_keras.formats.arrays import Tensor
 from elrt_keras.ranks.plan import Entry, RankPlan
 
 Plan: TypeAlias = RankPlan | Mapping[str, Entry]

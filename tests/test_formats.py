@@ -18,15 +18,8 @@ from tensorly.tt_tensor import tt_to_tensor
 
 import elrt_keras as elrt
 from elrt_keras import formats
-from elrt_keras.formats.base import (
-    MatrixView,
-    Stage,
-    chain_costs,
-    conv_output_size,
-    dense_stage,
-    leading_rows,
-    squared_singular_values,
-)
+from elrt_keras.formats.arrays import MatrixView, leading_rows, squared_singular_values
+from elrt_keras.formats.chain import Stage, chain_costs, conv_output_size, dense_stage
 
 TUCKER2 = formats.get("tucker2")
 kernel_shapes = st.tuples(

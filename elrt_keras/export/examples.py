@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from elrt_keras.formats.base import Shape
+from elrt_keras.formats.chain import Shape
 
 _BATCH = 64
 

@@ -3,7 +3,9 @@
 import importlib
 import pkgutil
 
-from elrt_keras.formats.base import ChainCosts, Format, MatrixView, Stage, get, names, register
+from elrt_keras.formats.arrays import MatrixView
+from elrt_keras.formats.base import Format, get, names, register
+from elrt_keras.formats.chain import ChainCosts, Stage
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

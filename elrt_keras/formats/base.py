@@ -6,142 +6,23 @@ the rank planner and the conversions know formats only through the class `Format
 further file here.
 """
 
-import dataclasses
 import fractions
 import functools
 import math
 import numbers
 from collections.abc import Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from keras import ops
 
-# What `keras.ops` takes and gives: a tensor of the backend, a variable, an array. These have no type in common.
-Tensor: TypeAlias = Any
-Shape: TypeAlias = Sequence[int]
+from elrt_keras.formats.arrays import MatrixView, Tensor, channel_product, kernel_product, squared_singular_values
+from elrt_keras.formats.chain import ChainCosts, Shape, Stage, chain_costs
+
 # As users give them: one number for all ranks or one for each; a float is a fraction of the full rank.
 Ranks: TypeAlias = int | float | Sequence[int | float]
 
 _FORMATS: dict[str, "Format"] = {}
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """One convolution of a chain. Its kernel is the factor at the same position.
-
-    Attributes:
-        kernel_size, strides, dilation_rate: tuples of ints, one per spatial axis.
-        in_channels, out_channels: ints.
-        depthwise: whether each channel is convolved by itself; the factor then has shape `(*kernel_size, C, 1)`,
-            otherwise `(*kernel_size, in_channels, out_channels)`.
-
-    Example:
-
-    >>> chain = elrt_keras.formats.get("tucker2").stages((3, 3, 16, 32), (8, 12), (2, 2), (1, 1))
-    >>> [(stage.kernel_size, stage.strides, stage.out_channels) for stage in chain]
-    [((1, 1), (1, 1), 8), ((3, 3), (2, 2), 12), ((1, 1), (1, 1), 32)]
-    """
-
-    kernel_size: tuple[int, ...]
-    in_channels: int
-    out_channels: int
-    strides: tuple[int, ...]
-    dilation_rate: tuple[int, ...]
-    depthwise: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class MatrixView:
-    """How the factor at position `index` is read as a matrix: `rows` and `columns` are axes of the factor.
-
-    Orthogonality is a property of this matrix, whatever the shape the convolution wants the factor in.
-
-    Attributes:
-        index: int, the factor's position in the chain.
-        rows, columns: tuples of ints, all axes of the factor between them.
-
-    Example:
-
-    >>> (view,) = elrt_keras.formats.get("spatial_svd").orthogonal_factors(2)
-    >>> view.to_matrix(np.zeros((1, 3, 4, 16))).shape == (4, 48)  # r × k_w·C_out
-    True
-    """
-
-    index: int
-    rows: tuple[int, ...]
-    columns: tuple[int, ...]
-
-    def to_matrix(self, factor: Tensor) -> Tensor:
-        """The factor as a tensor of shape `(rows, columns)`."""
-        shape = factor.shape
-        rows = math.prod(shape[axis] for axis in self.rows)
-        columns = math.prod(shape[axis] for axis in self.columns)
-        return ops.reshape(ops.transpose(factor, self.rows + self.columns), (rows, columns))
-
-    def from_matrix(self, matrix: Tensor, shape: Shape) -> Tensor:
-        """The inverse of `to_matrix` for a factor of shape `shape`."""
-        axes = self.rows + self.columns
-        permuted = ops.reshape(matrix, tuple(shape[axis] for axis in axes))
-        return ops.transpose(permuted, tuple(axes.index(axis) for axis in range(len(axes))))
-
-
-@dataclasses.dataclass(frozen=True)
-class ChainCosts:
-    """What one example costs in a chain without biases.
-
-    Attributes:
-        params: number of weights.
-        macs: multiply-accumulates: weights times positions of the output, summed over the stages.
-        activations: elements of all stage outputs.
-
-    Example:
-
-    >>> elrt_keras.formats.get("tucker2").costs((3, 3, 16, 32), (8, 12), (8, 8), (1, 1), "same", (1, 1))
-    ChainCosts(params=1376, macs=88064, activations=3328)
-    """
-
-    params: int
-    macs: int
-    activations: int
-
-
-def conv_output_size(
-    size: Sequence[int | None], kernel_size: Shape, strides: Shape, padding: str, dilation_rate: Shape
-) -> tuple[Any, ...]:
-    """Spatial output size of a convolution, axis by axis; `None` stays `None`.
-
-    `same` and `causal`: ceil(size / stride); `valid`: floor((size − dilation·(k − 1) − 1) / stride) + 1.
-    """
-
-    def one(size, kernel, stride, dilation):
-        if size is None:
-            return None
-        if padding in ("same", "causal"):
-            return -(-size // stride)
-        return (size - dilation * (kernel - 1) - 1) // stride + 1
-
-    return tuple(map(one, size, kernel_size, strides, dilation_rate))
-
-
-def chain_costs(stages: Sequence[Stage], input_size: Shape, padding: str) -> ChainCosts:
-    """`ChainCosts` of running `stages` on an input of spatial size `input_size` (no biases)."""
-    params = macs = activations = 0
-    size = tuple(input_size)
-    for stage in stages:
-        size = conv_output_size(size, stage.kernel_size, stage.strides, padding, stage.dilation_rate)
-        inputs_per_output = 1 if stage.depthwise else stage.in_channels
-        weights = math.prod(stage.kernel_size) * inputs_per_output * stage.out_channels
-        params += weights
-        macs += weights * math.prod(size)
-        activations += stage.out_channels * math.prod(size)
-    return ChainCosts(params, macs, activations)
-
-
-def dense_stage(kernel_shape: Shape, strides: Shape, dilation_rate: Shape) -> Stage:
-    """The dense convolution itself, as a chain of one stage."""
-    *kernel_size, in_channels, out_channels = kernel_shape
-    return Stage(tuple(kernel_size), in_channels, out_channels, tuple(strides), tuple(dilation_rate))
 
 
 class Format:
@@ -209,7 +90,7 @@ class Format:
         The product of the factors as matrices `in × out`, for each position of the kernel. Along each spatial axis only
         one factor of a chain is longer than 1.
         """
-        return functools.reduce(_product, factors)
+        return functools.reduce(kernel_product, factors)
 
     def squared_norm(self, factors: Sequence[Tensor]) -> Tensor:
         """‖compose(factors)‖_F² by Gram matrices of the size of a rank, without composing.
@@ -348,56 +229,3 @@ def get(name: str | Format) -> Format:
     if name not in _FORMATS:
         raise ValueError(f"Unknown format. Expected one of {names()}. Received: format={name!r}")
     return _FORMATS[name]
-
-
-def channel_product(factor: Tensor, matrix: Tensor) -> Tensor:
-    """A factor `(…, in, out)` times a matrix `(out, columns)`, at each position.
-
-    One plain matrix product: products that broadcast over positions, which `matmul` offers, are computed wrongly by
-    TensorFlow 2.21 with oneDNN for some shapes, (1, 1, 8, 3) by (3, 1, 3, 8) for one.
-    """
-    return ops.tensordot(factor, matrix, axes=([len(factor.shape) - 1], [0]))
-
-
-def _product(left, right):
-    """Two kernels `(*kernel_size, in, out)` as one, where along each spatial axis one of them has length 1."""
-    dims = len(left.shape) - 2
-    # (*left positions, in, *right positions, out), then the positions of each axis side by side.
-    outer = ops.tensordot(left, right, axes=([dims + 1], [dims]))
-    order = [axis for pair in zip(range(dims), range(dims + 1, 2 * dims + 1)) for axis in pair]
-    sizes = [left.shape[axis] * right.shape[axis] for axis in range(dims)]
-    return ops.reshape(ops.transpose(outer, [*order, dims, 2 * dims + 1]), (*sizes, left.shape[-2], right.shape[-1]))
-
-
-# Above this size of the smaller side, singular vectors come from the Gram matrix: several times faster, and what it
-# loses (singular values below 1e-8 of the largest) is beneath the rounding of float32 weights.
-_GRAM_SIZE = 1024
-
-
-def squared_singular_values(matrix: np.ndarray) -> np.ndarray:
-    """The squared singular values of a matrix (float64), descending."""
-    if min(matrix.shape) <= _GRAM_SIZE:
-        return np.linalg.svd(matrix, compute_uv=False) ** 2
-    gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
-    return np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0)
-
-
-def leading_rows(matrix: np.ndarray, rank: int) -> np.ndarray:
-    """Orthonormal rows `(rank, columns)` that span the leading right singular vectors of a matrix (float64).
-
-    Rows beyond the rank that a matrix of this shape can have are zero.
-    """
-    rank_limit = min(rank, *matrix.shape)
-    if min(matrix.shape) <= _GRAM_SIZE:
-        rows = np.linalg.svd(matrix, full_matrices=False)[2][:rank_limit]
-    elif matrix.shape[0] >= matrix.shape[1]:
-        rows = np.linalg.eigh(matrix.T @ matrix)[1].T[::-1][:rank_limit]
-    else:
-        left = np.linalg.eigh(matrix @ matrix.T)[1][:, ::-1][:, :rank_limit]
-        rows = np.linalg.qr(matrix.T @ left)[0].T
-    return np.pad(rows, [(0, rank - rank_limit), (0, 0)])
-
-
-def as_factors(arrays: Sequence[np.ndarray], shapes: Sequence[Shape], dtype: Any) -> list[np.ndarray]:
-    """Arrays as contiguous factors of the given shapes and dtype."""
-    return [np.ascontiguousarray(array.reshape(shape), dtype=dtype) for array, shape in zip(arrays, shapes)]

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from elrt_keras.formats.base import Format, MatrixView, Shape, Stage, as_factors, leading_rows, register
+from elrt_keras.formats.arrays import MatrixView, as_factors, leading_rows
+from elrt_keras.formats.base import Format, register
+from elrt_keras.formats.chain import Shape, Stage
 
 
 @register

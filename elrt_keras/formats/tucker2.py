@@ -11,7 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 from keras import ops
 
-from elrt_keras.formats.base import Format, MatrixView, Shape, Stage, Tensor, as_factors, register
+from elrt_keras.formats.arrays import MatrixView, Tensor, as_factors
+from elrt_keras.formats.base import Format, register
+from elrt_keras.formats.chain import Shape, Stage
 from elrt_keras.formats.iterative import tensorly_on_numpy
 
 

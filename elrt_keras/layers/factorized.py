@@ -12,7 +12,8 @@ import numpy as np
 from keras import ops
 
 from elrt_keras import formats, initializers
-from elrt_keras.formats.base import Ranks, Tensor
+from elrt_keras.formats.arrays import Tensor
+from elrt_keras.formats.base import Ranks
 from elrt_keras.initializers import Identifier
 
 Execution: TypeAlias = Literal["auto", "chain", "compose"]

@@ -10,7 +10,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from elrt_keras.formats.base import Ranks, chain_costs, conv_output_size, dense_stage
+from elrt_keras.formats.base import Ranks
+from elrt_keras.formats.chain import chain_costs, conv_output_size, dense_stage
 from elrt_keras.initializers import Identifier
 from elrt_keras.layers.factorized import Execution, FactorizedLayer
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import keras
 import numpy as np
 
-from elrt_keras.formats.base import Shape, Stage
+from elrt_keras.formats.chain import Shape, Stage
 
 if TYPE_CHECKING:
     import tf_keras

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from elrt_keras.formats.base import squared_singular_values
+from elrt_keras.formats.arrays import squared_singular_values
 from elrt_keras.ranks.vbmf import evbmf_of_spectrum
 
 

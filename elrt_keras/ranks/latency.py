@@ -22,7 +22,7 @@ import numpy as np
 
 from elrt_keras import litert
 from elrt_keras.atomic import write_bytes
-from elrt_keras.formats.base import chain_costs, dense_stage
+from elrt_keras.formats.chain import chain_costs, dense_stage
 from elrt_keras.litert.convert import Quantization
 from elrt_keras.ranks.grid import Budget, on_grid
 from elrt_keras.ranks.survey import Candidate

@@ -13,7 +13,7 @@ import numpy as np
 
 from elrt_keras import formats
 from elrt_keras.costs import trace_calls
-from elrt_keras.formats.base import chain_costs, dense_stage
+from elrt_keras.formats.chain import chain_costs, dense_stage
 from elrt_keras.layers.convolutions import layer_class
 from elrt_keras.layers.factorized import FactorizedLayer, dense_arguments
 from elrt_keras.traversal import iterate_layers, iterate_replaceable

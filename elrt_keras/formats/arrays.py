@@ -1,0 +1,102 @@
+"""Factors as matrices, their products, and the linear algebra of decompositions."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from keras import ops
+
+from elrt_keras.formats.chain import Shape
+
+# What `keras.ops` takes and gives: a tensor of the backend, a variable, an array. These have no type in common.
+Tensor: TypeAlias = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class MatrixView:
+    """How the factor at position `index` is read as a matrix: `rows` and `columns` are axes of the factor.
+
+    Orthogonality is a property of this matrix, whatever the shape the convolution wants the factor in.
+
+    Attributes:
+        index: int, the factor's position in the chain.
+        rows, columns: tuples of ints, all axes of the factor between them.
+
+    Example:
+
+    >>> (view,) = elrt_keras.formats.get("spatial_svd").orthogonal_factors(2)
+    >>> view.to_matrix(np.zeros((1, 3, 4, 16))).shape == (4, 48)  # r × k_w·C_out
+    True
+    """
+
+    index: int
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+
+    def to_matrix(self, factor: Tensor) -> Tensor:
+        """The factor as a tensor of shape `(rows, columns)`."""
+        shape = factor.shape
+        rows = math.prod(shape[axis] for axis in self.rows)
+        columns = math.prod(shape[axis] for axis in self.columns)
+        return ops.reshape(ops.transpose(factor, self.rows + self.columns), (rows, columns))
+
+    def from_matrix(self, matrix: Tensor, shape: Shape) -> Tensor:
+        """The inverse of `to_matrix` for a factor of shape `shape`."""
+        axes = self.rows + self.columns
+        permuted = ops.reshape(matrix, tuple(shape[axis] for axis in axes))
+        return ops.transpose(permuted, tuple(axes.index(axis) for axis in range(len(axes))))
+
+
+def channel_product(factor: Tensor, matrix: Tensor) -> Tensor:
+    """A factor `(…, in, out)` times a matrix `(out, columns)`, at each position.
+
+    One plain matrix product: products that broadcast over positions, which `matmul` offers, are computed wrongly by
+    TensorFlow 2.21 with oneDNN for some shapes, (1, 1, 8, 3) by (3, 1, 3, 8) for one.
+    """
+    return ops.tensordot(factor, matrix, axes=([len(factor.shape) - 1], [0]))
+
+
+def kernel_product(left, right):
+    """Two kernels `(*kernel_size, in, out)` as one, where along each spatial axis one of them has length 1."""
+    dims = len(left.shape) - 2
+    # (*left positions, in, *right positions, out), then the positions of each axis side by side.
+    outer = ops.tensordot(left, right, axes=([dims + 1], [dims]))
+    order = [axis for pair in zip(range(dims), range(dims + 1, 2 * dims + 1)) for axis in pair]
+    sizes = [left.shape[axis] * right.shape[axis] for axis in range(dims)]
+    return ops.reshape(ops.transpose(outer, [*order, dims, 2 * dims + 1]), (*sizes, left.shape[-2], right.shape[-1]))
+
+
+# Above this size of the smaller side, singular vectors come from the Gram matrix: several times faster, and what it
+# loses (singular values below 1e-8 of the largest) is beneath the rounding of float32 weights.
+_GRAM_SIZE = 1024
+
+
+def squared_singular_values(matrix: np.ndarray) -> np.ndarray:
+    """The squared singular values of a matrix (float64), descending."""
+    if min(matrix.shape) <= _GRAM_SIZE:
+        return np.linalg.svd(matrix, compute_uv=False) ** 2
+    gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+    return np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0)
+
+
+def leading_rows(matrix: np.ndarray, rank: int) -> np.ndarray:
+    """Orthonormal rows `(rank, columns)` that span the leading right singular vectors of a matrix (float64).
+
+    Rows beyond the rank that a matrix of this shape can have are zero.
+    """
+    rank_limit = min(rank, *matrix.shape)
+    if min(matrix.shape) <= _GRAM_SIZE:
+        rows = np.linalg.svd(matrix, full_matrices=False)[2][:rank_limit]
+    elif matrix.shape[0] >= matrix.shape[1]:
+        rows = np.linalg.eigh(matrix.T @ matrix)[1].T[::-1][:rank_limit]
+    else:
+        left = np.linalg.eigh(matrix @ matrix.T)[1][:, ::-1][:, :rank_limit]
+        rows = np.linalg.qr(matrix.T @ left)[0].T
+    return np.pad(rows, [(0, rank - rank_limit), (0, 0)])
+
+
+def as_factors(arrays: Sequence[np.ndarray], shapes: Sequence[Shape], dtype: Any) -> list[np.ndarray]:
+    """Arrays as contiguous factors of the given shapes and dtype."""
+    return [np.ascontiguousarray(array.reshape(shape), dtype=dtype) for array, shape in zip(arrays, shapes)]
