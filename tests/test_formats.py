@@ -211,7 +211,7 @@ def test_a_zero_kernel_and_one_of_known_rank(name):
 
 @pytest.mark.parametrize("rows, columns", [(60, 45), (45, 60)])
 def test_large_matrices_take_the_way_over_the_gram_matrix(monkeypatch, rows, columns):
-    monkeypatch.setattr(formats.base, "_GRAM_SIZE", 20)
+    monkeypatch.setattr(formats.arrays, "_GRAM_SIZE", 20)
     matrix = np.random.default_rng(0).standard_normal((rows, columns)) * np.linspace(1, 3, columns)
     values = np.linalg.svd(matrix, compute_uv=False)
     np.testing.assert_allclose(squared_singular_values(matrix), values**2, rtol=1e-9, atol=1e-9 * values[0] ** 2)

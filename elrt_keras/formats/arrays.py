@@ -58,7 +58,7 @@ def channel_product(factor: Tensor, matrix: Tensor) -> Tensor:
     return ops.tensordot(factor, matrix, axes=([len(factor.shape) - 1], [0]))
 
 
-def kernel_product(left, right):
+def kernel_product(left: Tensor, right: Tensor) -> Tensor:
     """Two kernels `(*kernel_size, in, out)` as one, where along each spatial axis one of them has length 1."""
     dims = len(left.shape) - 2
     # (*left positions, in, *right positions, out), then the positions of each axis side by side.
