@@ -24,7 +24,7 @@ def chain():
     tucker2 = elrt.formats.get("tucker2")
     arguments = (SIZE, (1, 1), "same", (1, 1))
     low = tucker2.costs(KERNEL, RANKS, *arguments)
-    dense = elrt.formats.base.chain_costs([elrt.formats.base.dense_stage(KERNEL, (1, 1), (1, 1))], SIZE, "same")
+    dense = elrt.formats.chain.chain_costs([elrt.formats.chain.dense_stage(KERNEL, (1, 1), (1, 1))], SIZE, "same")
     figure = Figure(figsize=(7.5, 3.7), layout="constrained")
     axis = figure.subplots()
     axis.set(xlim=(0, 10), ylim=(0.6, 6.4))

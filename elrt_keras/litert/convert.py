@@ -163,7 +163,7 @@ def chain_to_litert(
     """A chain of convolutions with random weights as LiteRT bytes, for timing.
 
     Args:
-        stages: list of `formats.base.Stage`, of a convolution or of a matrix (no spatial axes).
+        stages: list of `formats.chain.Stage`, of a convolution or of a matrix (no spatial axes).
         input_size: spatial size of the input, such as `(height, width)`; `()` for a matrix.
         padding: as of a Keras convolution.
         quantization: one of `QUANTIZATIONS`; with `"int8"` input and output are int8 too, as inside a model.
