@@ -80,9 +80,9 @@ def _full_blocks(pairs, images):
         },
         picture,
     )
-    below = [pair for pair in pairs if statistics.mean(differences(*reversed(pair))) < 0]
-    names = ", ".join(pair[0][0]["config"]["model"] for pair in below)
-    goal = f"Below the dense network, which was to be reached: {names}." if below else "At or above dense everywhere."
+    gaps = {pair[0][0]["config"]["model"]: statistics.mean(differences(*reversed(pair))) for pair in pairs}
+    below = ", ".join(f"{model} by {-gap:.2f}" for model, gap in gaps.items() if gap < 0)
+    goal = f"ELRT was to reach the dense network. It falls short of it: {below} points." if below else ""
     text = f"""**Full schedule**: {config["epochs"]} epochs, batches of {config["batch_size"]},
     {config["lr_warmup_epochs"]} epochs of rising and then a cosine of falling learning rate, weight decay
     {config["weight_decay"]:g} ({config["weight_decay_kind"]}), {config["precision"]}. {goal} {_told_fit(pairs)}"""
