@@ -10,7 +10,7 @@ from elrt_keras.layers import FactorizedLayer
 from elrt_keras.ranks.estimates import stable_rank
 from elrt_keras.ranks.survey import survey
 from elrt_keras.regularizers import OrthogonalityRegularizer, orthogonality_error
-from elrt_keras.traversal import iterate_layers
+from elrt_keras.traversal import iterate_sublayers
 
 
 def factor_errors(model: keras.Model) -> dict[str, float]:
@@ -29,7 +29,7 @@ def factor_errors(model: keras.Model) -> dict[str, float]:
     {'conv/factor_in': 0.0, 'conv/factor_out': 0.0}
     """
     errors = {}
-    for path, layer in iterate_layers(model):
+    for path, layer in iterate_sublayers(model):
         if isinstance(layer, FactorizedLayer):
             for view in layer.format.orthogonal_factors(layer.spatial_dims):
                 matrix = view.to_matrix(keras.ops.convert_to_tensor(layer.factors[view.index]))
@@ -79,11 +79,11 @@ class RegularizationSchedule(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         strength = self.strength(epoch)
-        if all(regularizer.strength == strength for regularizer in self._regularizers):
-            return
+        changes = any(regularizer.strength != strength for regularizer in self._regularizers)
         for regularizer in self._regularizers:
-            regularizer.strength = strength
-        self._recompile_where_constant()
+            regularizer.strength = strength  # also where it is known already: loaded weights may have set the variable
+        if changes:
+            self._recompile_where_constant()
 
     def _recompile_where_constant(self):
         # Stock layers do not list a regularizer's strength among their variables. A function compiled by JAX then holds
@@ -91,6 +91,7 @@ class RegularizationSchedule(keras.callbacks.Callback):
         known = {id(variable) for variable in self.model.variables}
         if keras.backend.backend() == "jax" and any(id(r.strength_variable) not in known for r in self._regularizers):
             self.model.make_train_function(force=True)
+            self.model.make_test_function(force=True)
 
 
 def _validated_steps(schedule):
@@ -110,7 +111,7 @@ def _validated_steps(schedule):
 
 def _orthogonality_regularizers(model):
     found = {}
-    for _, layer in iterate_layers(model):
+    for _, layer in iterate_sublayers(model):
         for attribute in ("factor_regularizer", "kernel_regularizer"):
             regularizer = getattr(layer, attribute, None)
             if isinstance(regularizer, OrthogonalityRegularizer):

@@ -44,10 +44,34 @@ def penalty_at_one(model):
 @pytest.mark.parametrize("schedule", [{0: 0.0, 1: 2.0, 2: 0.5}, lambda epoch: [0.0, 2.0, 0.5][epoch]])
 def test_schedule_takes_effect_inside_fit(stock, schedule):
     model = tiny(elrt.regularizers.SoftOrthogonality(1.0), stock)
-    losses = fit(model, [elrt.callbacks.RegularizationSchedule(schedule)])
+    validation = []
+    note = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: validation.append(logs["val_loss"]))
+    held_out = random_array(4, 6, 6, 4), random_array(4, 3)
+    losses = fit(model, [elrt.callbacks.RegularizationSchedule(schedule), note], validation_data=held_out)
     expected = np.array([0.0, 2.0, 0.5]) * penalty_at_one(model)
     assert expected[1] > 0.1
     np.testing.assert_allclose(losses, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(validation, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_layers_inside_other_layers_are_scheduled_and_logged():
+    regularizer = elrt.regularizers.SoftOrthogonality(1.0)
+    inner = elrt.layers.Tucker2Conv2D(3, 3, 2, factor_regularizer=regularizer, name="inner")
+    model = keras.Sequential([keras.Input((2, 6, 6, 4)), keras.layers.TimeDistributed(inner), keras.layers.Flatten()])
+    model.compile("sgd", "mse")
+    logger = elrt.callbacks.OrthogonalityLogger()
+    images, targets = random_array(4, 2, 6, 6, 4), np.zeros((4, model.output_shape[-1]), "float32")
+    model.fit(images, targets, verbose=0, callbacks=[elrt.callbacks.RegularizationSchedule({0: 0.25}), logger])
+    assert regularizer.strength == 0.25
+    assert [name.rpartition("inner/")[2] for name in logger.per_factor] == ["factor_in", "factor_out"]
+
+
+def test_a_schedule_sets_the_variable_whatever_was_loaded_into_it():
+    regularizer = elrt.regularizers.SoftOrthogonality(2.0)
+    model = tiny(regularizer)
+    regularizer.strength_variable.assign(0.0)  # as PyTorch's load_state_dict does
+    losses = fit(model, [elrt.callbacks.RegularizationSchedule({0: 2.0})], epochs=1)
+    np.testing.assert_allclose(losses, [2 * penalty_at_one(model)], rtol=1e-4)
 
 
 def test_a_resumed_fit_takes_the_strength_of_its_epoch():

@@ -363,3 +363,80 @@ def test_models_that_cannot_be_converted():
     constrained = keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(2, 3, kernel_constraint="non_neg", name="a")])
     with pytest.raises(ValueError, match="Layer 'a'.*kernel_constraint=NonNeg"):
         elrt.factorize(constrained, {"a": ("tucker2", 1)})
+
+
+def test_an_adapted_normalization_keeps_its_statistics():
+    images = random_array(8, 6, 6, 3) * 5 + 40
+    norm = layers.Normalization(name="norm")
+    norm.adapt(images)
+    model = keras.Sequential([keras.Input((6, 6, 3)), norm, layers.Conv2D(4, 3, name="a")])
+    low_rank = elrt.factorize(model, {"a": ("tucker2", 1.0)}, factor_initializer="decomposed")
+    for copy in (low_rank, elrt.merge(low_rank), elrt.expand(low_rank)):
+        np.testing.assert_allclose(to_numpy(copy(images)), to_numpy(model(images)), atol=1e-4)
+
+
+@keras.saving.register_keras_serializable("elrt_tests")
+class Block(layers.Layer):
+    """A custom block around a convolution; what it does beside depends on its options."""
+
+    def __init__(self, doubles=False, **kwargs):
+        super().__init__(**kwargs)
+        self.doubles = doubles
+        self.conv = layers.Conv2D(4, 3, padding="same", name="conv")
+
+    def build(self, input_shape):
+        self.conv.build(input_shape)
+        self.built = True
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def call(self, x, scale=None, training=None):
+        y = self.conv(x)
+        if self.doubles and training:
+            y = 2 * y
+        return x + (y if scale is None else scale * y)
+
+    def get_config(self):
+        return {**super().get_config(), "doubles": self.doubles}
+
+
+@pytest.mark.parametrize(
+    "options, arguments, opens",
+    [
+        ({}, {}, True),
+        ({"doubles": True}, {}, False),
+        ({"activity_regularizer": "l2"}, {}, False),
+        ({}, {"scale": 0.5}, False),
+    ],
+)
+def test_custom_blocks_are_opened_where_nothing_is_lost(options, arguments, opens):
+    inputs = keras.Input((6, 6, 4))
+    x = Block(name="block", **options)(inputs, **arguments)
+    model = keras.Model(inputs, layers.Conv2D(4, 3, name="last")(x))
+    plan = elrt.plan_ranks(model, fraction=1.0, exclude=[], break_even=False)
+    assert ("block/conv" in plan) == opens
+    low_rank = elrt.factorize(model, plan, factor_initializer="decomposed")
+    images = random_array(2, 6, 6, 4)
+    for training in (False, True):
+        outputs = [to_numpy(one(images, training=training)) for one in (model, low_rank)]
+        np.testing.assert_allclose(*outputs, atol=1e-4)
+
+
+def test_a_layer_called_by_the_name_of_its_argument_expands():
+    inputs = keras.Input((6, 6, 4))
+    model = keras.Model(inputs, elrt.layers.Tucker2Conv2D(4, 3, ranks=2)(inputs=inputs))
+    images = random_array(2, 6, 6, 4)
+    np.testing.assert_allclose(to_numpy(elrt.expand(model)(images)), to_numpy(model(images)), atol=1e-5)
+
+
+def test_layers_of_one_shape_start_apart_with_a_seeded_stock_initializer():
+    model = keras.Sequential([keras.Input((8, 8, 4)), layers.Conv2D(4, 3, name="a"), layers.Conv2D(4, 3, name="b")])
+    initializer = keras.initializers.HeNormal(seed=0)
+    first, again = (
+        elrt.factorize(model, {"a": ("tucker2", 2), "b": ("tucker2", 2)}, factor_initializer=initializer)
+        for _ in range(2)
+    )
+    for one, other, same in zip(first.layers[0].factors, first.layers[1].factors, again.layers[0].factors):
+        assert np.abs(to_numpy(one) - to_numpy(other)).max() > 0.01
+        np.testing.assert_array_equal(to_numpy(one), to_numpy(same))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import keras
+import numpy as np
 
 from elrt_keras import formats, initializers
 from elrt_keras.conversion.rebuild import check_convertible, rebuild
@@ -36,7 +37,8 @@ def factorize(
         factor_initializer: an initializer of `elrt_keras.initializers` or of Keras, by name or object;
             `"decomposed"` takes over the model's own kernels as well. An object with a seed gives each layer a seed of
             its own, derived from it.
-        factor_regularizer: regularizer of the orthogonal factors, shared by all layers.
+        factor_regularizer: regularizer of the orthogonal factors, shared by all layers. Its strength is state: models
+            that are trained with schedules of their own want an object each.
         kernel_regularizer: regularizer of the composed kernels; `None` keeps each layer's own.
         factor_constraint: constraint of the orthogonal factors, such as `elrt_keras.constraints.Stiefel()`.
         recompute: whether training computes what lies between the factors again for the gradient, to save memory.
@@ -70,7 +72,7 @@ def factorize(
 
     def low_rank_twin(layer):
         index, target, entry = replacements[id(layer)]
-        seeded = initializer.with_seed(index) if hasattr(initializer, "with_seed") else initializer
+        seeded = _seeded(initializer, index)
         arguments = {**dense_arguments(target, layer), "ranks": entry.ranks, "factor_initializer": seeded, **overrides}
 
         def set_weights(low_rank):
@@ -82,6 +84,17 @@ def factorize(
         return [(target(**arguments), set_weights)]
 
     return rebuild(model, lambda layer: id(layer) in replacements, low_rank_twin)
+
+
+def _seeded(initializer, index):
+    """The initializer for the layer of that number; of one with a seed, another one with a seed derived from it."""
+    if hasattr(initializer, "with_seed"):
+        return initializer.with_seed(index)
+    seed = initializer.get_config().get("seed") if isinstance(initializer, keras.initializers.Initializer) else None
+    if not isinstance(seed, int):
+        return initializer
+    own = int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+    return type(initializer).from_config({**initializer.get_config(), "seed": own})
 
 
 def _checked_replacements(model, plan):

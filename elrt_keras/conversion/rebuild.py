@@ -62,7 +62,15 @@ def rebuild(
     copy = _copied_graph(model, layers_for)
     for new, value in values:
         value(new) if callable(value) else new.set_weights(value)
+        _finalize(new)
     return copy
+
+
+def _finalize(layer):
+    """Has normalisation layers compute what they use from their weights, as Keras does after loading alone."""
+    for one in layer._flatten_layers():
+        if isinstance(one, keras.layers.Normalization) and one.built:
+            one.finalize_state()
 
 
 def _copied(layer):
@@ -82,6 +90,8 @@ def _copied_graph(model, layers_for):
 
         def call(layer, *args, **kwargs):
             *before, last = in_place.get(id(layer), [layer])
+            if before and not args:  # called by the name of its argument
+                args = (kwargs.pop(next(iter(kwargs))),)
             for earlier in before:
                 args = (earlier(*args),)
             return last(*args, **kwargs)

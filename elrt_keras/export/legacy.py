@@ -124,9 +124,12 @@ def _twin(layer):
     if kind is None or type(layer).__module__.split(".")[0] != "keras":
         raise ValueError(f"Expected layers that tf_keras has. Received: {layer.name!r}, a {type(layer).__name__}")
     known = {name for base in kind.__mro__ if "__init__" in vars(base) for name in inspect.signature(base).parameters}
+    config = layer.get_config()
+    if isinstance(layer, keras.layers.LeakyReLU):
+        config["alpha"] = config["negative_slope"]  # its name in tf_keras
     options = {
         name: value
-        for name, value in layer.get_config().items()
+        for name, value in config.items()
         if name in known and name != "dtype" and not name.endswith(_LEFT_BEHIND)
     }
     if "activation" in options and not isinstance(options["activation"], (str, type(None))):
