@@ -24,7 +24,7 @@ def low_rank(name, shape, **options):
 def every_kind_of_layer():
     """Branches, shared layers, a nested model, operators, dilation, strides, groups, depthwise, activations."""
     layers = keras.layers
-    nested = keras.Sequential([keras.Input((10, 10, 8)), layers.Conv2D(8, 3, padding="same"), layers.LeakyReLU(negative_slope=0.1)])
+    nested = keras.Sequential([keras.Input((10, 10, 8)), layers.Conv2D(8, 3, padding="same"), layers.LeakyReLU(0.1)])
     shared = layers.Conv2D(8, 3, padding="same", activation="relu", dilation_rate=2, name="shared")
     inputs = keras.Input((10, 10, 3))
     x = shared(layers.Conv2D(8, 1, name="first")(inputs))
