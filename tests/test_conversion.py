@@ -375,54 +375,6 @@ def test_an_adapted_normalization_keeps_its_statistics():
         np.testing.assert_allclose(to_numpy(copy(images)), to_numpy(model(images)), atol=1e-4)
 
 
-@keras.saving.register_keras_serializable("elrt_tests")
-class Block(layers.Layer):
-    """A custom block around a convolution; what it does beside depends on its options."""
-
-    def __init__(self, doubles=False, **kwargs):
-        super().__init__(**kwargs)
-        self.doubles = doubles
-        self.conv = layers.Conv2D(4, 3, padding="same", name="conv")
-
-    def build(self, input_shape):
-        self.conv.build(input_shape)
-        self.built = True
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
-
-    def call(self, x, scale=None, training=None):
-        y = self.conv(x)
-        if self.doubles and training:
-            y = 2 * y
-        return x + (y if scale is None else scale * y)
-
-    def get_config(self):
-        return {**super().get_config(), "doubles": self.doubles}
-
-
-@pytest.mark.parametrize(
-    "options, arguments, opens",
-    [
-        ({}, {}, True),
-        ({"doubles": True}, {}, False),
-        ({"activity_regularizer": "l2"}, {}, False),
-        ({}, {"scale": 0.5}, False),
-    ],
-)
-def test_custom_blocks_are_opened_where_nothing_is_lost(options, arguments, opens):
-    inputs = keras.Input((6, 6, 4))
-    x = Block(name="block", **options)(inputs, **arguments)
-    model = keras.Model(inputs, layers.Conv2D(4, 3, name="last")(x))
-    plan = elrt.plan_ranks(model, fraction=1.0, exclude=[], break_even=False)
-    assert ("block/conv" in plan) == opens
-    low_rank = elrt.factorize(model, plan, factor_initializer="decomposed")
-    images = random_array(2, 6, 6, 4)
-    for training in (False, True):
-        outputs = [to_numpy(one(images, training=training)) for one in (model, low_rank)]
-        np.testing.assert_allclose(*outputs, atol=1e-4)
-
-
 def test_a_layer_called_by_the_name_of_its_argument_expands():
     inputs = keras.Input((6, 6, 4))
     model = keras.Model(inputs, elrt.layers.Tucker2Conv2D(4, 3, ranks=2)(inputs=inputs))
