@@ -39,10 +39,10 @@ def recipe_section(images):
     groups, _ = runs_of("resnet20")
     gains = {name: statistics.mean(gained) for name in RECIPES if (gained := _gained(groups, name))}
     names = {name: RECIPES[name] for name in ("elrt", *sorted(gains, key=gains.get, reverse=True))}
-    text = f"""One change each to what trains the low-rank network, to see what of the gap to the dense one it closes, and
-    those that help together.
-    {_told_gains(groups, gains)} {_told_length(groups)} {_told_decay(groups)} {_told_combined(groups)}
-    Where a dense network is trained first, its epochs are in the curves, which fall when the low-rank one begins."""
+    text = f"""One change each to what trains the low-rank network, to see what of the gap to the dense one it closes,
+    and those that help together. {_told_gains(groups, gains)} {_told_length(groups)} {_told_decay(groups)}
+    {_told_combined(groups)} Where a dense network is trained first,
+    its epochs are in the curves, which fall when the low-rank one begins."""
     return comparison("Recipe", text, names, images)
 
 
