@@ -30,9 +30,14 @@ def iterate_sublayers(model: keras.Model) -> Iterator[tuple[str, keras.layers.La
     for path, layer in iterate_layers(model):
         seen.add(id(layer))
         yield path, layer
-    for layer in model._flatten_layers():
+    for layer in held_layers(model):
         if id(layer) not in seen and not isinstance(layer, keras.Model):
             yield layer.path or layer.name, layer
+
+
+def held_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """All layers that a layer holds, at any depth. Keras lists them under a private name only."""
+    return layer._flatten_layers(include_self=False)
 
 
 def iterate_replaceable(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:

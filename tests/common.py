@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from hypothesis import strategies as st
 
-from elrt_keras import formats
+from elrt_keras import formats, traversal
 
 # Distance from 1 to the next number: twice the relative error of one rounding.
 EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
@@ -203,3 +203,29 @@ DIVERGING = (
     "--lr_schedule=constant",
     "--max_macs=0.3",
 )
+
+
+def randomized(model, seed=0):
+    """The model with random values in every weight, batch-norm statistics included (variances stay positive)."""
+    rng = np.random.default_rng(seed)
+    for weight in model.weights:
+        weight.assign(rng.uniform(0.2, 1.0, weight.shape) * (1 if "variance" in weight.name else rng.choice([-1, 1])))
+    return model
+
+
+def functional():
+    """A model with a stem, a layer that is called twice, a nested model and a head, with random weights."""
+    inputs = keras.Input((10, 10, 3), name="image")
+    x = keras.layers.Conv2D(8, 3, padding="same", name="stem")(inputs)
+    shared = keras.layers.Conv2D(8, (3, 1), padding="same", activation="tanh", name="shared")
+    x = shared(shared(keras.layers.BatchNormalization(name="bn")(x)))
+    nested = keras.Sequential(
+        [keras.Input((10, 10, 8)), keras.layers.Conv2D(6, 3, strides=2, use_bias=False, name="conv")], name="nested"
+    )
+    x = nested(x)
+    return randomized(keras.Model(inputs, keras.layers.Dense(3, name="head")(keras.layers.Flatten()(x)), name="net"))
+
+
+def layer_table(model):
+    """Paths and class names of all layers."""
+    return [(path, type(layer).__name__) for path, layer in traversal.iterate_layers(model)]

@@ -56,3 +56,23 @@ def test_custom_blocks_are_opened_where_nothing_is_lost(options, arguments, open
     for training in (False, True):
         outputs = [to_numpy(one(images, training=training)) for one in (model, low_rank)]
         np.testing.assert_allclose(*outputs, atol=1e-4)
+
+
+@keras.saving.register_keras_serializable("elrt_tests")
+class LowRankBlock(Block):
+    """The same block around a low-rank convolution."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.conv = elrt.layers.Tucker2Conv2D(4, 3, ranks=3, padding="same", name="conv")
+
+
+def test_low_rank_layers_in_custom_blocks_are_reached():
+    model = keras.Sequential([keras.Input((6, 6, 4)), LowRankBlock(name="block"), layers.Conv2D(4, 3, name="last")])
+    images = random_array(2, 6, 6, 4)
+    for copy in (elrt.merge(model), elrt.expand(model), elrt.shrink(model, max_macs=1.0)):
+        np.testing.assert_allclose(to_numpy(copy(images)), to_numpy(model(images)), atol=1e-5)
+    dense = elrt.count_costs(elrt.merge(model)).macs
+    shrunk = elrt.shrink(model, max_macs=0.7, multiple_of=1)
+    assert elrt.count_costs(shrunk).macs <= 0.7 * dense
+    assert shrunk.get_layer("block").get_layer("conv").ranks < (3, 3)

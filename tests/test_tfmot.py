@@ -75,6 +75,34 @@ def test_what_tf_keras_lacks_is_named():
     model = keras.Sequential([inputs, keras.layers.Lambda(lambda x: 2 * x, name="twice")])
     with pytest.raises(ValueError, match="Expected layers that tf_keras can make. Received: 'twice', a Lambda"):
         export.to_tf_keras(model)
+    model = keras.Sequential([inputs, keras.layers.Conv2D(2, 3, activation="hard_sigmoid", name="gate")])
+    with pytest.raises(ValueError, match="tf_keras computes alike. Received: 'gate', 'hard_sigmoid'"):
+        export.to_tf_keras(model)
+
+
+def test_custom_blocks_are_unfolded():
+    class Block(keras.layers.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.conv = elrt.layers.Tucker2Conv2D(4, 3, ranks=2, padding="same", name="conv")
+
+        def build(self, input_shape):
+            self.conv.build(input_shape)
+
+        def call(self, x):
+            return x + self.conv(x)
+
+    model = keras.Sequential([keras.Input((8, 8, 4)), Block(name="block"), keras.layers.Flatten()])
+    legacy = export.to_tf_keras(model)
+    assert {"conv_factor_in", "conv_core", "conv_factor_out"} <= {layer.name for layer in legacy.layers}
+
+
+def test_frozen_layers_are_not_pruned():
+    model = keras.Sequential([keras.Input((8, 8, 4))])
+    model.add(keras.layers.Conv2D(4, 3, trainable=False, name="frozen"))
+    model.add(keras.layers.Conv2D(4, 3, name="free"))
+    for wrapped in (export.prune(model), export.cluster(model, 4)):
+        assert wrapped.layers[-2].name == "frozen" and wrapped.layers[-1].name != "free"
 
 
 @pytest.fixture(scope="module")

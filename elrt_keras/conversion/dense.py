@@ -4,7 +4,7 @@ import keras
 
 from elrt_keras.conversion.rebuild import check_convertible, rebuild
 from elrt_keras.layers import FactorizedLayer
-from elrt_keras.traversal import iterate_replaceable
+from elrt_keras.traversal import iterate_replaceable, iterate_sublayers
 
 
 def merge(model: keras.Model) -> keras.Model:
@@ -16,7 +16,8 @@ def merge(model: keras.Model) -> keras.Model:
         model: a built Functional or Sequential model with low-rank layers.
 
     Raises:
-        ValueError: if the model holds no low-rank layer.
+        ValueError: if the model holds no low-rank layer, or one inside a layer that cannot be opened, such as a
+            `TimeDistributed`.
 
     Example:
 
@@ -43,7 +44,8 @@ def expand(model: keras.Model) -> keras.Model:
         model: a built Functional or Sequential model with low-rank layers.
 
     Raises:
-        ValueError: if the model holds no low-rank layer.
+        ValueError: if the model holds no low-rank layer, or one inside a layer that cannot be opened, such as a
+            `TimeDistributed`.
 
     Example:
 
@@ -62,11 +64,19 @@ def is_low_rank(layer: keras.layers.Layer) -> bool:
 
 
 def check_low_rank(model: keras.Model, verb: str) -> None:
-    """Refuses a model that cannot be rebuilt or has no low-rank layers to `verb`.
+    """Refuses a model that cannot be rebuilt, or has no low-rank layers to `verb` or some that would be left over.
 
     Raises:
         ValueError: with what was found.
     """
     check_convertible(model)
-    if not any(is_low_rank(layer) for _, layer in iterate_replaceable(model)):
+    reached = {id(layer) for _, layer in iterate_replaceable(model)}
+    low_rank = {path: id(layer) for path, layer in iterate_sublayers(model) if is_low_rank(layer)}
+    if not low_rank:
         raise ValueError(f"Expected a model with low-rank layers; nothing to {verb}. Received: model={model.name!r}")
+    closed = [path for path, layer in low_rank.items() if layer not in reached]
+    if closed:
+        raise ValueError(
+            f"Expected low-rank layers of the model itself, or in layers that can be opened, to {verb}. "
+            f"Received: model={model.name!r} with {closed} inside other layers"
+        )

@@ -8,8 +8,8 @@ import numpy as np
 from elrt_keras import formats, initializers
 from elrt_keras.conversion.rebuild import check_convertible, rebuild
 from elrt_keras.initializers import Identifier
+from elrt_keras.layers.arguments import dense_arguments
 from elrt_keras.layers.convolutions import layer_class
-from elrt_keras.layers.factorized import dense_arguments
 from elrt_keras.ranks.plan import Entry, RankPlan
 from elrt_keras.ranks.survey import REPLACEABLE
 from elrt_keras.traversal import iterate_replaceable
@@ -78,8 +78,7 @@ def factorize(
         def set_weights(low_rank):
             if decomposed:
                 low_rank.assign_kernel(layer.kernel)
-            if low_rank.use_bias:
-                low_rank.bias.assign(keras.ops.convert_to_numpy(layer.bias))  # on JAX a variable would be shared
+            low_rank.assign_end(layer)
 
         return [(target(**arguments), set_weights)]
 

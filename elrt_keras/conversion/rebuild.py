@@ -6,7 +6,11 @@ from typing import Any
 
 import keras
 
-from elrt_keras.traversal import is_container, iterate_replaceable, opened
+from elrt_keras.layers.arguments import copy_arguments
+from elrt_keras.traversal import held_layers, is_container, iterate_replaceable, opened
+
+# Layers without weights whose configuration lacks a part: a function that Keras could not load again, an adapted table.
+_REUSED = (keras.layers.Lambda, keras.layers.Discretization, keras.layers.IntegerLookup, keras.layers.StringLookup)
 
 
 def check_convertible(model: keras.Model) -> None:
@@ -68,13 +72,15 @@ def rebuild(
 
 def _finalize(layer):
     """Has normalisation layers compute what they use from their weights, as Keras does after loading alone."""
-    for one in layer._flatten_layers():
+    for one in (layer, *held_layers(layer)):
         if isinstance(one, keras.layers.Normalization) and one.built:
             one.finalize_state()
 
 
 def _copied(layer):
-    return type(layer).from_config(layer.get_config())
+    if isinstance(layer, _REUSED):
+        return layer
+    return type(layer).from_config(copy_arguments(layer))
 
 
 def _copied_graph(model, layers_for):

@@ -8,6 +8,7 @@ import keras
 from elrt_keras.conversion.dense import check_low_rank, is_low_rank
 from elrt_keras.conversion.rebuild import rebuild
 from elrt_keras.costs import count_costs
+from elrt_keras.layers.arguments import copy_arguments
 from elrt_keras.ranks import energy
 from elrt_keras.ranks.budget import validated_budgets, validated_multiple
 from elrt_keras.ranks.grid import Budget
@@ -42,8 +43,8 @@ def shrink(
         meets the budget already is copied at its present ranks.
 
     Raises:
-        ValueError: if the model holds no low-rank layer, no budget is given, or it cannot be met (the message says
-            what can).
+        ValueError: if the model holds no low-rank layer or one that `merge` refuses, no budget is given, or it cannot
+            be met (the message says what can).
 
     Example:
 
@@ -174,12 +175,11 @@ def _shrunk(model, limits, multiple_of, input_shape):
     ranks = {id(c.layer): chosen[c.name] for c in candidates}
 
     def truncated(layer):
-        config = {**layer.get_config(), "ranks": ranks[id(layer)]}
+        arguments = {**copy_arguments(layer), "ranks": ranks[id(layer)]}
         factors = [keras.ops.convert_to_numpy(factor) for factor in layer.factors]
         if ranks[id(layer)] != layer.ranks:
             factors = layer.format.truncate(factors, ranks[id(layer)])
-        bias = [] if layer.bias is None else [keras.ops.convert_to_numpy(layer.bias)]
-        return [(type(layer).from_config(config), [*factors, *bias])]
+        return [(type(layer).from_config(arguments), [*factors, *layer.end_weights()])]
 
     return rebuild(model, is_low_rank, truncated), energy.total_loss(candidates, chosen) / len(candidates)
 

@@ -10,7 +10,7 @@ import numpy as np
 from elrt_keras.conversion import expand
 from elrt_keras.conversion.dense import is_low_rank
 from elrt_keras.export.litert import check_model
-from elrt_keras.traversal import is_container, iterate_layers
+from elrt_keras.traversal import is_container, iterate_sublayers, opened
 
 if TYPE_CHECKING:
     import tf_keras
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _TOLERANCE = 1e-5
 # Arguments for what weights start from or are held to: they hold Keras 3 objects, and the weights are carried over.
 _LEFT_BEHIND = ("_initializer", "_regularizer", "_constraint")
+_OTHER_FUNCTIONS = {"hard_sigmoid"}  # activations that go by one name and differ: x/6 + 1/2 here, x/5 + 1/2 there
 _OPERATIONS = {"Add", "Subtract", "Multiply", "Maximum", "Minimum", "Concatenate"}  # of keras.ops, as layers
 
 
@@ -46,7 +47,7 @@ def to_tf_keras(model: keras.Model) -> "tf_keras.Model":
     check_model(model, "tf_keras conversion")
     if not is_container(model):
         raise ValueError(f"Expected a Functional or Sequential Keras model. Received: a {type(model).__name__}")
-    if any(is_low_rank(layer) for _, layer in iterate_layers(model)):
+    if any(is_low_rank(layer) for _, layer in iterate_sublayers(model)):
         model = expand(model)
     twins = {}  # id of a layer → its tf_keras twin, so that shared layers stay shared
     inputs = tf_keras.Input(model.inputs[0].shape[1:], name=model.inputs[0].name)
@@ -100,8 +101,9 @@ def _replayed(model, inputs, twins):
 def _called(layer, args, kwargs, twins):
     if isinstance(layer, keras.layers.InputLayer):
         return args[0]
-    if is_container(layer):
-        return _replayed(layer, args[0], twins)
+    inner = layer if is_container(layer) else opened(layer)
+    if inner is not None:
+        return _replayed(inner, args[0], twins)
     if not isinstance(layer, keras.layers.Layer):
         return _operation(layer)(list(args) if len(args) > 1 else args[0])
     if id(layer) not in twins:
@@ -132,8 +134,11 @@ def _twin(layer):
         for name, value in config.items()
         if name in known and name != "dtype" and not name.endswith(_LEFT_BEHIND)
     }
-    if "activation" in options and not isinstance(options["activation"], (str, type(None))):
-        raise ValueError(f"Expected activations of Keras by name. Received: {layer.name!r}, {options['activation']}")
+    activation = options.get("activation")
+    if not isinstance(activation, (str, type(None))):
+        raise ValueError(f"Expected activations of Keras by name. Received: {layer.name!r}, {activation}")
+    if activation in _OTHER_FUNCTIONS:
+        raise ValueError(f"Expected activations that tf_keras computes alike. Received: {layer.name!r}, {activation!r}")
     try:
         return kind(**{"name": layer.name, "trainable": layer.trainable, **options})
     except (TypeError, ValueError) as error:

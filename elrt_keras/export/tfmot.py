@@ -86,7 +86,8 @@ def prune(
 ) -> "tf_keras.Model":
     """A tf_keras model whose smallest weights are set to zero step by step while it trains.
 
-    Training needs the callback `tensorflow_model_optimization.sparsity.keras.UpdatePruningStep()`.
+    Training needs the callback `tensorflow_model_optimization.sparsity.keras.UpdatePruningStep()`. Layers that are not
+    trainable stay as they are.
 
     Args:
         model: a built Keras 3 or tf_keras model.
@@ -116,6 +117,8 @@ def cluster(
     model: "keras.Model | tf_keras.Model", clusters: int = 16, preserve_sparsity: bool = False
 ) -> "tf_keras.Model":
     """A tf_keras model whose layers have `clusters` different weights each, which training moves together.
+
+    Layers that are not trainable stay as they are.
 
     Args:
         model: a built Keras 3 or tf_keras model; a stripped one to combine with pruning.
@@ -187,11 +190,11 @@ def _import_tfmot():
 
 
 def _wrapped(model, tf_keras, wrap):
-    """A copy of a model whose convolutions and dense layers are wrapped."""
+    """A copy of a model whose convolutions and dense layers are wrapped, those that are trainable."""
     kinds = [getattr(tf_keras.layers, name) for name in _WRAPPED]
 
     def wrapped(layer):
-        return wrap(layer) if type(layer) in kinds else layer
+        return wrap(layer) if type(layer) in kinds and layer.trainable else layer
 
     return tf_keras.models.clone_model(model, clone_function=wrapped)
 

@@ -3,7 +3,6 @@
 A subclass names the stock layer it stands for and says how inputs run through the factors.
 """
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, Literal, Self, TypeAlias
 
@@ -15,6 +14,7 @@ from elrt_keras import formats, initializers
 from elrt_keras.formats.arrays import Tensor
 from elrt_keras.formats.base import Ranks
 from elrt_keras.initializers import Identifier
+from elrt_keras.layers.arguments import copy_arguments, dense_arguments, serialized
 
 Execution: TypeAlias = Literal["auto", "chain", "compose"]
 
@@ -251,14 +251,34 @@ class FactorizedLayer(keras.layers.Layer):
 
     def _bias_arguments(self):
         """What the last stock layer takes over: the bias, the activation and their penalties."""
-        names = ("activation", "bias_initializer", "bias_regularizer", "bias_constraint", "activity_regularizer")
-        return {"use_bias": self.use_bias, **{name: getattr(self, name) for name in names}}
+        names = ("bias_initializer", "bias_regularizer", "bias_constraint", "activity_regularizer")
+        activation = copy_arguments(self)["activation"]
+        return {"use_bias": self.use_bias, "activation": activation, **{name: getattr(self, name) for name in names}}
+
+    def end_weights(self) -> list[np.ndarray]:
+        """The arrays of what follows the factors, in the order of a stock layer: the bias and the activation's own."""
+        bias = [] if self.bias is None else [ops.convert_to_numpy(self.bias)]
+        return [*bias, *(self.activation.get_weights() if isinstance(self.activation, keras.layers.Layer) else [])]
+
+    def assign_end(self, layer: keras.layers.Layer) -> None:
+        """Takes over what follows the kernel of a stock layer: the bias, and the weights of an activation that has any.
+
+        Args:
+            layer: a built layer of the stock class, with the same arguments.
+        """
+        if self.bias is not None:
+            # Through NumPy: on JAX the two layers would share the array, which a compiled step of either one reuses.
+            self.bias.assign(ops.convert_to_numpy(layer.bias))
+        if isinstance(self.activation, keras.layers.Layer) and layer.activation.built:
+            if not self.activation.built:
+                self.activation.build(layer.compute_output_shape(layer.get_build_config()["input_shape"]))
+            self.activation.set_weights(layer.activation.get_weights())
 
     def merged(self) -> tuple[keras.layers.Layer, list[np.ndarray]]:
         """The dense twin: an unbuilt stock layer with the same name and arguments, and the weights for it."""
-        config = {name: value for name, value in self.get_config().items() if name not in _LOW_RANK_ONLY}
+        config = {name: value for name, value in copy_arguments(self).items() if name not in _LOW_RANK_ONLY}
         layer = self.stock_class(**{**config, "dtype": self.dtype_policy})
-        return layer, [ops.convert_to_numpy(weight) for weight in (self.kernel, self.bias) if weight is not None]
+        return layer, [ops.convert_to_numpy(self.kernel), *self.end_weights()]
 
     def assign_kernel(self, kernel: Tensor) -> None:
         """Sets the factors to the best approximation of a dense kernel at the layer's ranks.
@@ -295,49 +315,15 @@ class FactorizedLayer(keras.layers.Layer):
             raise ValueError(f"Expected a built layer, with weights to take over. Received: layer={layer.name!r}")
         low_rank.build(layer.get_build_config()["input_shape"])
         low_rank.assign_kernel(layer.kernel)
-        if layer.use_bias:
-            # Through NumPy: on JAX the two layers would share the array, which a compiled step of either one reuses.
-            low_rank.bias.assign(ops.convert_to_numpy(layer.bias))  # pyright: ignore[reportOptionalMemberAccess]
+        low_rank.assign_end(layer)
         return low_rank
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         for argument in (*self._shared, "activity_regularizer", *_LOW_RANK_ONLY):
-            config[argument] = _serialized(argument, getattr(self, argument))
+            config[argument] = serialized(argument, getattr(self, argument))
         config["ranks"] = self._ranks  # as given: a fraction stays one
         return config
 
 
 _LOW_RANK_ONLY = ("ranks", "factor_initializer", "factor_regularizer", "factor_constraint", "execution", "recompute")
-
-
-def _serialized(argument, value):
-    """An argument as plain Python, by what its name says it is."""
-    if argument == "activation":
-        return keras.activations.serialize(value)
-    for kind in ("initializer", "regularizer", "constraint"):
-        if argument.endswith(kind):
-            return getattr(keras, f"{kind}s").serialize(value)
-    return value
-
-
-def dense_arguments(layer_class: type[FactorizedLayer], layer: keras.layers.Layer) -> dict[str, Any]:
-    """The constructor arguments that a low-rank layer takes over from a stock layer.
-
-    Raises:
-        ValueError: when `layer` is not of the stock class that `layer_class` stands for, or has a kernel constraint.
-    """
-    stock = layer_class.stock_class
-    if type(layer) is not stock:
-        raise ValueError(
-            f"{layer_class.__name__} takes over a keras.layers.{stock.__name__}. "
-            f"Received: layer={getattr(layer, 'name', layer)!r} of type {type(layer).__name__}"
-        )
-    if layer.kernel_constraint is not None:
-        raise ValueError(
-            "A kernel constraint acts on the dense kernel and has no counterpart on its factors. "
-            f"Received: layer={layer.name!r} with kernel_constraint={type(layer.kernel_constraint).__name__}"
-        )
-    taken = {*inspect.signature(layer_class.__init__).parameters, "name", "trainable"}
-    config = {name: value for name, value in layer.get_config().items() if name in taken}
-    return {**config, "dtype": layer.dtype_policy}

@@ -189,14 +189,14 @@ class FactorizedConv(FactorizedLayer):
         layers = []
         for index, (stage, factor) in enumerate(zip(self._stages, self.factors)):
             arguments: dict[str, Any] = self._bias_arguments() if index == last else {"use_bias": False}
-            weights = [factor] if index < last or self.bias is None else [factor, self.bias]
+            end = self.end_weights() if index == last else []
             if stage.depthwise and self.padding == "causal":  # which the stock depthwise layer does not know
                 before = stage.dilation_rate[0] * (stage.kernel_size[0] - 1)
                 padding = {"padding": (before, 0), "data_format": self.data_format, "dtype": self.dtype_policy}
                 layers.append((keras.layers.ZeroPadding1D(name=f"{names[index]}_padding", **padding), []))
                 arguments["padding"] = "valid"
             layer = self._stock_stage(stage, {**arguments, "name": names[index]})
-            layers.append((layer, [ops.convert_to_numpy(weight) for weight in weights]))
+            layers.append((layer, [ops.convert_to_numpy(factor), *end]))
         return layers
 
     def _stock_stage(self, stage, arguments):

@@ -129,8 +129,8 @@ class LowRankDense(FactorizedLayer):
         names = [f"{self.name}_{name}" for name in self.format.factor_names]
         first = keras.layers.Dense(self.ranks[0], use_bias=False, name=names[0], **common)
         second = keras.layers.Dense(self.units, name=names[1], **self._bias_arguments(), **common)
-        core, factor_out, *bias = [ops.convert_to_numpy(w) for w in (*self.factors, self.bias) if w is not None]
-        return [(first, [core]), (second, [factor_out, *bias])]
+        core, factor_out = map(ops.convert_to_numpy, self.factors)
+        return [(first, [core]), (second, [factor_out, *self.end_weights()])]
 
     def _costs(self, input_shape, chain):
         costs = chain_costs(self._stages if chain else self._dense, (), "valid")

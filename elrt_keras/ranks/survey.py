@@ -14,9 +14,10 @@ import numpy as np
 from elrt_keras import formats
 from elrt_keras.costs import trace_calls
 from elrt_keras.formats.chain import chain_costs, dense_stage
+from elrt_keras.layers.arguments import dense_arguments
 from elrt_keras.layers.convolutions import layer_class
-from elrt_keras.layers.factorized import FactorizedLayer, dense_arguments
-from elrt_keras.traversal import iterate_layers, iterate_replaceable
+from elrt_keras.layers.factorized import FactorizedLayer
+from elrt_keras.traversal import held_layers, iterate_replaceable
 
 # The stock layers that have low-rank twins, and their numbers of spatial dimensions.
 REPLACEABLE = {keras.layers.Conv1D: 1, keras.layers.Conv2D: 2, keras.layers.Conv3D: 3, keras.layers.Dense: 0}
@@ -119,14 +120,14 @@ def survey(
             reasons[path] = reason
         else:
             candidates.append(_candidate(path, layer, formats.get(layer_format), input_shapes))
-    return candidates, reasons
+    return candidates, reasons | _closed_layers(model)
 
 
 def survey_low_rank(model: keras.Model, input_shape: Sequence[int] | None = None) -> list[Candidate]:
     """The candidates of a low-rank model: its low-rank layers, limited to the ranks they have."""
     calls = trace_calls(model, input_shape)
     candidates, seen = [], set()
-    for path, layer in iterate_layers(model):
+    for path, layer in iterate_replaceable(model):
         if isinstance(layer, FactorizedLayer) and id(layer) not in seen:
             seen.add(id(layer))
             input_shapes = [shape for called, shape, _ in calls if called is layer]
@@ -137,6 +138,15 @@ def survey_low_rank(model: keras.Model, input_shape: Sequence[int] | None = None
 def _likely_layers(model):
     """`{path: layer}` of the layers with a kernel; those inside nested models that cannot be rebuilt are not among."""
     return {path: layer for path, layer in iterate_replaceable(model) if isinstance(layer, _LIKELY)}
+
+
+def _closed_layers(model):
+    """Why nothing was planned inside layers that hold convolutions or dense layers and cannot be opened, by path."""
+    return {
+        path: f"a {type(layer).__name__}, which cannot be opened for the layers in it"
+        for path, layer in iterate_replaceable(model)
+        if any(type(inner) in REPLACEABLE for inner in held_layers(layer))
+    }
 
 
 def _excluded(likely, exclude, calls):

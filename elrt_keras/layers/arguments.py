@@ -1,0 +1,52 @@
+"""Constructor arguments of layers: as plain Python for a config, and as objects for a copy or a low-rank twin."""
+
+import inspect
+import types
+from typing import TYPE_CHECKING, Any
+
+import keras
+
+if TYPE_CHECKING:
+    from elrt_keras.layers.factorized import FactorizedLayer
+
+
+def serialized(argument: str, value: Any) -> Any:
+    """An argument as plain Python, by what its name says it is."""
+    if argument == "activation":
+        return keras.activations.serialize(value)
+    for kind in ("initializer", "regularizer", "constraint"):
+        if argument.endswith(kind):
+            return getattr(keras, f"{kind}s").serialize(value)
+    return value
+
+
+def copy_arguments(layer: keras.layers.Layer) -> dict[str, Any]:
+    """The config of a layer for a copy in the same process, with its activation function as it is.
+
+    A function that is not registered with Keras, or a lambda, could not be found again by what a config says of it.
+    """
+    config = layer.get_config()
+    activation = getattr(layer, "activation", None)
+    return {**config, "activation": activation} if isinstance(activation, types.FunctionType) else config
+
+
+def dense_arguments(layer_class: "type[FactorizedLayer]", layer: keras.layers.Layer) -> dict[str, Any]:
+    """The constructor arguments that a low-rank layer takes over from a stock layer.
+
+    Raises:
+        ValueError: when `layer` is not of the stock class that `layer_class` stands for, or has a kernel constraint.
+    """
+    stock = layer_class.stock_class
+    if type(layer) is not stock:
+        raise ValueError(
+            f"{layer_class.__name__} takes over a keras.layers.{stock.__name__}. "
+            f"Received: layer={getattr(layer, 'name', layer)!r} of type {type(layer).__name__}"
+        )
+    if layer.kernel_constraint is not None:
+        raise ValueError(
+            "A kernel constraint acts on the dense kernel and has no counterpart on its factors. "
+            f"Received: layer={layer.name!r} with kernel_constraint={type(layer.kernel_constraint).__name__}"
+        )
+    taken = {*inspect.signature(layer_class.__init__).parameters, "name", "trainable"}
+    arguments = {name: value for name, value in copy_arguments(layer).items() if name in taken}
+    return {**arguments, "dtype": layer.dtype_policy}

@@ -1,0 +1,73 @@
+"""`shrink` and `shrink_curve`: budgets met, exact where the kernel has the lower rank, everything else kept."""
+
+import keras
+import numpy as np
+import pytest
+from common import functional, layer_table, random_array, to_numpy
+
+import elrt_keras as elrt
+from elrt_keras import formats
+
+layers = keras.layers
+
+
+def test_shrink_is_exact_where_the_kernel_has_the_lower_rank():
+    model = functional()
+    inputs = random_array(3, 10, 10, 3, seed=2)
+    exact = elrt.factorize(model, {"shared": ("tucker2", (3, 4)), "nested/conv": ("svd", 2), "head": ("svd", 1)})
+    wider = elrt.factorize(
+        elrt.merge(exact),
+        {"shared": ("tucker2", (7, 6)), "nested/conv": ("svd", 5), "head": ("svd", 3)},
+        factor_initializer="decomposed",
+    )
+    target = elrt.count_costs(exact).macs / elrt.count_costs(model).macs
+    shrunk = elrt.shrink(wider, max_macs=target * (1 + 1e-9), multiple_of=1)
+    ranks = {path: layer.ranks for path, layer in elrt.traversal.iterate_layers(shrunk) if hasattr(layer, "ranks")}
+    assert ranks == {"shared": (3, 4), "nested/conv": (2,), "head": (1,)}
+    expected = to_numpy(exact(inputs))
+    np.testing.assert_allclose(to_numpy(shrunk(inputs)), expected, atol=1e-4 * np.abs(expected).max())
+    assert elrt.count_costs(shrunk).macs == elrt.count_costs(exact).macs
+
+
+@pytest.mark.parametrize("name", formats.names())
+def test_shrink_meets_budgets_and_keeps_everything_else(name):
+    model = functional()
+    low = elrt.factorize(
+        model,
+        {"shared": (name, 0.9), "nested/conv": (name, 0.9)},
+        factor_regularizer=elrt.regularizers.SoftOrthogonality(),
+    )
+    dense = elrt.count_costs(model)
+    smaller = elrt.shrink(low, max_macs=0.5, max_params=0.9, multiple_of=1)
+    costs = elrt.count_costs(smaller)
+    assert costs.macs <= 0.5 * dense.macs and costs.params <= 0.9 * dense.params
+    assert layer_table(smaller) == layer_table(low)
+    twins = dict(elrt.traversal.iterate_layers(smaller))
+    for path, layer in elrt.traversal.iterate_layers(low):
+        if isinstance(layer, elrt.layers.FactorizedLayer):
+            assert all(new <= old for new, old in zip(twins[path].ranks, layer.ranks))
+            assert twins[path].factor_regularizer is not None and twins[path].use_bias == layer.use_bias
+        else:
+            for a, b in zip(layer.weights, twins[path].weights):
+                np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
+    unchanged = elrt.shrink(smaller, max_macs=0.5)
+    inputs = random_array(1, 10, 10, 3)
+    np.testing.assert_array_equal(to_numpy(unchanged(inputs)), to_numpy(smaller(inputs)))
+
+
+def test_the_curve_of_a_shrunk_model():
+    model = functional()
+    low = elrt.factorize(model, {"shared": ("tucker2", 6), "nested/conv": ("tucker2", 5)})
+    seen = []
+    curve = elrt.shrink_curve(low, [0.6, 0.45], multiple_of=1, evaluate=lambda m: seen.append(m) or len(seen))
+    assert [point.metric for point in curve.points] == [1, 2, 3] and seen[0] is low
+    assert curve.dense_macs == elrt.count_costs(model).macs and curve.dense_params == elrt.count_costs(model).params
+    for point, budget in zip(curve.points[1:], (0.6, 0.45)):
+        assert point.macs == elrt.count_costs(point.model).macs <= budget * curve.dense_macs
+    assert 0 == curve.points[0].loss < curve.points[1].loss < curve.points[2].loss < 1
+    assert str(curve).count("\n") >= 4 and f"{curve.points[1].macs:,}" in str(curve)
+    for arguments in ({}, {"max_macs": 0}, {"max_macs": 0.001}):
+        with pytest.raises(ValueError, match="Received"):
+            elrt.shrink(low, **arguments)
+    with pytest.raises(ValueError, match="nothing to shrink"):
+        elrt.shrink(model, max_macs=0.5)
