@@ -16,6 +16,7 @@ from benchmarks import machine
 from benchmarks.distillation import Taught
 from benchmarks.factor_rate import scale_factor_rate
 from benchmarks.in_memory import epochs_of, on_host
+from benchmarks.stage_ranks import plan_by_stage
 from elrt_keras.launch import modeling
 from elrt_keras.launch.config import TrainConfig, parse_schedule
 
@@ -33,6 +34,7 @@ class Run:
       in the dict changed. Runs that begin with the same dense network take it over from the first that trained it.
     * `distillation`: what the divergence from that dense network counts in the loss, which then stays as a teacher.
     * `factor_learning_rate`: the learning rate of the orthogonal factors, as a multiple of that of all else.
+    * `stage_ranks`: numbers as text, one per stage of a ResNet: parts of the full ranks there, relative to one another.
     * `shrink_to`: budgets of MACs as text, at which the trained model is tried after `elrt_keras.shrink`.
     """
 
@@ -42,6 +44,7 @@ class Run:
         self._budgets = [float(text) for text in fields.pop("shrink_to", "").split(",") if text]
         self._distillation = fields.pop("distillation", None)
         self._factor_rate = fields.pop("factor_learning_rate", None)
+        self._stage_weights = [float(text) for text in fields.pop("stage_ranks", "").split(",") if text]
         first, fine_tuning = None, fields.pop("fine_tuning", None)
         if fine_tuning is not None:
             dense = {field: value for field, value in fields.items() if field not in _LOW_RANK}
@@ -84,7 +87,8 @@ class Run:
             dense.set_weights(model.get_weights())
         resumes_low_rank = self.plan is not None
         if not resumes_low_rank:
-            self.plan = modeling.rank_plan(self.config, dense)
+            by_stage = self._stage_weights and plan_by_stage(dense, self.config, self._stage_weights)
+            self.plan = by_stage or modeling.rank_plan(self.config, dense)
         model = modeling.build_model(self.config, dense, self.plan)
         trained, macs = model, elrt.count_costs(model).macs
         if self._distillation is not None:
