@@ -18,6 +18,16 @@ def random_array(*shape, seed=0, scale=1.0):
     return (scale * np.random.default_rng(seed).standard_normal(shape)).astype("float32")
 
 
+def random_factors(shapes, seed=0):
+    """One random array for each shape."""
+    return [random_array(*shape, seed=seed + index) for index, shape in enumerate(shapes)]
+
+
+def unfoldings(kernel):
+    """The channel unfoldings: C_in × rest and C_out × rest."""
+    return [np.moveaxis(kernel, axis, 0).reshape(kernel.shape[axis], -1) for axis in (-2, -1)]
+
+
 def to_numpy(tensor):
     """A tensor or variable as a float64 array."""
     return np.asarray(keras.ops.convert_to_numpy(tensor)).astype("float64")
@@ -229,3 +239,25 @@ def functional():
 def layer_table(model):
     """Paths and class names of all layers."""
     return [(path, type(layer).__name__) for path, layer in traversal.iterate_layers(model)]
+
+
+def model_of(*layers, shape=(8, 8, 6)):
+    """A Sequential model of these layers."""
+    return keras.Sequential([keras.Input(shape), *layers])
+
+
+def dense_model():
+    """A model with layers that a plan factorises and such that it leaves dense."""
+    return model_of(
+        keras.layers.Conv2D(12, 3, padding="same", name="stem"),
+        keras.layers.Conv2D(10, 3, padding="same", name="body"),
+        keras.layers.DepthwiseConv2D(3, name="depthwise"),
+        keras.layers.Conv2D(8, 1, name="pointwise"),
+        keras.layers.GlobalAveragePooling2D(),
+        keras.layers.Dense(5, name="classifier"),
+    )
+
+
+def curves(axis):
+    """`{label: y}` of the lines on a plot's axis that are no rank."""
+    return {line.get_label(): line.get_ydata() for line in axis.get_lines() if line.get_gid() != "rank"}

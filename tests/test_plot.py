@@ -11,130 +11,15 @@ import types
 import keras
 import numpy as np
 import pytest
-from common import compose, random_array, to_numpy
+from common import curves, dense_model, model_of, random_array, to_numpy
 
 import elrt_keras as elrt
 from elrt_keras import records
 
 
-def model_of(*layers, shape=(8, 8, 6)):
-    return keras.Sequential([keras.Input(shape), *layers])
-
-
-def dense_model():
-    return model_of(
-        keras.layers.Conv2D(12, 3, padding="same", name="stem"),
-        keras.layers.Conv2D(10, 3, padding="same", name="body"),
-        keras.layers.DepthwiseConv2D(3, name="depthwise"),
-        keras.layers.Conv2D(8, 1, name="pointwise"),
-        keras.layers.GlobalAveragePooling2D(),
-        keras.layers.Dense(5, name="classifier"),
-    )
-
-
-def unfolded(kernel):
-    """The matrices that decide r_in and r_out of Tucker-2, by hand."""
-    *_, channels, filters = kernel.shape
-    return [np.einsum("...pq->p...q", kernel).reshape(channels, -1), kernel.reshape(-1, filters)]
-
-
-def relative_singular_values(matrix):
-    values = np.linalg.svd(matrix, compute_uv=False)
-    return values / values[0]
-
-
-def curves(axis):
-    """`{label: y}` of the lines that are no rank."""
-    return {line.get_label(): line.get_ydata() for line in axis.get_lines() if line.get_gid() != "rank"}
-
-
-def ranks(axis):
-    return [line.get_xdata()[0] for line in axis.get_lines() if line.get_gid() == "rank"]
-
-
-def titles(figure):
-    return [axis.get_title() for axis in figure.axes]
-
-
 def bars(axis):
     """Widths and middles of all bars, in the order of drawing."""
     return [(round(bar.get_y() + bar.get_height() / 2, 6), bar.get_width()) for bar in axis.patches]
-
-
-def test_spectra_of_a_dense_model_are_those_of_its_unfoldings():
-    model = dense_model()
-    figure = elrt.plot.spectra(model)
-    assert titles(figure) == ["stem", "body", "pointwise", "classifier"]
-    for axis in figure.axes:
-        kernel = to_numpy(model.get_layer(axis.get_title()).kernel)
-        matrices = unfolded(kernel) if kernel.shape[0] == 3 else [kernel.reshape(-1, kernel.shape[-1])]
-        drawn = curves(axis)
-        assert list(drawn) == (["r_in", "r_out"] if len(matrices) == 2 else ["r"])
-        for values, matrix in zip(drawn.values(), matrices):
-            np.testing.assert_allclose(values, relative_singular_values(matrix), rtol=1e-9, atol=1e-9)
-        assert not ranks(axis)
-    assert figure.get_supxlabel().startswith("index i") and "σ" in figure.get_supylabel()
-
-
-def test_spectra_of_a_low_rank_model_end_at_its_ranks():
-    plan = {"body": ("tucker2", (4, 3)), "classifier": ("svd", 2)}
-    low_rank = elrt.factorize(dense_model(), plan)
-    figure = elrt.plot.spectra(low_rank, layers=["body", "class*"])
-    assert titles(figure) == ["body", "classifier"]
-    assert [ranks(axis) for axis in figure.axes] == [[4, 3], [2]]
-    kernel = compose("tucker2", low_rank.get_layer("body").factors)
-    for (name, values), matrix, rank in zip(curves(figure.axes[0]).items(), unfolded(kernel), (4, 3)):
-        np.testing.assert_allclose(values, relative_singular_values(matrix), atol=1e-6, err_msg=name)
-        assert np.all(values[rank:] < 1e-6) and np.all(values[:rank] > 1e-3)
-
-
-@pytest.mark.parametrize("format_name", elrt.formats.base.names())
-def test_spectra_by_a_plan_for_a_dense_model(format_name):
-    model = dense_model()
-    figure = elrt.plot.spectra(model, plan={"body": (format_name, 3), "stem": None})
-    axis = dict(zip(titles(figure), figure.axes))["body"]
-    names = elrt.formats.get(format_name).rank_names
-    assert list(curves(axis)) == list(names) and ranks(axis) == [3] * len(names)
-    if format_name == "spatial_svd":  # rows (h, p), columns (w, q)
-        matrix = to_numpy(model.get_layer("body").kernel).transpose(0, 2, 1, 3).reshape(36, 30)
-        np.testing.assert_allclose(curves(axis)["r"], relative_singular_values(matrix), atol=1e-9)
-
-
-def test_spectra_of_shared_nested_grouped_and_zero_layers():
-    shared = keras.layers.Conv2D(6, 3, padding="same", name="shared", kernel_initializer="zeros")
-    inner = model_of(shared, keras.layers.Conv2D(6, 3, groups=2, name="grouped"))
-    inputs = keras.Input((8, 8, 6))
-    model = keras.Model(inputs, inner(shared(inputs)))
-    figure = elrt.plot.spectra(model)
-    assert titles(figure) == ["shared"]
-    assert np.all(curves(figure.axes[0])["r_in"] == 0)
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        ({"model": 3}, "Expected a Keras model. Received: model=3"),
-        ({"model": model_of(keras.layers.Flatten(), shape=(2, 2, 1))}, "Expected a model with built convolutions"),
-        ({"format": "tucker"}, "Unknown format.*Received: format='tucker'"),
-        ({"layers": "conv*"}, r"Nothing matched.*\['stem', 'body', .*Received: layers='conv\*'"),
-        ({"plan": {"conv": ("svd", 2)}}, r"Expected a plan of layers among .*Received: \['conv'\]"),
-        ({"plan": {"body": ("svd", 99)}}, "full rank, 10"),
-        ({"plan": {"classifier": ("tucker2", 2)}}, "spatial dimensions for format 'tucker2'.*'classifier'"),
-        ({"path": "spectra.xyz"}, r"Expected a plot of a kind in \[.*'png'.*Received: path='spectra.xyz'"),
-        ({"path": 7}, "Received: path=7"),
-    ],
-    ids=str,
-)
-def test_bad_input_of_spectra(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        elrt.plot.spectra(**{"model": dense_model(), **arguments})
-
-
-def test_spectra_refuse_weights_that_are_no_numbers():
-    model = dense_model()
-    model.get_layer("body").kernel.assign(np.full((3, 3, 12, 10), np.nan))
-    with pytest.raises(ValueError, match="finite numbers. Received: NaN or infinity in layer 'body'"):
-        elrt.plot.spectra(model)
 
 
 def fitted(low_rank=True):
