@@ -27,10 +27,14 @@ RECIPES = {
     "longer": "more epochs than the dense network",
     "finer_ranks_multiple_of4": "ranks in multiples of 4",
     "finer_ranks_multiple_of1": "any ranks",
+    "early_ranks": "any ranks, larger in the first stage and smaller in the last",
+    "late_ranks": "any ranks, smaller in the first stage and larger in the last",
     "energy_ranks": "ranks by the spectra of the trained dense network",
     "distillation": "taught by the dense network",
     "combined": "decay on the composed kernels, any ranks, taught by the dense network",
     "combined_longer": "decay on the composed kernels, any ranks, more epochs",
+    "cp_combined": "CP format, decay on the composed kernels, any ranks",
+    "spatial_svd_combined": "spatial SVD format, decay on the composed kernels, any ranks",
 }
 
 
@@ -86,7 +90,8 @@ def _told_decay(groups):
 
 def _told_combined(groups):
     """What the changes that help do together, beside dense networks with the same decay and as many epochs."""
-    pairs = {"combined": "dense_frobenius", "combined_longer": "dense_frobenius_longer"}
+    one_length = ("combined", "cp_combined", "spatial_svd_combined")
+    pairs = {**dict.fromkeys(one_length, "dense_frobenius"), "combined_longer": "dense_frobenius_longer"}
     told = [
         f"{RECIPES[name]}: {mean_and_deviation(differences(groups[name], groups[dense]), '+')} points"
         for name, dense in pairs.items()

@@ -144,6 +144,19 @@ def test_exclude(resnet, exclude, dense):
     assert excluded == dense if isinstance(dense, set) else len(excluded) == dense
 
 
+def test_the_classifiers_of_all_outputs_stay_dense():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(16, 3, name="body")(layers.Conv2D(16, 3, name="stem")(inputs))
+    pooled = layers.GlobalAveragePooling2D()(x)
+    outputs = {
+        "kind": layers.Softmax()(layers.Dense(8, name="kind")(layers.Dense(16, name="hidden")(pooled))),
+        "age": layers.Dense(1, name="age")(pooled),
+        "mask": layers.Conv2D(8, 3, name="mask")(x),
+    }
+    plan = elrt.plan_ranks(keras.Model(inputs, outputs), fraction=0.5, multiple_of=1, break_even=False)
+    assert {name for name, reason in plan.reasons.items() if reason == "excluded"} == {"stem", "kind", "age"}
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

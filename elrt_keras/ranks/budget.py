@@ -74,7 +74,8 @@ def plan_ranks(
         multiple_of: int ≥ 1: ranks are multiples of it (or the full rank); `None` for 8, which SIMD units like. A layer
             with fewer channels than that takes any rank.
         exclude: a name or shell pattern, or a list of them, of layers that stay dense; `None` for the first convolution
-            and the classifier (the last layer, where it works on one vector per example); `[]` for none.
+            and the classifier (the last layer before an output, where it works on one vector per example); `[]` for
+            none.
         break_even: whether a layer that would not get cheaper stays dense.
         input_shape: shape of one example, for a model that leaves sizes open, such as `(224, 224, 3)`.
         threads: int, CPU threads for measured times.

@@ -17,7 +17,7 @@ from elrt_keras.formats.chain import chain_costs, dense_stage
 from elrt_keras.layers.arguments import dense_arguments
 from elrt_keras.layers.convolutions import layer_class
 from elrt_keras.layers.factorized import FactorizedLayer
-from elrt_keras.traversal import held_layers, iterate_replaceable
+from elrt_keras.traversal import held_layers, is_container, iterate_replaceable
 
 # The stock layers that have low-rank twins, and their numbers of spatial dimensions.
 REPLACEABLE = {keras.layers.Conv1D: 1, keras.layers.Conv2D: 2, keras.layers.Conv3D: 3, keras.layers.Dense: 0}
@@ -102,7 +102,7 @@ def survey(
         raise ValueError(f"Expected a Keras model. Received: model={model!r}")
     calls = trace_calls(model, input_shape)
     likely = _likely_layers(model)
-    excluded = _excluded(likely, exclude, calls)
+    excluded = _stem_and_classifiers(model, likely, calls) if exclude is None else _matching(likely, exclude)
     formats_by_path = _formats_by_path(list(likely), format_of)
     candidates, reasons, seen = [], {}, set()
     for path, layer in likely.items():
@@ -149,9 +149,7 @@ def _closed_layers(model):
     }
 
 
-def _excluded(likely, exclude, calls):
-    if exclude is None:
-        return _stem_and_classifier(likely, calls)
+def _matching(likely, exclude):
     patterns = [exclude] if isinstance(exclude, str) else exclude
     if not isinstance(patterns, collections.abc.Iterable):
         raise ValueError(f"Expected a name or pattern, or a list of them. Received: exclude={exclude!r}")
@@ -166,17 +164,26 @@ def _excluded(likely, exclude, calls):
     return excluded
 
 
-def _stem_and_classifier(likely, calls):
-    """The first convolution, and the last layer if it works on one vector per example."""
+def _stem_and_classifiers(model, likely, calls):
+    """The first convolution, and of each output the last layer before it if that works on one vector per example."""
     convolutions = [path for path, layer in likely.items() if REPLACEABLE.get(type(layer), 0) > 0]
     excluded = set(convolutions[:1])
     paths = {id(layer): path for path, layer in likely.items()}
-    ran = [(layer, shape) for layer, shape, _ in calls if id(layer) in paths]
-    if ran and type(ran[-1][0]) in REPLACEABLE:
-        layer, shape = ran[-1]
-        if math.prod(shape) == math.prod(layer.kernel.shape[-2:-1]):
+    for layer, shape in _last_calls(model, calls, set(paths)):
+        if type(layer) in REPLACEABLE and math.prod(shape) == math.prod(layer.kernel.shape[-2:-1]):
             excluded.add(paths[id(layer)])
     return excluded
+
+
+def _last_calls(model, calls, among):
+    """For each output of a model, the last call before it of a layer with one of these ids: `(layer, input shape)`."""
+    ran = [(layer, shape) for layer, shape, _ in calls if id(layer) in among]
+    outputs = keras.tree.flatten(model.outputs) if is_container(model) else []
+    if len(outputs) < 2:
+        return ran[-1:]
+    heads = [keras.Model(model.inputs, output, name=model.name) for output in outputs]
+    on_paths = [{id(layer) for _, layer in iterate_replaceable(head)} for head in heads]
+    return [last for ids in on_paths for last in [call for call in ran if id(call[0]) in ids][-1:]]
 
 
 def _formats_by_path(paths: list[str], format_of: Any) -> dict[str, Any]:
