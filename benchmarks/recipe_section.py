@@ -34,6 +34,7 @@ RECIPES = {
     "combined": "decay on the composed kernels, any ranks, taught by the dense network",
     "combined_longer": "decay on the composed kernels, any ranks, more epochs",
     "cp_combined": "CP format, decay on the composed kernels, any ranks",
+    "cp_longer": "CP format, any ranks, more epochs",
     "spatial_svd_combined": "spatial SVD format, decay on the composed kernels, any ranks",
 }
 
