@@ -18,9 +18,8 @@ _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 _TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
 _DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 _SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
-_RECURRENT = (keras.layers.SimpleRNN, keras.layers.LSTM, keras.layers.GRU)
 # Layers that run others once for each position or step, which one symbolic call does not show.
-_REPEATING = (keras.layers.TimeDistributed, *_RECURRENT)
+_REPEATING = (keras.layers.TimeDistributed, keras.layers.RNN)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +99,7 @@ def count_costs(model: keras.Model, input_shape: Sequence[int] | None = None) ->
         A `ModelCosts`.
 
     Raises:
-        ValueError: if the input shape is not known.
+        ValueError: if the input shape is not known, or `model` is no Keras model.
 
     Example:
 
@@ -109,6 +108,8 @@ def count_costs(model: keras.Model, input_shape: Sequence[int] | None = None) ->
     >>> costs.params, costs.macs
     (108, 6912)
     """
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"Expected a Keras model. Received: model={model!r}")
     calls = trace_calls(model, input_shape)
     rows = {}
     counted = set()
@@ -135,6 +136,8 @@ def count_costs(model: keras.Model, input_shape: Sequence[int] | None = None) ->
 
 def _input_specs(model, input_shape):
     if input_shape is not None:
+        if None in tuple(input_shape):
+            raise ValueError(f"Expected the shape of one example, all sizes known. Received: input_shape={input_shape}")
         return keras.KerasTensor((1, *input_shape), dtype=_input_dtype(model))
     inputs = getattr(model, "inputs" if isinstance(model, keras.Sequential) else "input", None)
     if inputs is None:
@@ -235,8 +238,9 @@ def _macs(layer, input_shape, output_shape):
     if isinstance(layer, keras.layers.TimeDistributed):
         one = input_shape[2:]
         return input_shape[1] * sum(_macs(*call) for call in trace_calls(layer.layer, one))
-    if isinstance(layer, _RECURRENT):
-        return input_shape[1] * (math.prod(layer.cell.kernel.shape) + math.prod(layer.cell.recurrent_kernel.shape))
+    if isinstance(layer, keras.layers.RNN):
+        cells = getattr(layer.cell, "cells", [layer.cell])
+        return input_shape[1] * sum(_cell_macs(cell, output_shape) for cell in cells)
     if isinstance(layer, _CONVOLUTIONS):
         return math.prod(_spatial(layer, output_shape)) * math.prod(layer.kernel.shape)
     if isinstance(layer, _TRANSPOSED):
@@ -251,6 +255,16 @@ def _macs(layer, input_shape, output_shape):
     if isinstance(layer, keras.layers.EinsumDense):
         return math.prod(input_shape) * math.prod(layer.kernel.shape) // _einsum_shared(layer, input_shape)
     return 0
+
+
+def _cell_macs(cell, output_shape):
+    """One step of a stock cell: the products with its input and with its state; 0 for another kind of cell."""
+    if not (hasattr(cell, "kernel") and hasattr(cell, "recurrent_kernel")):
+        return 0
+    dims = len(cell.kernel.shape) - 2  # of a convolutional cell's images
+    last = getattr(cell, "data_format", None) != "channels_first"
+    spatial = output_shape[-1 - dims : -1] if last else output_shape[len(output_shape) - dims :]
+    return math.prod(spatial) * (math.prod(cell.kernel.shape) + math.prod(cell.recurrent_kernel.shape))
 
 
 def _einsum_shared(layer, input_shape):

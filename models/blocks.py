@@ -5,6 +5,7 @@ Convolutions are He-normal and have no bias where batch-norm follows, data is ch
 
 import inspect
 import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
@@ -72,12 +73,12 @@ def builder(
         values = values.arguments
         conversion = _conversion(values.pop("conversion", {}), values["plan"], name)
         chosen = {option: values[option] for option in own}
-        _check(values["classes"], chosen)
+        _check(values["input_shape"], values["classes"], chosen)
         inputs = keras.Input(values["input_shape"], name="image")
         x = normalized(inputs, values["normalization"])
         x = features(x, **{option: chosen[option] for option in accepted[features]})
         if values["include_top"]:
-            arguments = (x, values["classes"], values["classifier_activation"])
+            arguments = (x, int(values["classes"]), values["classifier_activation"])
             x = pooled(*arguments) if head is None else head(*arguments, **{o: chosen[o] for o in accepted[head]})
         model = keras.Model(inputs, x, name=name)
         return model if values["plan"] is None else factorize(model, values["plan"], **conversion)
@@ -114,13 +115,15 @@ def _conversion(arguments, plan, name):
     return arguments
 
 
-def _check(classes, options):
-    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
+def _check(input_shape, classes, options):
+    if not (isinstance(input_shape, (tuple, list)) and len(input_shape) == 3):
+        raise ValueError(f"`input_shape` is (height, width, channels). Received: input_shape={input_shape!r}")
+    if isinstance(classes, bool) or not isinstance(classes, numbers.Integral) or classes < 1:
         raise ValueError(f"`classes` is an int of at least 1. Received: classes={classes!r}")
     width, dropout = options["width"], options.get("dropout", 0.0)
-    if not (isinstance(width, (int, float)) and 0 < width < math.inf):
+    if not (isinstance(width, numbers.Real) and 0 < width < math.inf):
         raise ValueError(f"`width` is a number above 0. Received: width={width!r}")
-    if not (isinstance(dropout, (int, float)) and 0 <= dropout < 1):
+    if not (isinstance(dropout, numbers.Real) and 0 <= dropout < 1):
         raise ValueError(f"`dropout` is a number in [0, 1). Received: dropout={dropout!r}")
 
 
@@ -139,10 +142,10 @@ def normalized(x: Tensor, normalization: Normalization | None) -> Tensor:
     mean, std = ([float(v) for v in _per_channel(value, channels)] for value in (mean, std))
     if not all(s > 0 for s in std):
         raise ValueError(f"The deviation is above 0. Received: normalization={normalization!r}")
-    # Rescaling computes x · scale + offset, in the compute dtype on every backend.
-    return keras.layers.Rescaling(
-        scale=[1 / s for s in std], offset=[-m / s for m, s in zip(mean, std)], name="normalization"
-    )(x)
+    scale, offset = [1 / s for s in std], [-m / s for m, s in zip(mean, std)]
+    # Rescaling computes x · scale + offset, in the compute dtype on every backend. With three axes it leaves the scale
+    # as it is, which otherwise follows Keras' global image format.
+    return keras.layers.Rescaling(scale=[[scale]], offset=[[offset]], name="normalization")(x)
 
 
 def _per_channel(value, channels):

@@ -1,5 +1,6 @@
 """Rank plans: budgets, grids, exclusions, the file format."""
 
+import copy
 import json
 
 import keras
@@ -260,6 +261,22 @@ def test_plan_is_an_editable_mapping_and_saves(resnet, tmp_path):
         plan["x"] = ("tucker2", 0)
     del plan[name]
     assert name not in plan
+
+
+def test_a_plan_saved_by_an_editor(tmp_path):
+    text = '{"kind": "elrt_keras.RankPlan", "version": 1, "layers": {"a": null, "b": {"format": "svd", "ranks": [2]}}}'
+    (tmp_path / "plan.json").write_bytes(b"\xef\xbb\xbf" + text.encode())  # with a byte order mark
+    assert elrt.RankPlan.load(tmp_path / "plan.json") == elrt.RankPlan({"a": None, "b": ("svd", 2)})
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, elrt.RankPlan.copy])
+def test_copies_of_a_plan_are_independent(resnet, copied):
+    plan = elrt.plan_ranks(resnet, max_macs=0.4)
+    before = dict(plan), dict(plan.reasons), dict(plan.costs)
+    other = copied(plan)
+    assert (dict(other), other.reasons, other.costs) == before
+    other["stage3_block3_2_conv"] = None
+    assert (dict(plan), plan.reasons, plan.costs) == before
 
 
 def test_a_plan_edited_in_its_file_has_no_costs_of_what_it_was(resnet, tmp_path):

@@ -80,6 +80,27 @@ def test_a_resumed_fit_takes_the_strength_of_its_epoch():
     np.testing.assert_allclose(losses, [3 * penalty_at_one(model)], rtol=1e-4)
 
 
+def test_a_strength_set_by_hand_reaches_compiled_steps():
+    for argument in ("factor_regularizer", "kernel_regularizer"):
+        regularizer = elrt.regularizers.SoftOrthogonality(np.float32(1.0))
+        layer = elrt.layers.Tucker2Conv2D(4, 3, 2, factor_initializer="ones", **{argument: regularizer})
+        model = keras.Sequential([keras.Input((6, 6, 4)), layer, keras.layers.GlobalAveragePooling2D()])
+        model.compile(keras.optimizers.SGD(0.0), "mse")
+        images, targets = np.zeros((2, 6, 6, 4), "float32"), np.zeros((2, 4), "float32")
+        penalty = model.evaluate(images, targets, verbose=0)
+        assert penalty > 1.0
+        regularizer.strength = np.float64(0.5)
+        assert model.evaluate(images, targets, verbose=0) == pytest.approx(penalty / 2, rel=1e-5)
+
+
+def test_numbers_of_numpy_are_numbers():
+    schedule = elrt.callbacks.RegularizationSchedule({np.int64(0): np.float32(0.5), 1: np.int64(1)})
+    model = tiny(elrt.regularizers.SpectralIsometry(0.1, power_iterations=np.int64(3)))
+    fit(model, [schedule], epochs=2)
+    assert model.layers[0].factor_regularizer.strength == 1.0
+    assert elrt.callbacks.StableRankStopping(tolerance=np.float32(0.5)).tolerance == 0.5
+
+
 @pytest.mark.parametrize(
     "schedule, message",
     [

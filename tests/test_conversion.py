@@ -280,6 +280,21 @@ def test_models_that_cannot_be_converted():
         elrt.factorize(constrained, {"a": ("tucker2", 1)})
 
 
+def test_a_name_that_a_factor_gets_is_refused():
+    model = keras.Sequential([keras.Input((8, 8, 4))])
+    model.add(elrt.layers.Tucker2Conv2D(4, 3, ranks=2, name="conv"))
+    model.add(layers.Conv2D(4, 3, name="conv_core"))
+    with pytest.raises(ValueError, match="a factor of 'conv' gets. Received: 'conv_core'"):
+        elrt.expand(model)
+
+
+def test_quantised_layers_are_refused():
+    model = keras.Sequential([keras.Input((64,)), layers.Dense(32, name="a"), layers.Dense(32, name="b")])
+    model.quantize("int8")
+    with pytest.raises(ValueError, match="Layer 'a': .*can be trained.* Received: layer='a' with dtype='int8_from"):
+        elrt.factorize(model, {"a": ("svd", 4)})
+
+
 def test_an_adapted_normalization_keeps_its_statistics():
     images = random_array(8, 6, 6, 3) * 5 + 40
     norm = layers.Normalization(name="norm")

@@ -34,6 +34,9 @@ def costs_of(layer, input_shape):
         (layers.SimpleRNN(3), (6, 5), 3 * (5 + 3 + 1), 6 * 3 * (5 + 3)),
         (layers.LSTM(3), (6, 5), 4 * 3 * (5 + 3 + 1), 6 * 4 * 3 * (5 + 3)),
         (layers.GRU(3, return_sequences=True), (6, 5), 3 * 3 * (5 + 3 + 2), 6 * 3 * 3 * (5 + 3)),
+        (layers.RNN([layers.LSTMCell(3), layers.GRUCell(2)]), (6, 5), 12 * 9 + 6 * 7, 6 * (12 * 8 + 6 * 5)),
+        (layers.ConvLSTM2D(3, 3, padding="same"), (4, 8, 8, 2), 12 * 9 * 5 + 12, 4 * 64 * 9 * (2 + 3) * 12),
+        (layers.ConvLSTM1D(3, 3, strides=2, return_sequences=True), (4, 9, 2), 12 * 15 + 12, 4 * 4 * 15 * 12),
         (layers.Bidirectional(layers.LSTM(3)), (6, 5), 2 * 4 * 3 * (5 + 3 + 1), 2 * 6 * 4 * 3 * (5 + 3)),
         (layers.BatchNormalization(), (4, 4, 5), 10, 0),
         (layers.Normalization(), (4, 4, 5), 0, 0),
@@ -89,6 +92,10 @@ def test_open_size_needs_a_shape_and_a_failing_trace_restores_keras():
         elrt.count_costs(model)
     with pytest.raises(ValueError, match="is not known; pass `input_shape`"):
         elrt.count_costs(keras.Sequential([layers.Conv2D(4, 3)]))
+    with pytest.raises(ValueError, match=r"all sizes known. Received: input_shape=\(None, 6, 2\)"):
+        elrt.count_costs(model, input_shape=(None, 6, 2))
+    with pytest.raises(ValueError, match="Expected a Keras model. Received: model=None"):
+        elrt.count_costs(None)
     assert elrt.count_costs(model, input_shape=(6, 6, 2)).macs == 16 * 9 * 8
     original = keras.layers.Layer.__call__
     with pytest.raises(Exception, match="."):

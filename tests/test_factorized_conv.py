@@ -193,6 +193,18 @@ def test_from_dense_keeps_name_arguments_bias_and_at_full_rank_the_outputs(dims)
     assert truncated.ranks == (2, 2) and truncated.factor_regularizer is not None
 
 
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX has no float64 unless told so at its start")
+@pytest.mark.parametrize("format_name", formats.names())
+@pytest.mark.parametrize("execution", ["chain", "compose"])
+def test_float64_keeps_its_digits(format_name, execution):
+    dense = keras.layers.Conv2D(6, 3, dtype="float64", bias_initializer="ones")
+    inputs = random_array(2, 7, 7, 4).astype("float64")
+    expected = to_numpy(dense(inputs))
+    layer = layer_class(format_name, 2).from_dense(dense, 1.0, execution=execution)
+    np.testing.assert_allclose(to_numpy(layer(inputs)), expected, atol=1e-9)  # CP ends its iterations at 1e-9 or so
+    np.testing.assert_allclose(to_numpy(layer.kernel), to_numpy(dense.kernel), atol=1e-9)
+
+
 def test_from_dense_refuses_what_it_cannot_carry_over():
     make_dense = keras.layers.Conv2D
     with pytest.raises(ValueError, match="built layer.*Received: layer='bare'"):

@@ -98,6 +98,15 @@ def test_bad_arguments_leave_no_file(model, tmp_path, arguments, message):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("pack", [lambda x: {"only": x}, lambda x: [x]], ids=["dict", "list"])
+def test_one_output_may_come_in_a_structure(tmp_path, pack):
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Flatten()(elrt.layers.SVDConv2D(4, 3, ranks=2)(inputs))
+    model = keras.Model(inputs, pack(keras.layers.Dense(5)(x)))
+    assert elrt.export.to_litert(model, tmp_path / "model.tflite").max_difference < 1e-2
+    assert elrt.export.to_saved_model(model, tmp_path / "saved").max_difference < 1e-2
+
+
 def test_missing_folder_and_open_input_size(model, tmp_path):
     with pytest.raises(ValueError, match="folder that can be written"):
         elrt.export.to_litert(model, tmp_path / "none" / "model.tflite")

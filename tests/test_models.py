@@ -92,6 +92,22 @@ def test_raw_pixels_are_normalised_inside(normalization):
     np.testing.assert_allclose(got, (pixels - mean) / std, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", SMALL_IMAGES + ["mobilenet_v2", "vgg11", "resnet50"])
+def test_builders_do_not_follow_the_global_image_format(name):
+    arguments = {"input_shape": (32, 32, 3), "classes": np.int64(4), "width": np.float32(0.25)}
+    arguments["normalization"] = ([10.0, 20.0, 30.0], [2.0, 4.0, 8.0])
+    images = random_array(2, 32, 32, 3, scale=100)
+    model = elrt.models.build(name, **arguments)
+    keras.config.set_image_data_format("channels_first")
+    try:
+        twin = elrt.models.build(name, **arguments)
+        twin.set_weights(model.get_weights())
+        outputs = to_numpy(twin(images))
+    finally:
+        keras.config.set_image_data_format("channels_last")
+    np.testing.assert_allclose(outputs, to_numpy(model(images)), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "name, channels", [("resnet20", 64), ("vgg16_cifar", 512), ("vgg11", 512), ("mobilenet_v2", 1280)]
 )
@@ -162,6 +178,7 @@ def test_initial_weights_are_he_normal():
         ({"factor_initializer": "spectral"}, ValueError, r"need a plan.*factor_initializer"),
         ({"dropout": 0.5}, TypeError, r"resnet20 has no such arguments. Received: \['dropout'\]"),
         ({"classes": 0}, ValueError, "Received: classes=0"),
+        ({"input_shape": (32, 32)}, ValueError, r"\(height, width, channels\). Received: input_shape=\(32, 32\)"),
         ({"width": -1.0}, ValueError, "Received: width=-1.0"),
     ],
     ids=str,

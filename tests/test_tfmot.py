@@ -223,6 +223,8 @@ def test_clusters_alone(trained):
     [
         (lambda m: export.quantization_aware(m, preserve="colour"), "Received: preserve='colour'"),
         (lambda m: export.prune(m, sparsity=1.0), "Received: sparsity=1.0"),
+        (lambda m: export.prune(m, sparsity="half"), "Received: sparsity='half'"),
+        (lambda m: export.cluster(m, clusters=2.5), "Received: clusters=2.5"),
         (lambda m: export.cluster(m, clusters=1), "Received: clusters=1"),
         (lambda m: export.strip(m), "Expected a tf_keras model"),
         (lambda m: export.to_tf_keras("model"), "Expected a built Keras model"),

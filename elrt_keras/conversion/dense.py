@@ -45,7 +45,7 @@ def expand(model: keras.Model) -> keras.Model:
 
     Raises:
         ValueError: if the model holds no low-rank layer, or one inside a layer that cannot be opened, such as a
-            `TimeDistributed`.
+            `TimeDistributed`; if a layer has a name that a factor gets.
 
     Example:
 
@@ -55,7 +55,18 @@ def expand(model: keras.Model) -> keras.Model:
     ['conv_factor_in', 'conv_core', 'conv_factor_out']
     """
     check_low_rank(model, "expand")
+    _check_names(model)
     return rebuild(model, is_low_rank, lambda layer: layer.stock_layers())
+
+
+def _check_names(model):
+    paths = dict(iterate_replaceable(model))
+    for path, layer in paths.items():
+        for factor in layer.format.factor_names if is_low_rank(layer) and layer.runs_chain else ():
+            if f"{path}_{factor}" in paths:
+                raise ValueError(
+                    f"Expected no layer of the name that a factor of '{path}' gets. Received: '{path}_{factor}'"
+                )
 
 
 def is_low_rank(layer: keras.layers.Layer) -> bool:

@@ -68,6 +68,7 @@ def benchmark_litert(
             "Expected at least one path, threads and runs of at least 1, warmup of at least 0. "
             f"Received: paths={paths}, threads={threads}, runs={runs}, warmup={warmup}"
         )
+    threads, runs, warmup = int(threads), int(runs), int(warmup)  # NumPy's ints are none to the interpreter
     runners = [litert.Runner(path, threads) for path in paths]
     milliseconds = 1e3 * litert.time_interleaved(runners, runs, warmup)
     return [

@@ -7,6 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from elrt_keras.litert import only_output
+
 # Largest accepted RMS difference of the outputs, relative to their RMS, by quantisation. float32 sums in another order;
 # the others catch models that went wrong (saturated, NaN), not the loss of a good quantisation, which labels judge.
 TOLERANCES: dict[str | None, float] = {None: 1e-4, "float16": 0.02, "dynamic_int8": 0.3, "int8": 0.5}
@@ -48,7 +50,7 @@ def compare(
     """
     expected, actual, all_labels = [], [], []
     for inputs, labels in batches:
-        expected.append(keras.ops.convert_to_numpy(model(inputs, training=False)).astype("float64"))
+        expected.append(keras.ops.convert_to_numpy(only_output(model, inputs)).astype("float64"))
         actual.append(run(inputs).astype("float64"))
         if labels is not None:
             all_labels.append(labels)

@@ -4,6 +4,7 @@ Each takes a Keras 3 model (low-rank or not) or a tf_keras model, and gives a tf
 further; `strip` takes what was only for training out again, and `to_litert` exports the result.
 """
 
+import numbers
 from typing import TYPE_CHECKING, Any, Literal
 
 import keras
@@ -104,7 +105,7 @@ def prune(
     >>> model = elrt_keras.models.build("resnet20", input_shape=(8, 8, 1))
     >>> # pruned = elrt_keras.export.prune(model, sparsity=0.5, end_step=2000)
     """
-    if not 0 < sparsity < 1:
+    if not (isinstance(sparsity, numbers.Real) and 0 < sparsity < 1):
         raise ValueError(f"Expected a float in (0, 1). Received: sparsity={sparsity!r}")
     tfmot, tf_keras, model = _prepared(model)
     schedule = tfmot.sparsity.keras.PolynomialDecay(
@@ -134,7 +135,7 @@ def cluster(
     >>> model = elrt_keras.models.build("resnet20", input_shape=(8, 8, 1))
     >>> # clustered = elrt_keras.export.cluster(model, clusters=16)
     """
-    if clusters < 2:
+    if not (isinstance(clusters, numbers.Integral) and clusters >= 2):
         raise ValueError(f"Expected an int of at least 2. Received: clusters={clusters!r}")
     tfmot, tf_keras, model = _prepared(model)
     # The one with `preserve_sparsity` has no public name; tfmot's own guide imports it from here.
@@ -204,7 +205,9 @@ def _as_convolution(layer, tf_keras):
     if not isinstance(layer, tf_keras.layers.Rescaling):
         return layer
     channels = layer.input_shape[-1]
-    scale, offset = (np.broadcast_to(np.asarray(value, "float32"), channels) for value in (layer.scale, layer.offset))
+    scale, offset = (
+        np.broadcast_to(np.asarray(value, "float32").reshape(-1), channels) for value in (layer.scale, layer.offset)
+    )
     return tf_keras.layers.DepthwiseConv2D(
         1,
         depthwise_initializer=tf_keras.initializers.Constant(scale.reshape(1, 1, channels, 1)),

@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
+import string
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -55,17 +57,30 @@ def channel_product(factor: Tensor, matrix: Tensor) -> Tensor:
     One plain matrix product: products that broadcast over positions, which `matmul` offers, are computed wrongly by
     TensorFlow 2.21 with oneDNN for some shapes, (1, 1, 8, 3) by (3, 1, 3, 8) for one.
     """
-    return ops.tensordot(factor, matrix, axes=([len(factor.shape) - 1], [0]))
+    return _contracted(factor, matrix, len(factor.shape) - 1, 0)
 
 
 def kernel_product(left: Tensor, right: Tensor) -> Tensor:
     """Two kernels `(*kernel_size, in, out)` as one, where along each spatial axis one of them has length 1."""
     dims = len(left.shape) - 2
     # (*left positions, in, *right positions, out), then the positions of each axis side by side.
-    outer = ops.tensordot(left, right, axes=([dims + 1], [dims]))
+    outer = _contracted(left, right, dims + 1, dims)
     order = [axis for pair in zip(range(dims), range(dims + 1, 2 * dims + 1)) for axis in pair]
     sizes = [left.shape[axis] * right.shape[axis] for axis in range(dims)]
     return ops.reshape(ops.transpose(outer, [*order, dims, 2 * dims + 1]), (*sizes, left.shape[-2], right.shape[-1]))
+
+
+def _contracted(left, right, left_axis, right_axis):
+    """The product of two tensors over one axis of each; the other axes of `left` come first."""
+    if keras.backend.standardize_dtype(left.dtype) != "float64":
+        return ops.tensordot(left, right, axes=([left_axis], [right_axis]))
+    # On PyTorch Keras' other products of float64 come out as float32.
+    letters = string.ascii_letters
+    of_left = letters[: len(left.shape)]
+    rest = letters[len(left.shape) :]
+    of_right = rest[:right_axis] + of_left[left_axis] + rest[right_axis : len(right.shape) - 1]
+    kept = (of_left + of_right).replace(of_left[left_axis], "")
+    return ops.einsum(f"{of_left},{of_right}->{kept}", left, right)
 
 
 # Above this size of the smaller side, singular vectors come from the Gram matrix: several times faster, and what it

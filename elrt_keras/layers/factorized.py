@@ -135,10 +135,11 @@ class FactorizedLayer(keras.layers.Layer):
 
     @property
     def variables(self) -> list[keras.Variable]:
-        # The penalty's strength is state that a compiled step has to read, but no weight: like a seed generator's
-        # state it is listed here and not under `weights`, so it is neither saved nor counted.
-        strength = getattr(self.factor_regularizer, "strength_variable", None)
-        return super().variables + ([] if strength is None else [strength])
+        # A penalty's strength is state that a compiled step has to read, but no weight: like a seed generator's state
+        # it is listed here and not under `weights`, so it is neither saved nor counted.
+        regularizers = (self.factor_regularizer, self.kernel_regularizer)
+        strengths = [getattr(regularizer, "strength_variable", None) for regularizer in regularizers]
+        return super().variables + list({id(s): s for s in strengths if s is not None}.values())
 
     def _build_factors(self, kernel_shape, ranks):
         """Adds the factors and the bias for a kernel of the given shape."""
@@ -289,7 +290,8 @@ class FactorizedLayer(keras.layers.Layer):
         Raises:
             ValueError: for another shape, or values that are not finite.
         """
-        kernel = np.asarray(ops.convert_to_numpy(kernel), dtype="float32")
+        precise = self.built and self.variable_dtype == "float64"
+        kernel = np.asarray(ops.convert_to_numpy(kernel), dtype="float64" if precise else "float32")
         if kernel.shape != self.kernel_shape:
             raise ValueError(f"Expected a kernel of shape {self.kernel_shape}. Received: kernel.shape={kernel.shape}")
         if not np.all(np.isfinite(kernel)):

@@ -1,6 +1,6 @@
 """LiteRT (TFLite) models as bytes: made from Keras models, run, timed. TensorFlow is loaded when it is needed."""
 
-from elrt_keras.litert.convert import QUANTIZATIONS, chain_to_litert, model_to_litert
+from elrt_keras.litert.convert import QUANTIZATIONS, chain_to_litert, model_to_litert, only_output
 from elrt_keras.litert.interpreter import Runner, operators, require_runtime
 from elrt_keras.litert.timing import machine_key, time_interleaved
 
@@ -10,6 +10,7 @@ __all__ = [
     "chain_to_litert",
     "machine_key",
     "model_to_litert",
+    "only_output",
     "operators",
     "require_runtime",
     "time_interleaved",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import keras
 import numpy as np
 
+from elrt_keras.formats.arrays import Tensor
 from elrt_keras.formats.chain import Shape, Stage
 
 if TYPE_CHECKING:
@@ -84,10 +85,16 @@ def save_archive(
     archive.track(model)
     archive.add_endpoint(
         "serving_default",
-        lambda image: {OUTPUT: model(image, training=False)},
+        lambda image: {OUTPUT: only_output(model, image)},
         input_signature=[keras.InputSpec(shape=shape, dtype="float32", name=INPUT)],
     )
     archive.write_out(folder, verbose=False)
+
+
+def only_output(model: "keras.Model | tf_keras.Model", inputs: Tensor) -> Tensor:
+    """The one output of a model at inference, also where it comes in a list or a dict."""
+    (output,) = keras.tree.flatten(model(inputs, training=False))
+    return output
 
 
 def _save_legacy(model, folder, shape):
@@ -95,7 +102,7 @@ def _save_legacy(model, folder, shape):
 
     @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32, name=INPUT)])
     def serve(image):
-        return {OUTPUT: model(image, training=False)}
+        return {OUTPUT: only_output(model, image)}
 
     tf.saved_model.save(model, folder, signatures={"serving_default": serve})
 

@@ -114,6 +114,12 @@ class RankPlan(collections.abc.MutableMapping[str, LayerPlan]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def copy(self) -> typing.Self:
+        """Another plan with the same entries, reasons and costs."""
+        return type(self)(self._entries, self.reasons, self.costs, self.latency)
+
+    __copy__ = copy
+
     def factorized(self) -> dict[str, LayerPlan]:
         """The entries that are not dense, as a plain dict."""
         return {name: entry for name, entry in self.items() if not entry.is_dense}

@@ -35,7 +35,7 @@ def read(path: Path) -> dict[str, Any]:
         ValueError: when the file is missing, is no JSON, or is no rank plan; the message names the file.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:  # some editors put a mark in front
             document = json.load(file)
     except (OSError, ValueError, RecursionError) as error:  # no UTF-8, no JSON, an int of too many digits, depth
         raise ValueError(f"Expected a rank plan in JSON at {str(path)!r}. Received: {error}") from error
@@ -44,14 +44,17 @@ def read(path: Path) -> dict[str, Any]:
             f"Expected a rank plan: an object with kind {_HEAD['kind']!r} and version {_HEAD['version']} at "
             f"{str(path)!r}. Received: {str(document)[:80]}"
         )
-    _check_object(path, "layers", document.get("layers"), _is_entry, '"dense" or an object with "format" and "ranks"')
+    layers = document.get("layers")
+    if isinstance(layers, dict):
+        layers = {name: "dense" if entry is None else entry for name, entry in layers.items()}  # null is Python's None
+    _check_object(path, "layers", layers, _is_entry, '"dense" or an object with "format" and "ranks"')
     optional = {name: document.get(name) or {} for name in ("reasons", "costs", "latency")}
     _check_object(path, "reasons", optional["reasons"], lambda value: isinstance(value, str), "a text")
     _check_object(path, "costs", optional["costs"], _is_costs, f"kernel_shape and numbers of {list(_NUMBERS)}")
     _check_object(path, "latency", optional["latency"], _is_number, "seconds")
     if optional["latency"] and set(optional["latency"]) != {"dense", "planned"}:
         raise ValueError(f"Expected 'dense' and 'planned' in 'latency' of {str(path)!r}. Received: {optional}")
-    return _without_stale({"layers": document["layers"], **optional})
+    return _without_stale({"layers": layers, **optional})
 
 
 def _without_stale(document):
