@@ -171,7 +171,8 @@ def test_nothing_here_loads_code_from_files():
             names = [getattr(node, "id", None), getattr(node, "attr", None), getattr(node, "arg", None)]
             names += [alias.name for alias in getattr(node, "names", ()) if isinstance(alias, ast.alias)]
             names.append(getattr(node, "module", None))
-            if isinstance(node, ast.Call) and "Lambda" in (getattr(node.func, "id", ""), getattr(node.func, "attr", "")):
+            made = node.func if isinstance(node, ast.Call) else None
+            if "Lambda" in (getattr(made, "id", None), getattr(made, "attr", None)):
                 found.append(f"{path}:{node.lineno}: Lambda")
             found += [f"{path}:{node.lineno}: {name}" for name in names if name in suspects]
     assert len(SOURCES) > 50 and not found
