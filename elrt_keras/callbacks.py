@@ -102,7 +102,7 @@ def _validated_steps(schedule):
     for epoch, strength in schedule.items():
         if isinstance(epoch, bool) or not isinstance(epoch, numbers.Integral) or epoch < 0:
             raise ValueError(f"Epochs of a schedule are ints of at least 0. Received: schedule={schedule!r}")
-        if not (isinstance(strength, numbers.Real) and np.isfinite(strength) and strength >= 0):
+        if not (isinstance(strength, numbers.Real) and 0 <= float(strength) < np.inf):
             raise ValueError(f"Strengths are finite numbers of at least 0. Received: schedule={schedule!r}")
         steps[int(epoch)] = float(strength)
     if 0 not in steps:
@@ -176,7 +176,7 @@ class StableRankStopping(keras.callbacks.Callback):
 
     def __init__(self, format: str = "tucker2", tolerance: float = 0.05, exclude: str | Sequence[str] | None = None):
         super().__init__()
-        if not (isinstance(tolerance, numbers.Real) and np.isfinite(tolerance) and tolerance > 0):
+        if not (isinstance(tolerance, numbers.Real) and 0 < float(tolerance) < np.inf):
             raise ValueError(f"`tolerance` is a positive number. Received: tolerance={tolerance!r}")
         self.format: str
         self.tolerance: float

@@ -121,9 +121,9 @@ def _check(input_shape, classes, options):
     if isinstance(classes, bool) or not isinstance(classes, numbers.Integral) or classes < 1:
         raise ValueError(f"`classes` is an int of at least 1. Received: classes={classes!r}")
     width, dropout = options["width"], options.get("dropout", 0.0)
-    if not (isinstance(width, numbers.Real) and 0 < width < math.inf):
+    if not (isinstance(width, numbers.Real) and 0 < float(width) < math.inf):
         raise ValueError(f"`width` is a number above 0. Received: width={width!r}")
-    if not (isinstance(dropout, numbers.Real) and 0 <= dropout < 1):
+    if not (isinstance(dropout, numbers.Real) and 0 <= float(dropout) < 1):
         raise ValueError(f"`dropout` is a number in [0, 1). Received: dropout={dropout!r}")
 
 

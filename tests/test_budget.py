@@ -1,6 +1,7 @@
 """Rank plans: budgets, grids, exclusions, the file format."""
 
 import copy
+import itertools
 import json
 
 import keras
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 
 import elrt_keras as elrt
 from elrt_keras import formats
+from elrt_keras.ranks.grid import grid
 from elrt_keras.ranks.plan import DENSE
+from elrt_keras.ranks.survey import survey
 
 layers = keras.layers
 
@@ -352,3 +355,37 @@ def test_a_model_of_open_size_is_planned_for_a_given_one(tmp_path):
     images = np.random.default_rng(0).uniform(size=(1, 24, 32, 3)).astype("float32")
     for model in (elrt.expand(small), elrt.merge(small), keras.models.load_model(tmp_path / "small.keras")):
         np.testing.assert_allclose(model.predict(images, verbose=0), small.predict(images, verbose=0), atol=1e-5)
+
+
+NETS = {  # filters, kernel size, stride of each convolution
+    "five": [(16, 3, 1), (16, 1, 1), (24, 3, 1), (48, 5, 2), (48, 5, 2)],
+    "three": [(32, 3, 1), (64, 5, 1), (24, 3, 1)],
+    "four": [(48, 3, 2), (16, 5, 1), (64, 3, 1), (32, 3, 2)],
+}
+
+
+def reachable(model, format_name, budget):
+    """The most MACs below a budget that the ranks of the grid give, as a part of the dense model's, to 1/20000."""
+    total = elrt.count_costs(model).macs
+    sums = {0}
+    for candidate in survey(model, format_name, None)[0]:
+        ranks = itertools.product(*[grid(limit, 8) for limit in candidate.limits])
+        saved = {candidate.dense_costs()["macs"] - candidate.costs(r)["macs"] for r in ranks}
+        sums = {a + b for a in sums for b in {0, *(round(s / total * 20000) for s in saved if s > 0)}}
+    return max((1 - s / 20000 for s in sums if 1 - s / 20000 <= budget), default=0)
+
+
+@pytest.mark.parametrize("format_name", ["tucker2", "svd", "spatial_svd"])
+@pytest.mark.parametrize("net", NETS)
+def test_small_networks_meet_budgets_where_the_grid_allows(net, format_name):
+    inputs = x = keras.Input((32, 32, 3))
+    for index, (filters, size, strides) in enumerate(NETS[net]):
+        x = layers.Conv2D(filters, size, strides=strides, padding="same", name=f"conv{index}")(x)
+    model = keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
+    met = 0
+    for budget in (0.4, 0.5, 0.7, 0.9):
+        if budget - reachable(model, format_name, budget) <= 0.02:
+            spent, _ = planned(model, elrt.plan_ranks(model, format=format_name, max_macs=budget))
+            assert budget - 0.0205 <= spent <= budget
+            met += 1
+    assert met > 1

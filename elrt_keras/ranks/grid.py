@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 Chosen: TypeAlias = Mapping[str, tuple[int, ...] | None]
 
 SIMD_MULTIPLE = 8
+NEARLY = 0.01  # of the dense model's total: what may be left of a budget
 
 
 def grid_step(limit: int, multiple_of: int) -> int:
@@ -64,7 +65,7 @@ class Budget:
 
     def nearly_spent(self, spent: Mapping[str, float]) -> bool:
         """Whether some total is within 1 % of the dense model's below its limit."""
-        return any(limit - spent[resource] <= 0.01 * self.totals[resource] for resource, limit in self.limits.items())
+        return any(limit - spent[resource] <= NEARLY * self.totals[resource] for resource, limit in self.limits.items())
 
     def check_reachable(self, smallest: Chosen, multiple_of: int) -> None:
         """Refuses a budget that even the smallest choice exceeds.

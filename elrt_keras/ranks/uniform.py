@@ -1,11 +1,18 @@
 """One scale for the ranks of all layers, the largest that a budget allows."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from elrt_keras.ranks.grid import Budget, Chosen, grid_step, on_grid
+import numpy as np
+
+from elrt_keras.ranks.grid import NEARLY, Budget, Chosen, grid, grid_step, on_grid
 from elrt_keras.ranks.survey import Candidate
+
+_SMALL = 1e-9  # of a total: less is no gain
+_ALL_RANKS = 64  # combinations of a layer's ranks that are all looked at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +72,7 @@ class ScaledRanks:
         chosen = self.at(scales[low])
         if high < len(scales):
             self._spend_the_rest(chosen, self.at(scales[high]), budget)
+            self._exchange(chosen, budget)
         return chosen
 
     def _spend_the_rest(self, chosen, following, budget):
@@ -105,6 +113,63 @@ class ScaledRanks:
         found = [step for step in found if step != ranks]
         return found or ([None] if self.break_even else [])
 
+    def _exchange(self, chosen, budget):
+        """While much is left: other ranks for one layer or two at once.
+
+        Of those that leave little the ones that move least are taken, so that ranks stay near one scale; where none
+        leaves little, the ones that leave least.
+        """
+        limits, totals = dict(budget.limits), budget.totals
+        while not budget.nearly_spent(spent := budget.spent(chosen)):
+            left = np.array([(limit - spent[resource]) / totals[resource] for resource, limit in limits.items()])
+            # Not to step at all is one of them, so that pairs include single steps.
+            steps: list[Any] = [(None, None, np.zeros_like(left))]
+            for candidate in self.candidates:
+                before = candidate.costs(chosen[candidate.name])
+                for ranks in self._neighbours(candidate, chosen[candidate.name]):
+                    after = candidate.costs(ranks)
+                    more = np.array([(after[resource] - before[resource]) / totals[resource] for resource in limits])
+                    steps.append((candidate.name, ranks, more))
+            pair = _best_pair(np.array([more for *_, more in steps]), [name for name, *_ in steps], left)
+            chosen.update({name: ranks for name, ranks, _ in (steps[index] for index in pair) if name is not None})
+            if not pair:
+                return
+
+    def _neighbours(self, candidate, ranks):
+        """Other ranks for a layer: all of its grid if that is small, else a step up or down, all or one of them."""
+        grids = [grid(limit, self.multiple_of) for limit in candidate.limits]
+        if math.prod(map(len, grids)) <= _ALL_RANKS:
+            found = [step for step in itertools.product(*grids) if self.worthwhile(candidate, step)]
+            return [step for step in [*found, *([None] if self.break_even else [])] if step != ranks]
+        if ranks is None:
+            path = (self.ranks(candidate, scale) for scale in reversed(self.scales()))
+            largest = next((found for found in path if self.worthwhile(candidate, found)), None)
+            return [] if largest is None else [largest]
+        steps = [grid_step(limit, self.multiple_of) for limit in candidate.limits]
+        lower = tuple(max(min(r, s), (-(-r // s) - 1) * s) for r, s in zip(ranks, steps))
+        found = [*self._one_step_up(candidate, ranks), lower, *self._single(candidate, ranks, lower)]
+        dense = [None] if self.break_even else []
+        return [step for step in found + dense if step != ranks]
+
     def _single(self, candidate, ranks, target):
         single = [(*ranks[:i], target[i], *ranks[i + 1 :]) for i in range(len(ranks))]
         return [step for step in single if self.worthwhile(candidate, step)]
+
+
+def _best_pair(more, names, left):
+    """The two steps, of two layers, to take at once; none where no pair gains anything.
+
+    Args:
+        more: what each step costs, `(steps, resources)`, in parts of the dense model's totals.
+        names: the layer of each step.
+        left: what is left of each budget, in the same parts.
+    """
+    layers = np.unique([str(name) for name in names], return_inverse=True)[1]
+    left_by = left - more[:, None] - more[None]
+    least = np.where(np.all(left_by >= 0, axis=-1), np.min(left_by, axis=-1), np.inf)
+    least[layers[:, None] == layers[None]] = np.inf
+    moved = np.max(np.abs(more), axis=-1)
+    enough = least <= NEARLY
+    score = np.where(enough, moved[:, None] + moved[None], np.inf) if np.any(enough) else least
+    best = np.unravel_index(np.argmin(score), score.shape)
+    return best if least[best] < np.min(left) - _SMALL else ()
