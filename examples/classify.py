@@ -22,6 +22,8 @@ _CENTER = 0.875  # of the shorter side: what evaluation looks at in large photog
 def load_image(path, height, width, channels):
     """The central part of an image file as `(1, height, width, channels)`, 0–255."""
     with Image.open(path) as image:
+        if image.mode.startswith("I"):  # 16 bits, which `convert` would clip to 8
+            image = Image.fromarray((np.asarray(image) / 257).astype("uint8"))
         image = image.convert("L" if channels == 1 else "RGB")
         if image.size != (width, height):
             side = max(1, int(min(image.size) * _CENTER))

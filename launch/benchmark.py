@@ -17,7 +17,6 @@ import os
 import statistics
 import sys
 
-from absl import app
 from absl import flags as absl_flags
 
 from elrt_keras.launch import cli
@@ -94,7 +93,7 @@ def _measure_data(values):
 def main():
     """Entry point of `elrt-benchmark`."""
     define()
-    app.run(cli.with_one_line_errors("elrt-benchmark", run), argv=[os.path.basename(sys.argv[0]), *sys.argv[1:]])
+    cli.start("elrt-benchmark", run, [os.path.basename(sys.argv[0]), *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """What the commands share: quiet logs, one-line errors, tables."""
 
 import functools
+import gc
 import os
 import sys
 
-from absl import flags, logging
+from absl import app, flags, logging
 
 from elrt_keras.tables import render_table
+
+_HELP = ("help", "helpshort", "helpfull", "h", "?")
 
 
 def quiet_logging():
@@ -42,15 +45,35 @@ def with_one_line_errors(program, function):
         quiet_logging()
         try:
             function(argv)
+            return
         except (ValueError, ImportError, OSError) as error:
             if os.environ.get("ELRT_TRACEBACK"):
                 raise
-            fail(program, error)
+            told, status = f"error: {error}", 2
         except KeyboardInterrupt:
-            print(f"{program}: interrupted; start it again with the same flags to go on", file=sys.stderr)
-            sys.exit(130)
+            told, status = "interrupted; start it again with the same flags to go on", 130
+        # The error is gone by now, and with it goes what it held: an iterator over data whose threads call Python would
+        # wait for them for ever once Python is ending.
+        gc.collect()
+        _end(program, told, status)
 
     return wrapped
+
+
+def start(program, function, argv):
+    """Runs a command: flags, then the function, with errors as one line and exit status 2, --help with 0."""
+    # absl ends --help and flags that it refuses alike, with 1.
+    helps = any(argument.lstrip("-").partition("=")[0] in _HELP for argument in argv[1:] if argument.startswith("-"))
+
+    def parsed(arguments):
+        try:
+            return app.parse_flags_with_usage(arguments)
+        except UnicodeDecodeError as error:
+            fail(program, f"Expected flag files of text. Received: {error}")
+        except SystemExit as ended:
+            sys.exit((0 if helps else 2) if ended.code == 1 else ended.code)
+
+    app.run(with_one_line_errors(program, function), argv=argv, flags_parser=parsed)
 
 
 def _explain_by_help(function):
@@ -64,8 +87,12 @@ def _explain_by_help(function):
 
 def fail(program, error):
     """Ends the command with one line and exit status 2."""
-    print(f"{program}: error: {error}", file=sys.stderr)
-    sys.exit(2)
+    _end(program, f"error: {error}", 2)
+
+
+def _end(program, told, status):
+    print(f"{program}: {told}", file=sys.stderr)
+    sys.exit(status)
 
 
 def summary_table(summaries):

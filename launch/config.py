@@ -85,6 +85,8 @@ class TrainConfig:
         if self.format == "dense":
             self._set(orthogonality="none", orthogonality_schedule=None)
         self._set(warmup_epochs=str(self.warmup_epochs).strip())
+        if self.smoke:
+            self._shorten_warmups()
         if self.factor_initializer == "auto":
             self._set(factor_initializer="decomposed" if self.has_trained_weights else "orthogonal_factors")
         if self.weight_decay_kind == "auto":
@@ -98,6 +100,11 @@ class TrainConfig:
     def _set(self, **values):
         for name, value in values.items():
             object.__setattr__(self, name, value)
+
+    def _shorten_warmups(self):
+        self._set(lr_warmup_epochs=min(self.lr_warmup_epochs, self.epochs))
+        if self.warmup_epochs.isdecimal():
+            self._set(warmup_epochs=str(min(int(self.warmup_epochs), self.epochs - 1)))
 
     def _given(self, *names):
         return [name for name in names if getattr(self, name) is not None]

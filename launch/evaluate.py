@@ -6,7 +6,6 @@ elrt-evaluate runs/digits
 import os
 import sys
 
-from absl import app
 from absl import flags as absl_flags
 
 from elrt_keras.launch import cli
@@ -36,7 +35,7 @@ def run(argv):
 def main():
     """Entry point of `elrt-evaluate`."""
     absl_flags.DEFINE_string("data_dir", None, "TFDS data directory; the run's own if not given.")
-    app.run(cli.with_one_line_errors("elrt-evaluate", run), argv=sys.argv)
+    cli.start("elrt-evaluate", run, sys.argv)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import dataclasses
 import os
 import sys
 
-from absl import app
 from absl import flags as absl_flags
 
 from elrt_keras.launch import cli
@@ -33,7 +32,7 @@ def define():
     absl_flags.DEFINE_enum("io_dtype", "float32", ["float32", "int8", "uint8"], "Input and output type of int8 files.")
     absl_flags.DEFINE_string("output", None, "Where to write, for one file.")
     absl_flags.DEFINE_integer("evaluation_examples", 10_000, "Test images of the check at most.", lower_bound=1)
-    absl_flags.DEFINE_float("max_accuracy_drop", 0.05, "Largest accepted drop of the accuracy below Keras'.")
+    absl_flags.DEFINE_float("max_accuracy_drop", 0.05, "Largest accepted drop of the accuracy below Keras'.", 0.0)
     flags.define_fields(("dataset", "data_dir", "image_size"), dataset=None)
 
 
@@ -76,7 +75,7 @@ def run(argv):
 def main():
     """Entry point of `elrt-export`."""
     define()
-    app.run(cli.with_one_line_errors("elrt-export", run), argv=[os.path.basename(sys.argv[0]), *sys.argv[1:]])
+    cli.start("elrt-export", run, [os.path.basename(sys.argv[0]), *sys.argv[1:]])
 
 
 if __name__ == "__main__":

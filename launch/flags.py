@@ -176,7 +176,7 @@ def from_flagfile(text):
         name, separator, value = line.removeprefix("--").partition("=")
         if not line.startswith("--") or not separator or name not in _SPECS:
             raise ValueError(f"Expected flags of elrt-train, one a line. Received: {line!r}")
-        values[name] = _parsed(_SPECS[name][0], value)
+        values[name] = _parsed(_SPECS[name][0], value, line)
     return TrainConfig(**values)
 
 
@@ -184,7 +184,10 @@ def _text(value):
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _parsed(kind, text):
+def _parsed(kind, text, line):
     if kind == "boolean":
         return text == "true"
-    return {"float": float, "integer": int}.get(kind, str)(text)
+    try:
+        return {"float": float, "integer": int}.get(kind, str)(text)
+    except ValueError as error:
+        raise ValueError(f"Expected a value of kind {kind} in {line!r}. Received: {text!r}") from error

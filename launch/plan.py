@@ -14,7 +14,7 @@ The JSON can be edited by hand; elrt-train takes it by --rank_plan.
 import os
 import sys
 
-from absl import app, flags
+from absl import flags
 
 from elrt_keras.launch import cli, parsing
 from elrt_keras.ranks import METHODS
@@ -102,7 +102,7 @@ def _model(values, shape):
 def main():
     """Entry point of `elrt-plan`."""
     define()
-    app.run(cli.with_one_line_errors("elrt-plan", run), argv=sys.argv)
+    cli.start("elrt-plan", run, sys.argv)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import zipfile
 
 import keras
 
@@ -12,6 +13,8 @@ from elrt_keras.launch import checkpoints, flags
 from elrt_keras.launch.plots import plot_curves
 
 _TEMPORARY = ".tmp"
+# What the commands print of a summary.
+_SUMMARIZED = ("model", "format", "dataset", "test_accuracy", "params", "macs", "macs_fraction", "seconds_per_epoch")
 
 
 def flags_path(run_dir):
@@ -91,13 +94,21 @@ def read_config(run_dir):
     """The `TrainConfig` of a run directory.
 
     Raises:
-        ValueError: when there is no run.
+        ValueError: when there is no run, or its flags are damaged.
     """
     try:
         with open(flags_path(run_dir), encoding="utf-8") as file:
-            return flags.from_flagfile(file.read())
+            text = file.read()
     except OSError as error:
         raise ValueError(f"Expected a run directory with flags.txt. Received: {str(run_dir)!r}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"Expected flags as text. Received: {flags_path(run_dir)!r}: {error}") from error
+    if not text.strip():
+        raise ValueError(f"Expected the flags of a run. Received: {flags_path(run_dir)!r}, which is empty")
+    try:
+        return flags.from_flagfile(text)
+    except ValueError as error:
+        raise ValueError(f"In {flags_path(run_dir)!r}: {error}") from error
 
 
 def read_plan(run_dir):
@@ -106,11 +117,23 @@ def read_plan(run_dir):
 
 
 def read_summary(run_dir):
-    """The summary of a finished run, or `None`."""
-    if not os.path.exists(summary_path(run_dir)):
+    """The summary of a finished run, or `None`.
+
+    Raises:
+        ValueError: when the file is damaged.
+    """
+    path = summary_path(run_dir)
+    if not os.path.exists(path):
         return None
-    with open(summary_path(run_dir), encoding="utf-8") as file:
-        return json.load(file)
+    try:
+        with open(path, encoding="utf-8") as file:
+            summary = json.load(file)
+    except ValueError as error:  # no text, or no JSON
+        raise ValueError(f"Expected the summary of a run in JSON. Received: {path!r}: {error}") from error
+    missing = [key for key in _SUMMARIZED if key not in summary] if isinstance(summary, dict) else list(_SUMMARIZED)
+    if missing:
+        raise ValueError(f"Expected the summary of a run with {', '.join(missing)}. Received: {path!r} without")
+    return summary
 
 
 def truncate_history(run_dir, epochs):
@@ -118,9 +141,12 @@ def truncate_history(run_dir, epochs):
     path = history_path(run_dir)
     if not os.path.exists(path):
         return
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))
-    kept = [row for index, row in enumerate(rows) if index == 0 or (row and int(row[0]) < epochs)]
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))
+        kept = [row for index, row in enumerate(rows) if index == 0 or (row and int(row[0]) < epochs)]
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"Expected rows that begin with their epoch. Received: {path!r}: {error}") from error
     if len(kept) <= 1:
         os.remove(path)
     elif kept != rows:
@@ -140,6 +166,8 @@ def load_model(path):
     Raises:
         ValueError: when there is no such file or it holds no model; the message names it.
     """
+    if os.path.isfile(path) and not zipfile.is_zipfile(path) and str(path).endswith(".keras"):
+        raise ValueError(f"Expected a Keras model in a .keras file. Received: {str(path)!r}, which is cut off or other")
     try:
         return keras.models.load_model(path, compile=False)
     except Exception as error:  # Keras raises what its parts raise: zip, JSON, HDF5, and its own

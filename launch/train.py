@@ -13,7 +13,6 @@ Flags can be read from a file: --flagfile=FILE. A second start with the same --r
 
 import sys
 
-from absl import app
 from absl import flags as absl_flags
 
 from elrt_keras.launch import cli
@@ -27,7 +26,11 @@ def run(argv):
     if absl_flags.FLAGS.list:
         print(catalog.listing())
         return
-    if absl_flags.FLAGS.run_dir is None:
+    if absl_flags.FLAGS.recipe is not None:
+        raise ValueError(
+            f"Expected --recipe on the command line. Received: --recipe={absl_flags.FLAGS.recipe} in a flag file"
+        )
+    if not absl_flags.FLAGS.run_dir:
         raise ValueError("Expected a directory for the run, such as --run_dir=runs/first. Received: no --run_dir")
     values = absl_flags.FLAGS
     try:
@@ -92,7 +95,7 @@ def main():
         arguments = expanded(sys.argv[1:])
     except ValueError as error:
         cli.fail("elrt-train", error)
-    app.run(cli.with_one_line_errors("elrt-train", run), argv=[sys.argv[0], *arguments])
+    cli.start("elrt-train", run, [sys.argv[0], *arguments])
 
 
 if __name__ == "__main__":

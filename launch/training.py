@@ -298,5 +298,6 @@ def _summary(job):
         "macs_fraction": costs.macs / dense_costs.macs,
         "seconds_per_epoch": seconds[len(seconds) // 2],
         "bad_images": len(job.data.bad_images),
+        "bad_image_names": list(job.data.bad_images),
         "orthogonality_error": elrt.callbacks.factor_errors(model),
     }

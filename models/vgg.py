@@ -10,10 +10,16 @@ import keras
 from elrt_keras.models.blocks import Builder, batch_norm, builder, classifier, convolution, relu, widened
 
 _STAGE_CHANNELS = (64, 128, 256, 512, 512)
+_SMALLEST = 2 ** len(_STAGE_CHANNELS)
 
 
 def _features(repeats, use_bias):
     def features(x, width):
+        if any(size is not None and size < _SMALLEST for size in x.shape[1:3]):
+            raise ValueError(
+                f"Expected images of at least {_SMALLEST}×{_SMALLEST} pixels, which five poolings halve. "
+                f"Received: input_shape={tuple(x.shape[1:])}"
+            )
         for stage, (channels, count) in enumerate(zip(_STAGE_CHANNELS, repeats), start=1):
             for number in range(1, count + 1):
                 name = f"stage{stage}_{number}"

@@ -44,6 +44,10 @@ def test_what_a_restart_may_change():
 def test_smoke_shrinks():
     config = TrainConfig(smoke=True, epochs=200, batch_size=512)
     assert (config.epochs, config.batch_size) == (2, 32)
+    config = TrainConfig(smoke=True, epochs=200, lr_warmup_epochs=5, warmup_epochs="80")
+    assert (config.lr_warmup_epochs, config.warmup_epochs, config.longest_warmup) == (2, "1", 1)
+    with pytest.raises(ValueError, match="Received: lr_warmup_epochs=-1"):
+        TrainConfig(smoke=True, lr_warmup_epochs=-1)
 
 
 def test_dense_run_has_no_penalty():
@@ -158,6 +162,32 @@ def test_flag_specs_cover_the_config():
 def test_flag_file_of_something_else_is_refused():
     with pytest.raises(ValueError, match="Received: '--colour=red'"):
         flags.from_flagfile("--colour=red\n")
+    with pytest.raises(ValueError, match="kind float in '--max_macs=abc'. Received: 'abc'"):
+        flags.from_flagfile("--max_macs=abc\n")
+
+
+@pytest.mark.parametrize(
+    "name, content, read, message",
+    [
+        ("flags.txt", b"--max_macs=abc", rundir.read_config, "flags.txt.*Received: 'abc'"),
+        ("flags.txt", b"\xff\xfe\x00", rundir.read_config, "as text. Received: .*flags.txt"),
+        ("flags.txt", b"\n", rundir.read_config, "flags.txt', which is empty"),
+        ("summary.json", b"{", rundir.read_summary, "in JSON. Received: .*summary.json"),
+        ("summary.json", b"[]", rundir.read_summary, "with model.*Received: .*summary.json"),
+        ("summary.json", b"{}", rundir.read_summary, "with model.*Received: .*summary.json"),
+        (
+            "history.csv",
+            b"epoch,loss\nxx,1\n",
+            lambda d: rundir.truncate_history(d, 5),
+            "epoch. Received: .*history.csv",
+        ),
+        ("model.keras", b"PK\x03\x04", lambda d: rundir.load_model(rundir.model_path(d)), "model.keras', which is cut"),
+    ],
+)
+def test_damaged_files_of_a_run_are_named(tmp_path, name, content, read, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read(str(tmp_path))
 
 
 def test_a_start_that_was_killed_at_once_leaves_a_place_for_a_run(tmp_path):

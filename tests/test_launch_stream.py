@@ -156,6 +156,19 @@ def test_every_kind_of_file_is_decoded_as_pillow_does(kind, mode, tolerance):
     assert np.abs(got.astype(int) - expected).max() <= tolerance
 
 
+def test_webp_with_transparency_and_an_animation():
+    colours = np.array(picture(1, 40, 40))
+    clear = np.dstack([colours, np.full((40, 40), 100, "uint8")])
+    content = io.BytesIO()
+    Image.fromarray(clear).save(content, "WEBP", lossless=True, exact=True)
+    np.testing.assert_array_equal(decode.decoded(content.getvalue(), 35).numpy(), colours[2:37, 2:37])
+    content = io.BytesIO()
+    others = [Image.fromarray(255 - colours)]
+    Image.fromarray(colours).save(content, "WEBP", save_all=True, append_images=others, lossless=True)
+    with pytest.raises(Exception, match="Animation"):  # no image; decoded as it is it would end the process
+        decode.decoded(content.getvalue(), 35)
+
+
 def test_resizing_is_bilinear():
     ramp = np.broadcast_to(np.arange(64, dtype="uint8")[:, None, None] * 2, (64, 64, 3))
     got = decode.decoded(encoded(Image.fromarray(ramp), "PNG"), 28).numpy()  # 56 rows from row 4 on, halved

@@ -1,5 +1,6 @@
 """Every recipe parses, builds its model, and has the cost, the reduction and the dense twin that it states."""
 
+import dataclasses
 import functools
 import re
 
@@ -68,6 +69,12 @@ def test_every_published_setting_of_the_models_has_a_recipe():
         "mobilenet_v2": (0.7,),
     }
     assert {(model, budget) for model, values in budgets.items() for budget in values} <= found
+
+
+@pytest.mark.parametrize("name", catalog.recipes())
+def test_every_recipe_shrinks_to_a_smoke_run(name):
+    config = dataclasses.replace(catalog.recipe_config(name), smoke=True)
+    assert config.epochs == 2 and config.lr_warmup_epochs <= 2 and config.longest_warmup < 2
 
 
 def test_flags_given_with_a_recipe_override_it():

@@ -24,13 +24,32 @@ def decoded(contents, size, seed=None):
         return tf.image.decode_and_crop_jpeg(contents, window(tf.io.extract_jpeg_shape(contents)), channels=3)
 
     def other():
-        image = tf.io.decode_image(contents, channels=3, expand_animations=False)
+        image = tf.cond(
+            _is_webp_image(contents),
+            lambda: tf.io.decode_image(contents, channels=0, expand_animations=False)[..., :3],
+            lambda: tf.io.decode_image(contents, channels=3, expand_animations=False),
+        )
         top, left, height, width = tf.unstack(window(tf.shape(image)))
         return tf.slice(image, [top, left, 0], [height, width, 3])
 
     image = tf.cond(tf.io.is_jpeg(contents), jpeg, other)
     image = tf.image.resize(image, (size, size))
     return tf.ensure_shape(tf.cast(tf.round(image), tf.uint8), (size, size, 3))
+
+
+def _is_webp_image(contents):
+    """Whether the bytes are WebP and no animation.
+
+    TensorFlow drops transparency of other formats by itself, and decodes a WebP that has some as it is alone. As it is
+    an animation must not be decoded: TensorFlow 2.21 writes past its memory.
+    """
+    import tensorflow as tf
+
+    head = tf.strings.substr(contents, 0, 21) + 21 * b" "  # a file may be shorter
+    extended = tf.strings.substr(head, 12, 4) == b"VP8X"
+    flags = tf.io.decode_raw(tf.strings.substr(head, 20, 1), tf.uint8)[0]
+    animated = extended & (tf.bitwise.bitwise_and(flags, 2) > 0)
+    return (tf.strings.substr(head, 8, 4) == b"WEBP") & ~animated
 
 
 def inception_window(shape, seed):

@@ -131,7 +131,7 @@ def folder_splits(path):
         ValueError: for a path that is no such folder.
     """
     root = pathlib.Path(path).expanduser()
-    if not root.is_dir():
+    if not str(path) or not root.is_dir():
         raise ValueError(f"Expected a folder with one folder per class. Received: {str(path)!r}, which is no folder")
     train, test = (next((root / n for n in names if (root / n).is_dir()), None) for names in (_TRAIN, _TEST))
     if train is None or test is None:

@@ -187,6 +187,11 @@ def test_the_example_classifies_image_files(exported, tmp_path):
     plain = [program, f"--model={tmp_path}/plain.tflite", paths[0]]
     done = subprocess.run([sys.executable, *map(str, plain)], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0 and done.stdout.startswith(f"{paths[0]}: {np.argmax(scores[0])} ")
+    Image.fromarray(257 * pixels[0].astype("uint16")).save(tmp_path / "deep.png")  # the first image in 16 bits
+    deep = [program, f"--model={folder}/run/export/low_rank_float32.tflite", paths[0], tmp_path / "deep.png"]
+    done = subprocess.run([sys.executable, *map(str, deep)], capture_output=True, text=True, timeout=200)
+    first, second = (line.split(": ", 1)[1] for line in done.stdout.splitlines())
+    assert done.returncode == 0 and first == second
     int8 = [program, f"--model={folder}/run/export/low_rank_int8.tflite", paths[0]]
     done = subprocess.run([sys.executable, *map(str, int8)], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0 and done.stdout.startswith(f"{paths[0]}: ")

@@ -216,7 +216,11 @@ def test_command_line_errors_are_one_line(tmp_path):
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "elrt-train: error: Expected one of ['resnet20'" in done.stderr
     done = start("train", "--run_dir=run", "--orthogonality=soft", cwd=tmp_path)
-    assert done.returncode != 0 and "flag --orthogonality=soft" in done.stderr
+    assert done.returncode == 2 and "flag --orthogonality=soft" in done.stderr
+    done = start("train", f"--flagfile={sys.executable}", "--run_dir=run", cwd=tmp_path)
+    assert done.returncode == 2 and "Expected flag files of text" in done.stderr and "Traceback" not in done.stderr
+    done = start("train", "--model=vgg16_cifar", "--run_dir=run", cwd=tmp_path)
+    assert done.returncode == 2 and "at least 32×32 pixels" in done.stderr and "(8, 8, 1)" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -231,6 +235,7 @@ def test_help_teaches_and_the_script_runs_by_its_path(tmp_path):
         text=True,
         timeout=120,
     )
+    assert done.returncode == 0
     assert "elrt-train --run_dir=runs/digits" in done.stdout and "--max_macs" in done.stdout
 
 
@@ -249,7 +254,7 @@ def test_an_installed_command_explains_itself_and_its_flags(command, flag, tmp_p
     script = pathlib.Path(sys.executable).with_name(f"elrt-{command}")
     done = subprocess.run([str(script), "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     text = importlib.import_module(f"elrt_keras.launch.{command}").__doc__
-    assert done.stdout.strip().startswith(text.splitlines()[0]) and flag in done.stdout
+    assert done.returncode == 0 and done.stdout.strip().startswith(text.splitlines()[0]) and flag in done.stdout
 
 
 @pytest.fixture
@@ -280,6 +285,7 @@ def test_a_folder_of_images_and_a_broken_one_among_them(photos):
     assert "bad image 1: " in done.stderr and "ran out of data" not in done.stderr
     summary = json.loads((photos.parent / "run" / "summary.json").read_text())
     assert summary["bad_images"] == 1
+    assert [os.path.basename(name) for name in summary["bad_image_names"]] == ["no.jpg"]
     assert summary["test_accuracy"] > 0.9
     done = start("evaluate", "run", cwd=photos.parent)
     assert done.returncode == 0 and f"test accuracy {summary['test_accuracy']:.4f}" in done.stdout
@@ -298,12 +304,16 @@ def test_a_recipe_and_flags_that_override_it(tmp_path):
 
 @TENSORFLOW_ONLY
 def test_the_list_and_what_is_missing(tmp_path):
+    recipe = tmp_path.parent / "with_recipe.flags"
+    recipe.write_text("--recipe=cifar10_resnet20_71.1\n")
     done = start("train", "--list", cwd=tmp_path)
     assert done.returncode == 0 and "folder:PATH" in done.stdout and "imagenet_resnet50_2.23x" in done.stdout
     for arguments, message in (
         ([], "Expected a directory for the run, such as --run_dir=runs/first"),
         (["--run_dir=run", "--recipe=best"], "Received: recipe='best'"),
         (["--run_dir=run", "--dataset=folder:nowhere"], "Received: 'nowhere', which is no folder"),
+        (["--run_dir=run", "--dataset=folder:"], "Received: '', which is no folder"),
+        (["--run_dir=run", f"--flagfile={recipe}"], "--recipe=cifar10_resnet20_71.1 in a flag file"),
     ):
         done = start("train", *arguments, cwd=tmp_path)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
