@@ -1,10 +1,12 @@
 """`TrainConfig` and its flags: defaults, checks before any work, and the way through a flag file."""
 
 import dataclasses
+import sys
+import weakref
 
 import pytest
 
-from elrt_keras.launch import flags, rundir
+from elrt_keras.launch import cli, flags, rundir
 from elrt_keras.launch.config import TrainConfig, parse_schedule
 
 
@@ -210,3 +212,27 @@ def test_decay_goes_through_the_momentum_of_sgd_alone():
     assert TrainConfig(weight_decay_kind="decoupled").weight_decay_kind == "decoupled"
     with pytest.raises(ValueError, match="weight_decay_kind"):
         TrainConfig(weight_decay_kind="l2")
+
+
+def test_an_error_lets_go_of_what_it_held_before_the_command_ends(monkeypatch, capsys):
+    """Threads of TensorFlow that call Python must have ended by then, or the process waits for them for ever."""
+
+    class Data:
+        pass
+
+    held = []
+
+    def function(argv):
+        data = Data()
+        data.itself = data
+        held.append(weakref.ref(data))
+        raise ValueError("what was expected")
+
+    def end(status):
+        assert status == 2 and held[0]() is None
+        raise SystemExit(status)
+
+    monkeypatch.setattr(sys, "exit", end)
+    with pytest.raises(SystemExit):
+        cli.with_one_line_errors("elrt-test", function)(["elrt-test"])
+    assert capsys.readouterr().err == "elrt-test: error: what was expected\n"
