@@ -14,18 +14,21 @@ def comparison(accuracies, dense, histories, path):
         histories: dict from label to the epochs of one run.
         path: where the picture goes.
     """
-    figure = figures.new(2.6 + 0.28 * len(accuracies))
+    labels = [textwrap.fill(label, 34) for label in accuracies]
+    # A row as high as the labels on the average row, which have their neighbours' room too.
+    rows = 0.6 * len(labels) + 0.4 * sum(label.count("\n") + 1 for label in labels)
+    figure = figures.new(2.6 + 0.28 * rows)
     # Subfigures, so that long labels above take no width from the curves below.
-    parts = figure.subfigures(2, 1, height_ratios=[max(1, 0.16 * len(accuracies)), 1.4])
+    parts = figure.subfigures(2, 1, height_ratios=[max(1, 0.16 * rows), 1.4])
     ends, curves = (part.subplots() for part in parts)
     mean = sum(dense) / len(dense)
     ends.axvline(mean, color="black", linewidth=1, label="dense, mean")
     for row, values in enumerate(accuracies.values()):
         ends.plot(values, [row] * len(values), "o", color=f"C{row % 10}", markersize=4, alpha=0.8)
-    ends.set_yticks(range(len(accuracies)), [textwrap.fill(label, 30) for label in accuracies])
+    ends.set_yticks(range(len(accuracies)), labels)
     ends.invert_yaxis()
     ends.set_xlabel("test accuracy (%), a dot for each seed", fontsize=figures.MEDIUM)
-    ends.legend(fontsize=figures.SMALL)
+    ends.legend(fontsize=figures.SMALL, loc="lower right")
     for row, history in enumerate(histories.values()):
         epochs = [line["epoch"] + 1 for line in history]
         style = "-" if row < 10 else "--"

@@ -27,8 +27,8 @@ RECIPES = {
     "longer": "more epochs than the dense network",
     "finer_ranks_multiple_of4": "ranks in multiples of 4",
     "finer_ranks_multiple_of1": "any ranks",
-    "early_ranks": "any ranks, larger in the first stage and smaller in the last",
-    "late_ranks": "any ranks, smaller in the first stage and larger in the last",
+    "early_ranks": "any ranks, more of them in early stages",
+    "late_ranks": "any ranks, more of them in late stages",
     "energy_ranks": "ranks by the spectra of the trained dense network",
     "distillation": "taught by the dense network",
     "combined": "decay on the composed kernels, any ranks, taught by the dense network",
@@ -74,9 +74,11 @@ def _told_length(groups):
         mean_and_deviation(differences(groups[low_rank], groups[dense]), "+")
         for low_rank, dense in (("elrt", "dense"), ("longer", "dense_longer"))
     ]
+    by_cp = differences(groups.get("cp_longer", []), groups["dense_longer"])
+    cp = f", with the CP format to {mean_and_deviation(by_cp, '+')}" if by_cp else ""
     return f"""Trained for {len(groups["longer"][0]["history"])} epochs instead of {len(groups["dense"][0]["history"])}
     the dense network reaches {mean_and_deviation(accuracies(groups["dense_longer"]))} %, so the difference to a dense
-    network that trained as long goes from {gaps[0]} to {gaps[1]} points."""
+    network that trained as long goes from {gaps[0]} to {gaps[1]} points{cp}."""
 
 
 def _told_decay(groups):
