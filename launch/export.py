@@ -32,7 +32,7 @@ def define():
     absl_flags.DEFINE_enum("io_dtype", "float32", ["float32", "int8", "uint8"], "Input and output type of int8 files.")
     absl_flags.DEFINE_string("output", None, "Where to write, for one file.")
     absl_flags.DEFINE_integer("evaluation_examples", 10_000, "Test images of the check at most.", lower_bound=1)
-    absl_flags.DEFINE_float("max_accuracy_drop", 0.05, "Largest accepted drop of the accuracy below Keras'.", 0.0)
+    absl_flags.DEFINE_float("max_accuracy_drop", 0.05, "Largest accepted drop of the accuracy below Keras'.")
     flags.define_fields(("dataset", "data_dir", "image_size"), dataset=None)
 
 

@@ -74,7 +74,7 @@ def _prepared(folder, settings):
         if there != settings:
             raise ValueError(f"{folder!r} holds a fine-tuning with {there}; remove it first. Received: {settings}")
     _write(path, settings)
-    return rundir.read_summary(folder)
+    return rundir.read_summary(folder, ("path", "accuracy", "float_accuracy", "size_bytes"))
 
 
 def _fit(aware, config, data, folder, epochs, learning_rate):

@@ -116,8 +116,8 @@ def read_plan(run_dir):
     return RankPlan.load(plan_path(run_dir)) if os.path.exists(plan_path(run_dir)) else None
 
 
-def read_summary(run_dir):
-    """The summary of a finished run, or `None`.
+def read_summary(run_dir, needed=_SUMMARIZED):
+    """The summary of a finished run, or `None`; `needed`: the keys that it must have.
 
     Raises:
         ValueError: when the file is damaged.
@@ -130,7 +130,7 @@ def read_summary(run_dir):
             summary = json.load(file)
     except ValueError as error:  # no text, or no JSON
         raise ValueError(f"Expected the summary of a run in JSON. Received: {path!r}: {error}") from error
-    missing = [key for key in _SUMMARIZED if key not in summary] if isinstance(summary, dict) else list(_SUMMARIZED)
+    missing = [key for key in needed if key not in summary] if isinstance(summary, dict) else needed
     if missing:
         raise ValueError(f"Expected the summary of a run with {', '.join(missing)}. Received: {path!r} without")
     return summary
