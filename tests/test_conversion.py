@@ -295,30 +295,6 @@ def test_quantised_layers_are_refused():
         elrt.factorize(model, {"a": ("svd", 4)})
 
 
-def test_an_adapted_normalization_keeps_its_statistics():
-    images = random_array(8, 6, 6, 3) * 5 + 40
-    norm = layers.Normalization(name="norm")
-    norm.adapt(images)
-    model = keras.Sequential([keras.Input((6, 6, 3)), norm, layers.Conv2D(4, 3, name="a")])
-    low_rank = elrt.factorize(model, {"a": ("tucker2", 1.0)}, factor_initializer="decomposed")
-    for copy in (low_rank, elrt.merge(low_rank), elrt.expand(low_rank)):
-        np.testing.assert_allclose(to_numpy(copy(images)), to_numpy(model(images)), atol=1e-4)
-
-
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="these layers need TensorFlow's tables")
-def test_adapted_tables_stay():
-    lookup, bins = layers.IntegerLookup(output_mode="one_hot"), layers.Discretization(num_bins=3, output_mode="one_hot")
-    lookup.adapt(np.array([7, 7, 9, 11]))
-    bins.adapt(np.linspace(0, 1, 50)[:, None])
-    month, price = keras.Input((1,), dtype="int64"), keras.Input((1,))
-    joined = layers.Concatenate()([lookup(month), bins(price)])
-    model = keras.Model([month, price], layers.Dense(4, name="a")(joined))
-    inputs = [np.array([[9], [11], [5]]), np.array([[0.1], [0.5], [0.9]])]
-    low_rank = elrt.factorize(model, {"a": ("svd", 1.0)}, factor_initializer="decomposed")
-    for copy in (low_rank, elrt.merge(low_rank)):
-        np.testing.assert_allclose(to_numpy(copy(inputs)), to_numpy(model(inputs)), atol=1e-5)
-
-
 def test_a_layer_called_by_the_name_of_its_argument_expands():
     inputs = keras.Input((6, 6, 4))
     model = keras.Model(inputs, elrt.layers.Tucker2Conv2D(4, 3, ranks=2)(inputs=inputs))
@@ -336,54 +312,6 @@ def test_layers_of_one_shape_start_apart_with_a_seeded_stock_initializer():
     for one, other, same in zip(first.layers[0].factors, first.layers[1].factors, again.layers[0].factors):
         assert np.abs(to_numpy(one) - to_numpy(other)).max() > 0.01
         np.testing.assert_array_equal(to_numpy(one), to_numpy(same))
-
-
-def doubled_tanh(x):
-    """An activation that Keras could not find again by its name."""
-    return 2 * keras.ops.tanh(x)
-
-
-@pytest.mark.parametrize("activation", [doubled_tanh, lambda x: keras.ops.relu(x) - 1], ids=["function", "lambda"])
-@pytest.mark.filterwarnings("ignore:The object being serialized includes a `lambda`")
-def test_functions_that_keras_cannot_load_stay(activation):
-    model = keras.Sequential(
-        [
-            keras.Input((6, 6, 4)),
-            layers.Conv2D(4, 3, activation=activation, name="a"),
-            layers.Lambda(lambda x: 3 * x),
-            layers.Conv2D(4, 3, activation=activation, name="b"),
-        ]
-    )
-    images = random_array(2, 6, 6, 4)
-    low_rank = elrt.factorize(model, {"a": ("tucker2", 1.0)}, factor_initializer="decomposed")
-    assert low_rank.get_layer("a").activation is activation
-    for copy in (low_rank, elrt.merge(low_rank), elrt.expand(low_rank)):
-        np.testing.assert_allclose(to_numpy(copy(images)), to_numpy(model(images)), atol=1e-4)
-    cheaper = elrt.factorize(model, {"a": ("tucker2", 2)})
-    shrunk = elrt.shrink(cheaper, max_macs=1.0)  # which it is within already
-    np.testing.assert_allclose(to_numpy(shrunk(images)), to_numpy(cheaper(images)), atol=1e-4)
-
-
-@pytest.mark.parametrize("name", ["tucker2", "svd"])
-def test_an_activation_with_weights_keeps_them(name):
-    dense = keras.Sequential(
-        [
-            keras.Input((6, 6, 4)),
-            layers.Conv2D(4, 3, activation=layers.PReLU(), name="a"),
-            layers.Dense(3, activation=layers.PReLU(), name="b"),
-        ]
-    )
-    model = randomized(dense)
-    images = random_array(2, 6, 6, 4)
-    low_rank = elrt.factorize(model, {"a": (name, 1.0), "b": ("svd", 1.0)}, factor_initializer="decomposed")
-    for copy in (low_rank, elrt.merge(low_rank), elrt.expand(low_rank)):
-        np.testing.assert_allclose(to_numpy(copy(images)), to_numpy(model(images)), atol=1e-4)
-    cheaper = elrt.factorize(model, {"a": (name, 2)})
-    shrunk = elrt.shrink(cheaper, max_macs=1.0)  # which it is within already
-    np.testing.assert_allclose(to_numpy(shrunk(images)), to_numpy(cheaper(images)), atol=1e-4)
-    twin = elrt.layers.LowRankDense.from_dense(model.get_layer("b"), 1.0)
-    inputs = random_array(2, 4, 4, 4)
-    np.testing.assert_allclose(to_numpy(twin(inputs)), to_numpy(model.get_layer("b")(inputs)), atol=1e-4)
 
 
 @pytest.mark.parametrize("verb", ["merge", "expand", "shrink"])

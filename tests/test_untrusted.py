@@ -162,8 +162,11 @@ def test_layer_arguments_make_a_layer_or_a_documented_error(cases):
 
 
 def test_nothing_here_loads_code_from_files():
-    """No pickle, no unsafe loading: the names do not stand in the sources; and no `Lambda` layer is made."""
-    suspects = {"pickle", "dill", "marshal", "shelve", "joblib", "eval", "exec", "allow_pickle", "safe_mode"}
+    """No pickle, no unsafe loading, no `Lambda` layers: the names do not stand in the sources.
+
+    But for one: copies of a model keep the `Lambda` layers that it has in memory.
+    """
+    suspects = {"pickle", "dill", "marshal", "shelve", "joblib", "eval", "exec", "Lambda", "allow_pickle", "safe_mode"}
     suspects |= {"enable_unsafe_deserialization", "yaml"}
     found = []
     for path in SOURCES:
@@ -171,11 +174,8 @@ def test_nothing_here_loads_code_from_files():
             names = [getattr(node, "id", None), getattr(node, "attr", None), getattr(node, "arg", None)]
             names += [alias.name for alias in getattr(node, "names", ()) if isinstance(alias, ast.alias)]
             names.append(getattr(node, "module", None))
-            made = node.func if isinstance(node, ast.Call) else None
-            if "Lambda" in (getattr(made, "id", None), getattr(made, "attr", None)):
-                found.append(f"{path}:{node.lineno}: Lambda")
-            found += [f"{path}:{node.lineno}: {name}" for name in names if name in suspects]
-    assert len(SOURCES) > 50 and not found
+            found += [(f"{path.parent.name}/{path.name}", name) for name in names if name in suspects]
+    assert len(SOURCES) > 50 and found == [("conversion/rebuild.py", "Lambda")]
 
 
 def test_a_model_file_that_brings_code_is_refused_and_not_run(tmp_path):

@@ -290,8 +290,8 @@ class FactorizedLayer(keras.layers.Layer):
         Raises:
             ValueError: for another shape, or values that are not finite.
         """
-        precise = self.built and self.variable_dtype == "float64"
-        kernel = np.asarray(ops.convert_to_numpy(kernel), dtype="float64" if precise else "float32")
+        dtype = "float64" if self.variable_dtype == "float64" else "float32"
+        kernel = np.asarray(ops.convert_to_numpy(kernel), dtype=dtype)
         if kernel.shape != self.kernel_shape:
             raise ValueError(f"Expected a kernel of shape {self.kernel_shape}. Received: kernel.shape={kernel.shape}")
         if not np.all(np.isfinite(kernel)):

@@ -12,7 +12,7 @@ from elrt_keras.ranks.grid import NEARLY, Budget, Chosen, grid, grid_step, on_gr
 from elrt_keras.ranks.survey import Candidate
 
 _SMALL = 1e-9  # of a total: less is no gain
-_ALL_RANKS = 64  # combinations of a layer's ranks that are all looked at
+_ALL_RANKS = 2048  # over all layers: so many combinations of a layer's ranks are all looked at, and paired
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,9 +136,9 @@ class ScaledRanks:
                 return
 
     def _neighbours(self, candidate, ranks):
-        """Other ranks for a layer: all of its grid if that is small, else a step up or down, all or one of them."""
+        """Other ranks for a layer: all of its grid where these are few, else a step up or down, all or one of them."""
         grids = [grid(limit, self.multiple_of) for limit in candidate.limits]
-        if math.prod(map(len, grids)) <= _ALL_RANKS:
+        if math.prod(map(len, grids)) * len(self.candidates) <= _ALL_RANKS:
             found = [step for step in itertools.product(*grids) if self.worthwhile(candidate, step)]
             return [step for step in [*found, *([None] if self.break_even else [])] if step != ranks]
         if ranks is None:

@@ -15,7 +15,9 @@ from benchmarks import accuracy, in_memory
 from benchmarks.distillation import Taught
 from benchmarks.factor_rate import scale_factor_rate
 from benchmarks.runs import Run
+from benchmarks.stage_ranks import plan_by_stage
 from elrt_keras.launch import data as launch_data
+from elrt_keras.launch.config import TrainConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
 CIFAR10 = ROOT.parent / "shared" / "data" / "tfds"
@@ -168,6 +170,18 @@ def few_images():
 
 
 SHORT = {"dataset": "cifar10", "epochs": 2, "batch_size": 16, "learning_rate": 0.01, "max_macs": 0.4, "multiple_of": 4}
+
+
+@pytest.mark.parametrize(("weights", "larger"), [([1.5, 1, 0.67], 1), ([0.67, 1, 1.5], 3)])
+def test_ranks_by_stage_are_in_proportion_and_within_the_budget(weights, larger):
+    dense = elrt.models.build("resnet20")
+    plan = plan_by_stage(dense, TrainConfig(max_macs=0.28, multiple_of=1), weights)
+    macs = elrt.count_costs(elrt.factorize(dense, plan)).macs / elrt.count_costs(dense).macs
+    assert 0.27 < macs <= 0.28
+    parts = [plan[f"stage{stage}_block2_1_conv"].ranks[0] / width for stage, width in ((1, 16), (2, 32), (3, 64))]
+    assert max(parts) == parts[larger - 1]
+    # Ranks are whole, 4 to 38 of them.
+    np.testing.assert_allclose(np.array(parts) / parts[1], weights, rtol=0.15)
 
 
 @pytest.mark.parametrize(
