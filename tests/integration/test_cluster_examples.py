@@ -98,7 +98,7 @@ def test_two_workers_of_tf_config_train_together(tmp_path):
 
 def test_workers_that_refuse_their_flags_end_tf_config_with_their_status(tmp_path):
     with tf_config(tmp_path, "2", "--run_dir=run", "--batch_size=33", "--no_such_flag") as process:
-        assert process.wait(timeout=100) == 1
+        assert process.wait(timeout=100) == 2
     assert (tmp_path / "log").read_text().count("Unknown command line flag 'no_such_flag'") == 2
 
 
