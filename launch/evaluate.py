@@ -1,6 +1,7 @@
 """Repeats the reported accuracy of a run from its saved model.
 
 elrt-evaluate runs/digits
+elrt-evaluate runs/photos --data_dir=/mnt/photos     # trained on folder:PATH, which has moved
 """
 
 import os
@@ -21,9 +22,8 @@ def run(argv):
     config, summary = rundir.read_config(run_dir), rundir.read_summary(run_dir)
     if summary is None or not os.path.exists(rundir.model_path(run_dir)):
         raise ValueError(f"Expected a finished run with model.keras and summary.json. Received: {run_dir!r}")
-    data_dir = absl_flags.FLAGS.data_dir or config.data_dir
     model = rundir.load_model(rundir.model_path(run_dir))
-    results = training.evaluate(model, training.load_data(config, data_dir), config)
+    results = training.evaluate(model, training.load_data(config, absl_flags.FLAGS.data_dir), config)
     print(
         f"test accuracy {results['accuracy']:.4f}, reported {summary['test_accuracy']:.4f}; loss {results['loss']:.4f}"
     )
@@ -34,7 +34,7 @@ def run(argv):
 
 def main():
     """Entry point of `elrt-evaluate`."""
-    absl_flags.DEFINE_string("data_dir", None, "TFDS data directory; the run's own if not given.")
+    absl_flags.DEFINE_string("data_dir", None, "Where the data lie now: TFDS' directory, or the folder of the classes.")
     cli.start("elrt-evaluate", run, sys.argv)
 
 

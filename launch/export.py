@@ -8,7 +8,8 @@
 
 The files of a run go to RUN_DIR/export, those of a .keras file beside it under its name; each comes with a JSON file of
 what was measured. int8 takes its ranges from training images without augmentation. A file whose outputs or accuracy are
-too far from Keras' is not written.
+too far from Keras' is not written. --data_dir says where the data of a run lie now: TFDS' directory, or the folder of
+the classes of a run on folder:PATH.
 """
 
 import dataclasses

@@ -42,8 +42,8 @@ def open_source(path, dataset=None, data_dir=None, image_size=None):
     """
     if os.path.isdir(path):
         config = rundir.read_config(path)
-        if dataset is not None:
-            raise ValueError(f"A run has its own data set. Received: dataset={dataset!r}")
+        if dataset is not None or image_size is not None:
+            raise ValueError(f"A run has its own data set. Received: dataset={dataset!r}, image_size={image_size}")
         model, title = rundir.load_model(rundir.model_path(path)), "dense" if config.format == "dense" else "low_rank"
         return Source(model, title, os.path.join(path, "export"), *_examples(config, data_dir))
     if not os.path.exists(path):
@@ -52,12 +52,13 @@ def open_source(path, dataset=None, data_dir=None, image_size=None):
     title = os.path.splitext(os.path.basename(path))[0]
     if dataset is None:
         return Source(model, title, folder, None, {})
-    size = {"image_size": image_size or model.inputs[0].shape[1]} if is_streamed(dataset) else {}
-    config = TrainConfig(dataset=dataset, data_dir=data_dir, **size)
-    return Source(model, title, folder, *_examples(config, data_dir))
+    if image_size is None and is_streamed(dataset):
+        image_size = model.inputs[0].shape[1]
+    config = TrainConfig(dataset=dataset, data_dir=data_dir, image_size=image_size)
+    return Source(model, title, folder, *_examples(config))
 
 
-def _examples(config, data_dir):
+def _examples(config, data_dir=None):
     data = training.load_data(config, data_dir)
     return data, examples_of(data, config)
 

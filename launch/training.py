@@ -148,13 +148,15 @@ def _switch(job, dense, progress):
 
 
 def load_data(config, data_dir=None, download=False):
-    """The data of a run; `data_dir` where it lies elsewhere now.
+    """The data of a run; `data_dir` where it lies elsewhere now, of a `folder:` that folder itself.
 
     Whoever reads somebody's run directory asks for no download, whatever its `flags.txt` says.
     """
     sizes = {} if config.image_size is None else {"image_size": config.image_size}
-    directory = data_dir or config.data_dir
-    return data_module.load(config.dataset, directory, download, bad_images=config.bad_images, **sizes)
+    name, directory = config.dataset, data_dir or config.data_dir
+    if data_dir is not None and name.startswith(data_module.FOLDER):
+        name = data_module.FOLDER + data_dir
+    return data_module.load(name, directory, download, bad_images=config.bad_images, **sizes)
 
 
 def _fit(job, model, progress, epochs, warms_up=False):

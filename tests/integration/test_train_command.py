@@ -287,8 +287,13 @@ def test_a_folder_of_images_and_a_broken_one_among_them(photos):
     assert summary["bad_images"] == 1
     assert [os.path.basename(name) for name in summary["bad_image_names"]] == ["no.jpg"]
     assert summary["test_accuracy"] > 0.9
-    done = start("evaluate", "run", cwd=photos.parent)
+    moved = photos.rename(photos.parent / "moved")
+    gone = start("evaluate", "run", cwd=photos.parent)
+    assert gone.returncode == 2 and "photos', which is no folder" in gone.stderr
+    done = start("evaluate", "run", f"--data_dir={moved}", cwd=photos.parent)
     assert done.returncode == 0 and f"test accuracy {summary['test_accuracy']:.4f}" in done.stdout
+    done = start("export", "run", "--data_dir=moved", "--quantization=int8", cwd=photos.parent)
+    assert done.returncode == 0 and (photos.parent / "run" / "export" / "low_rank_int8.tflite").exists()
 
 
 @TENSORFLOW_ONLY
