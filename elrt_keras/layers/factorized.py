@@ -14,31 +14,12 @@ from elrt_keras import formats, initializers
 from elrt_keras.formats.arrays import Tensor
 from elrt_keras.formats.base import Ranks
 from elrt_keras.initializers import Identifier
+from elrt_keras.layers import penalties
 from elrt_keras.layers.arguments import copy_arguments, dense_arguments, serialized
 
 Execution: TypeAlias = Literal["auto", "chain", "compose"]
 
 _EXECUTIONS = ("auto", "chain", "compose")
-
-
-class _Penalty(keras.regularizers.Regularizer):
-    """The sum of functions of one variable, as the regularizer object that Keras wants on it."""
-
-    def __init__(self, terms):
-        self._terms = terms
-
-    def __call__(self, variable):
-        return sum(term(variable) for term in self._terms)
-
-
-class _Projection(keras.constraints.Constraint):
-    """A constraint on a factor read as a matrix."""
-
-    def __init__(self, constraint, view):
-        self._constraint, self._view = constraint, view
-
-    def __call__(self, factor):
-        return self._view.from_matrix(self._constraint(self._view.to_matrix(factor)), factor.shape)
 
 
 class FactorizedLayer(keras.layers.Layer):
@@ -161,8 +142,8 @@ class FactorizedLayer(keras.layers.Layer):
                 name=name,
                 shape=shape,
                 initializer=initial(index),
-                regularizer=self._penalty(index, views.get(index)),
-                constraint=self._projection(views.get(index)),
+                regularizer=penalties.penalty_of(self, index, views.get(index)),
+                constraint=penalties.projection_of(self, views.get(index)),
             )
             for index, (name, shape) in enumerate(
                 zip(self.format.factor_names, self.format.factor_shapes(kernel_shape, ranks))
@@ -195,31 +176,6 @@ class FactorizedLayer(keras.layers.Layer):
 
     def _add_bias(self, outputs):
         return outputs if self.bias is None else ops.add(outputs, self.bias)
-
-    def _penalty(self, index, view):
-        """What Keras adds to the loss for factor `index`: its own penalty, and on the core the composed kernel's."""
-        terms = []
-        if view is not None and self.factor_regularizer is not None:
-            terms.append(lambda factor: self.factor_regularizer(view.to_matrix(factor)))
-        if index == self.format.core_index and self.kernel_regularizer is not None:
-            terms.append(self._kernel_penalty)
-        return _Penalty(terms) if terms else None
-
-    def _kernel_penalty(self, core):
-        # Keras penalises variable by variable; the other factors are read beside the core it passes in.
-        factors = [ops.convert_to_tensor(factor) for factor in self.factors]
-        factors[self.format.core_index] = ops.convert_to_tensor(core)
-        factors = [
-            f if keras.backend.standardize_dtype(f.dtype) == "float64" else ops.cast(f, "float32") for f in factors
-        ]
-        if type(self.kernel_regularizer) is keras.regularizers.L2:
-            return float(self.kernel_regularizer.l2) * self.format.squared_norm(factors)
-        return self.kernel_regularizer(self.format.compose(factors))
-
-    def _projection(self, view):
-        if view is None or self.factor_constraint is None:
-            return None
-        return _Projection(self.factor_constraint, view)
 
     def compute_macs(self, input_shape: Sequence[int | None]) -> int:
         """Multiply-accumulates of one example, as the layer executes (composing is not counted: it is per batch).
