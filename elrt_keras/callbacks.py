@@ -113,10 +113,10 @@ def _validated_steps(schedule):
 def _orthogonality_regularizers(model):
     found = {}
     for _, layer in iterate_sublayers(model):
-        for attribute in ("factor_regularizer", "kernel_regularizer"):
-            regularizer = getattr(layer, attribute, None)
-            if isinstance(regularizer, OrthogonalityRegularizer):
-                found[id(regularizer)] = regularizer
+        # Layers name them after the weights they act on, or give them to a weight alone.
+        for value in (*vars(layer).values(), *(weight.regularizer for weight in layer.weights)):
+            if isinstance(value, OrthogonalityRegularizer):
+                found[id(value)] = value
     return list(found.values())
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import keras
 
 from elrt_keras.tables import render_table
+from elrt_keras.traversal import own_weights
 
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 _TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
@@ -114,8 +115,9 @@ def count_costs(model: keras.Model, input_shape: Sequence[int] | None = None) ->
     rows = {}
     counted = set()
     for layer, in_shape, out_shape in calls:
-        params = sum(math.prod(w.shape) for w in _parameters(layer) if id(w) not in counted)
-        counted.update(id(w) for w in layer.weights)
+        weights = layer.weights if _has_own_rule(layer) else own_weights(layer)
+        params = sum(math.prod(w.shape) for w in _trained(layer, weights) if id(w) not in counted)
+        counted.update(id(w) for w in weights)
         macs, activations = _macs(layer, in_shape, out_shape), _activation_bytes(layer, in_shape, out_shape)
         row = rows.get(id(layer))
         rows[id(layer)] = (
@@ -138,7 +140,9 @@ def _input_specs(model, input_shape):
     if input_shape is not None:
         if None in tuple(input_shape):
             raise ValueError(f"Expected the shape of one example, all sizes known. Received: input_shape={input_shape}")
-        return keras.KerasTensor((1, *input_shape), dtype=_input_dtype(model))
+        inputs = getattr(model, "inputs", None)
+        batch, dtype = (inputs[0].shape[0], inputs[0].dtype) if inputs else (None, "float32")
+        return keras.KerasTensor((batch or 1, *input_shape), dtype=dtype)
     inputs = getattr(model, "inputs" if isinstance(model, keras.Sequential) else "input", None)
     if inputs is None:
         raise ValueError(
@@ -146,11 +150,11 @@ def _input_specs(model, input_shape):
         )
     # A Sequential model lists its one input; other models have their own structure of inputs.
     inputs = inputs[0] if isinstance(model, keras.Sequential) else inputs
-    return keras.tree.map_structure(lambda tensor: _with_batch_of_one(model, tensor), inputs)
+    return keras.tree.map_structure(lambda tensor: _with_known_batch(model, tensor), inputs)
 
 
-def _with_batch_of_one(model, tensor):
-    shape = (1, *tensor.shape[1:])
+def _with_known_batch(model, tensor):
+    shape = (tensor.shape[0] or 1, *tensor.shape[1:])  # one example, unless the model was made for a number of them
     if None in shape:
         raise ValueError(
             f"'{model.name}' leaves its input size open; pass `input_shape` without `None`. "
@@ -159,17 +163,14 @@ def _with_batch_of_one(model, tensor):
     return keras.KerasTensor(shape, dtype=tensor.dtype)
 
 
-def _input_dtype(model):
-    inputs = getattr(model, "inputs", None)
-    return inputs[0].dtype if inputs else "float32"
-
-
 def trace_calls(
     model: keras.Model, input_shape: Sequence[int] | None = None
 ) -> list[tuple[keras.layers.Layer, tuple[int, ...], tuple[int, ...]]]:
-    """All calls of leaf layers for one example, in the order of execution: `(layer, input shape, output shape)`.
+    """All calls of layers that compute something themselves, for one example: `(layer, input shape, output shape)`.
 
-    The shapes hold a batch axis of 1. Arguments and errors are those of `count_costs`.
+    They come in the order in which they end. Those are layers that call no others, or have weights beside those of the
+    others: a convolution may have a layer as its activation. The shapes hold a batch axis of 1. Arguments and errors
+    are those of `count_costs`.
     """
 
     class Trace(keras.layers.Layer):
@@ -180,12 +181,18 @@ def trace_calls(
     with _recorded_calls() as calls:
         # Keras derives the output of a layer without a shape rule by running its `call` symbolically.
         Trace(name="trace").compute_output_spec(inputs)
-    return calls
+    batch = keras.tree.flatten(inputs)[0].shape[0]
+    return [(layer, _of_one(batch, shape), _of_one(batch, output_shape)) for layer, shape, output_shape in calls]
+
+
+def _of_one(batch, shape):
+    """The shape of one example's part, where the first axis is that of the examples of a batch."""
+    return (shape[0] // batch, *shape[1:]) if shape and shape[0] % batch == 0 else shape
 
 
 @contextlib.contextmanager
 def _recorded_calls():
-    """Records every call of a layer that calls no layer itself (or has a cost rule of its own).
+    """Records every call of a layer that calls no layer itself, has weights of its own or a cost rule of its own.
 
     Keras has no hook around layer calls; the public `Layer.__call__` is wrapped while the model is traced.
     """
@@ -203,7 +210,7 @@ def _recorded_calls():
             outputs = original(layer, *args, **kwargs)
         finally:
             callers.pop()
-        if frame["leaf"]:
+        if frame["leaf"] or own_weights(layer):
             inputs = args[0] if args else next(iter(kwargs.values()), None)
             calls.append((layer, _first_shape(inputs), _first_shape(outputs)))
         return outputs
@@ -224,12 +231,13 @@ def _first_shape(structure):
     return tuple(tensors[0].shape) if tensors else ()
 
 
-def _parameters(layer):
+def _trained(layer, weights):
+    """Those of the weights of a layer that training changes: no statistics."""
     if isinstance(layer, keras.layers.Normalization):
         return []
     if isinstance(layer, keras.layers.BatchNormalization):
-        return [w for w in layer.weights if w.name not in ("moving_mean", "moving_variance")]
-    return layer.weights
+        return [w for w in weights if w.name not in ("moving_mean", "moving_variance")]
+    return weights
 
 
 def _macs(layer, input_shape, output_shape):
@@ -271,9 +279,9 @@ def _einsum_shared(layer, input_shape):
     """Product of the input axes that the kernel shares, which a product of both sizes would count twice."""
     inputs, rest = layer.equation.replace(" ", "").split(",")
     kernel = rest.split("->")[0]
-    letters = inputs.replace("...", "")
-    sizes = dict(zip(reversed(letters), reversed(input_shape)))
-    return math.prod(sizes[letter] for letter in letters if letter in kernel)
+    before, _, after = inputs.partition("...")
+    sizes = dict(zip(before, input_shape)) | dict(zip(reversed(after), reversed(input_shape)))
+    return math.prod(sizes[letter] for letter in before + after if letter in kernel)
 
 
 def _activation_bytes(layer, input_shape, output_shape):

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from elrt_keras.formats.arrays import Tensor
+from elrt_keras.formats.arrays import Tensor, as_loss
 
 _PACKAGE = "elrt_keras"
 
@@ -135,7 +135,7 @@ class OrthogonalityRegularizer(keras.regularizers.Regularizer):
         if len(shape) < 2:
             raise ValueError(f"Expected a weight with at least two axes. Received: shape={tuple(shape)}")
         penalty = self.penalty(ops.reshape(weight, (math.prod(shape[:-1]), shape[-1])))
-        return ops.cast(self.strength_variable, penalty.dtype) * penalty
+        return as_loss(ops.cast(self.strength_variable, penalty.dtype) * penalty)
 
     def get_config(self) -> dict[str, Any]:
         return {"strength": self.strength}

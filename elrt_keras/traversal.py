@@ -1,13 +1,11 @@
 """Walking the layers of a model, nested models included."""
 
 import functools
-import inspect
-import weakref
 from collections.abc import Iterator
 
 import keras
 
-_OPENED = weakref.WeakKeyDictionary()
+from elrt_keras.opened import opened
 
 
 def iterate_layers(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
@@ -40,6 +38,12 @@ def held_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     return layer._flatten_layers(include_self=False)
 
 
+def own_weights(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """The weights of a layer without those of the layers that it holds."""
+    held = {id(weight) for inner in held_layers(layer) for weight in inner.weights}
+    return [weight for weight in layer.weights if id(weight) not in held]
+
+
 def iterate_replaceable(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
     """As `iterate_layers`, but of the layers that a rebuilt model can have others in the place of.
 
@@ -53,52 +57,6 @@ def iterate_replaceable(model: keras.Model, prefix: str = "") -> Iterator[tuple[
             yield path, layer
         else:
             yield from iterate_replaceable(inner, f"{path}/")
-
-
-def opened(layer: keras.layers.Layer) -> keras.Model | None:
-    """A custom layer made of other layers as a functional model of these, sharing them; `None` if it is no such layer.
-
-    Its `call` is run on a symbolic input. That works where it takes one tensor and computes with layers and
-    `keras.ops`, as the blocks of keras-hub's models do, the same ones while training. Other layers stay closed, as do
-    those that penalise their outputs and those that the model calls with further arguments.
-    """
-    if isinstance(layer, keras.Model) or type(layer).__module__.split(".")[0] == "keras" or not layer.built:
-        return None
-    if layer not in _OPENED:
-        _OPENED[layer] = _opened(layer) if _holds_layers(layer) else None
-    return _OPENED[layer] if _is_called_with_one_tensor(layer) else None
-
-
-def _is_called_with_one_tensor(layer):
-    calls = [node.arguments for node in layer._inbound_nodes]
-    return all(len(call.args) == 1 and set(call.kwargs) <= {"training", "mask"} for call in calls)
-
-
-def _holds_layers(layer):
-    return any(isinstance(value, keras.layers.Layer) for value in keras.tree.flatten(list(vars(layer).values())))
-
-
-def _opened(layer):
-    shape = (layer.get_build_config() or {}).get("input_shape")
-    if not isinstance(shape, (tuple, list)) or not all(size is None or isinstance(size, int) for size in shape):
-        return None
-    if layer.activity_regularizer is not None:
-        return None
-    inputs = keras.Input(batch_shape=shape, name="input")
-    modes = [{"training": True}, {"training": False}] if "training" in inspect.signature(layer.call).parameters else []
-    try:
-        model, *in_modes = [keras.Model(inputs, layer.call(inputs, **mode), name=layer.name) for mode in ({}, *modes)]
-    except Exception:  # whatever a foreign `call` does with a tensor that has no values
-        return None
-    if any(_steps(other) != _steps(model) for other in in_modes):
-        return None
-    # What the graph lacks (weights of the layer itself) would be lost.
-    return model if len(model.weights) == len(layer.weights) else None
-
-
-def _steps(model):
-    """What a model computes: its layers, and the kinds of its operations."""
-    return [id(one) if isinstance(one, keras.layers.Layer) else type(one) for one in model.operations[1:]]
 
 
 def is_container(layer: keras.layers.Layer) -> bool:

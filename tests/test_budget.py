@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 import elrt_keras as elrt
 from elrt_keras import formats
-from elrt_keras.ranks.grid import grid
 from elrt_keras.ranks.plan import DENSE
 from elrt_keras.ranks.survey import survey
 
@@ -300,6 +299,13 @@ def test_a_plan_edited_in_its_file_has_no_costs_of_what_it_was(resnet, tmp_path)
     assert f"{total:,}" in str(loaded).splitlines()[-1]
 
 
+def test_a_format_object_in_a_plan_is_its_name(tmp_path):
+    plan = elrt.RankPlan({"conv": (formats.get("svd"), 3)})
+    assert plan["conv"] == ("svd", (3,)) and "svd" in str(plan)
+    plan.save(tmp_path / "plan.json")
+    assert dict(elrt.RankPlan.load(tmp_path / "plan.json")) == dict(plan)
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
@@ -369,7 +375,7 @@ def reachable(model, format_name, budget):
     total = elrt.count_costs(model).macs
     sums = {0}
     for candidate in survey(model, format_name, None)[0]:
-        ranks = itertools.product(*[grid(limit, 8) for limit in candidate.limits])
+        ranks = itertools.product(*candidate.grids(8))
         saved = {candidate.dense_costs()["macs"] - candidate.costs(r)["macs"] for r in ranks}
         sums = {a + b for a in sums for b in {0, *(round(s / total * 20000) for s in saved if s > 0)}}
     return max((1 - s / 20000 for s in sums if 1 - s / 20000 <= budget), default=0)

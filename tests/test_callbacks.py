@@ -93,6 +93,31 @@ def test_a_strength_set_by_hand_reaches_compiled_steps():
         assert model.evaluate(images, targets, verbose=0) == pytest.approx(penalty / 2, rel=1e-5)
 
 
+def test_a_schedule_reaches_every_weight_of_stock_and_custom_layers():
+    class Scaled(keras.layers.Layer):
+        def build(self, input_shape):
+            self.scale = self.add_weight(shape=(4, 4), regularizer=regularizers[2])
+
+        def call(self, inputs):
+            return keras.ops.matmul(inputs, self.scale)
+
+    regularizers = [elrt.regularizers.SoftOrthogonality(1.0) for _ in range(4)]
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 4)),
+            keras.layers.SeparableConv2D(4, 3, pointwise_regularizer=regularizers[0]),
+            keras.layers.DepthwiseConv2D(3, depthwise_regularizer=regularizers[1]),
+            Scaled(),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(2, bias_regularizer="l2", kernel_regularizer=regularizers[3]),
+        ]
+    )
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    schedule = elrt.callbacks.RegularizationSchedule({0: 0.25})
+    model.fit(np.zeros((2, 6, 6, 4), "float32"), np.zeros((2, 2), "float32"), verbose=0, callbacks=[schedule])
+    assert [regularizer.strength for regularizer in regularizers] == [0.25] * 4
+
+
 def test_numbers_of_numpy_are_numbers():
     schedule = elrt.callbacks.RegularizationSchedule({np.int64(0): np.float32(0.5), 1: np.int64(1)})
     model = tiny(elrt.regularizers.SpectralIsometry(0.1, power_iterations=np.int64(3)))

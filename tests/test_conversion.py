@@ -302,6 +302,30 @@ def test_a_layer_called_by_the_name_of_its_argument_expands():
     np.testing.assert_allclose(to_numpy(elrt.expand(model)(images)), to_numpy(model(images)), atol=1e-5)
 
 
+def test_a_layer_that_two_models_share_has_one_entry():
+    inputs, conv = keras.Input((8, 8, 4)), layers.Conv2D(4, 3, padding="same", name="c")
+    nested = [keras.Sequential([keras.Input((8, 8, 4)), conv], name=name) for name in "AB"]
+    model = keras.Model(inputs, nested[1](nested[0](inputs)))
+    with pytest.raises(ValueError, match=r"'B/c' is shared and has one entry.*Received: .*tucker2.* and .*svd"):
+        elrt.factorize(model, {"A/c": ("tucker2", (2, 2)), "B/c": ("svd", 4)})
+    low = elrt.factorize(model, {"A/c": ("svd", 2), "B/c": ("svd", 2)})
+    assert elrt.factorize(model, {"A/c": ("svd", 2), "B/c": None}).count_params() == low.count_params()
+
+
+@pytest.mark.parametrize("initializer", [elrt.initializers.OrthogonalFactors, elrt.initializers.Spectral])
+def test_merged_layers_start_like_the_composed_kernels(initializer):
+    model = sequential()
+    plan = {"a": ("tucker2", 2), "b": ("svd", 2)}
+    low = elrt.factorize(model, plan, factor_initializer=initializer("lecun_uniform"))
+    merged = elrt.merge(low)
+    for name in plan:
+        assert isinstance(merged.get_layer(name).kernel_initializer, keras.initializers.LecunUniform)
+    again = keras.models.clone_model(merged)
+    assert np.abs(to_numpy(again.get_layer("a").kernel) - to_numpy(merged.get_layer("a").kernel)).max() > 0
+    trained = elrt.merge(elrt.factorize(model, plan, factor_initializer="decomposed"))
+    assert isinstance(trained.get_layer("a").kernel_initializer, keras.initializers.GlorotUniform)
+
+
 def test_layers_of_one_shape_start_apart_with_a_seeded_stock_initializer():
     model = keras.Sequential([keras.Input((8, 8, 4)), layers.Conv2D(4, 3, name="a"), layers.Conv2D(4, 3, name="b")])
     initializer = keras.initializers.HeNormal(seed=0)

@@ -1,5 +1,7 @@
 """What copies of a model keep beside weights and arguments: functions, tables, statistics, activations' weights."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -32,6 +34,64 @@ def test_adapted_tables_stay():
     low_rank = elrt.factorize(model, {"a": ("svd", 1.0)}, factor_initializer="decomposed")
     for copy in (low_rank, elrt.merge(low_rank)):
         np.testing.assert_allclose(to_numpy(copy(inputs)), to_numpy(model(inputs)), atol=1e-5)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="these layers need TensorFlow's tables")
+def test_an_adapted_vocabulary_stays():
+    import tensorflow as tf
+
+    words = layers.TextVectorization(max_tokens=20, output_sequence_length=4)
+    words.adapt(tf.constant(["the cat sat", "a dog ran"]))
+    inputs = keras.Input((1,), dtype="string")
+    model = keras.Model(inputs, layers.Conv1D(6, 3, name="a")(layers.Embedding(20, 8)(words(inputs))))
+    text = tf.constant([["the dog"], ["a cat sat"]])
+    low_rank = elrt.factorize(model, {"a": ("tucker2", 1.0)}, factor_initializer="decomposed")
+    for copy in (low_rank, elrt.merge(low_rank)):
+        np.testing.assert_allclose(to_numpy(copy(text)), to_numpy(model(text)), atol=1e-5)
+
+
+class Doubled:
+    """An activation that is an object."""
+
+    def __call__(self, x):
+        return 2 * keras.ops.tanh(x)
+
+    def method(self, x):
+        return keras.ops.tanh(x) - 1
+
+
+def own_functions():
+    """Activations of the backend itself, which are of other types than Python's functions."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return [jax.nn.relu, jax.numpy.tanh]
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return [torch.tanh, torch.relu]
+    import tensorflow as tf
+
+    return [tf.nn.relu, tf.tanh]
+
+
+def test_activations_that_are_no_functions_of_python():
+    partial = functools.partial(keras.activations.leaky_relu, negative_slope=0.3)
+    for activation in (partial, Doubled(), Doubled().method, *own_functions()):
+        model = keras.Sequential(
+            [
+                keras.Input((6, 6, 4)),
+                layers.Conv2D(4, 3, activation=activation, name="a"),
+                layers.Conv2D(4, 3, activation=activation, name="b"),
+                layers.Reshape((4, 4)),
+                layers.GRU(3, activation="relu"),
+            ]
+        )
+        low_rank = elrt.factorize(model, {"a": ("tucker2", 1.0)}, factor_initializer="decomposed")
+        images = random_array(2, 6, 6, 4)
+        for copy in (low_rank, elrt.merge(low_rank), elrt.expand(low_rank)):
+            np.testing.assert_allclose(to_numpy(copy(images)), to_numpy(model(images)), atol=1e-4)
+        assert model.get_layer("b").activation is activation
 
 
 def doubled_tanh(x):

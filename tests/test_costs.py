@@ -29,6 +29,7 @@ def costs_of(layer, input_shape):
         (layers.Dense(7), (5,), 42, 35),
         (layers.Dense(7), (3, 5), 42, 3 * 35),
         (layers.EinsumDense("abc,cd->abd", (3, 7)), (3, 5), 35, 3 * 35),
+        (layers.EinsumDense("ab...,bc->ac...", 7), (5, 6), 35, 6 * 35),
         (layers.TimeDistributed(layers.Conv2D(8, 3, padding="same")), (6, 10, 10, 4), 296, 6 * 100 * 9 * 32),
         (layers.TimeDistributed(layers.Dense(7)), (6, 5), 42, 6 * 35),
         (layers.SimpleRNN(3), (6, 5), 3 * (5 + 3 + 1), 6 * 3 * (5 + 3)),
@@ -78,6 +79,53 @@ class Subclassed(keras.Model):
 
     def call(self, inputs):
         return self.conv(inputs)
+
+
+@pytest.mark.parametrize("activation", [layers.ReLU, layers.PReLU], ids=["ReLU", "PReLU"])
+def test_layers_with_a_layer_as_their_activation_count_and_are_planned(activation):
+    plain = keras.Sequential([keras.Input((9, 9, 8)), layers.Conv2D(16, 3, name="a"), layers.Conv2D(32, 3, name="b")])
+    model = keras.Sequential(
+        [
+            keras.Input((9, 9, 8)),
+            layers.Conv2D(16, 3, name="a", activation=activation()),
+            layers.Conv2D(32, 3, name="b", activation=activation()),
+        ]
+    )
+    assert elrt.count_costs(model).macs == elrt.count_costs(plain).macs == (49 * 8 * 16 + 25 * 16 * 32) * 9
+    assert elrt.count_costs(model).params == model.count_params()
+    plan = elrt.plan_ranks(model, max_macs=0.5, exclude=[], multiple_of=1)
+    assert dict(plan) == dict(elrt.plan_ranks(plain, max_macs=0.5, exclude=[], multiple_of=1))
+    low_rank = elrt.factorize(model, plan)
+    assert elrt.count_costs(low_rank).macs <= 0.5 * elrt.count_costs(model).macs
+    assert elrt.count_costs(low_rank).params == low_rank.count_params()
+
+
+class Weighted(Subclassed):
+    def build(self, input_shape):
+        self.conv.build(input_shape)
+        self.scale = self.add_weight(shape=(4,), name="scale")
+
+    def call(self, inputs):
+        return self.conv(inputs) * self.scale
+
+
+def test_weights_of_a_model_or_block_beside_those_of_its_layers():
+    model = Weighted()
+    model(np.zeros((1, 6, 6, 2), "float32"))
+    costs = elrt.count_costs(model, input_shape=(6, 6, 2))
+    assert costs.params == model.count_params() == 9 * 8 + 4 + 4 and costs.macs == 16 * 9 * 8
+
+
+def test_models_made_for_a_number_of_examples():
+    inputs = keras.Input(batch_shape=(4, 8, 8))
+    x = layers.Conv1D(8, 3, padding="same", name="conv")(inputs)
+    model = keras.Model(inputs, layers.Dense(5)(keras.ops.reshape(x, (4, 64))))
+    assert elrt.count_costs(model).macs == 8 * 3 * 8 * 8 + 64 * 5
+    assert {row.output_shape[0] for row in elrt.count_costs(model).layers} == {1}
+    stateful = keras.Sequential([inputs, layers.LSTM(6, stateful=True)])
+    stateless = keras.Sequential([keras.Input((8, 8)), layers.LSTM(6)])
+    assert elrt.count_costs(stateful).macs == elrt.count_costs(stateless).macs
+    assert elrt.plan_ranks(model, fraction=0.5, exclude=[], multiple_of=1).costs["conv"]["macs"] == 8 * 3 * 8 * 8
 
 
 def test_subclassed_model_with_a_given_shape():

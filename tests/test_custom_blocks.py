@@ -58,6 +58,104 @@ def test_custom_blocks_are_opened_where_nothing_is_lost(options, arguments, open
         np.testing.assert_allclose(*outputs, atol=1e-4)
 
 
+class Wired(Block):
+    def call(self, x, training=None):
+        y = self.conv(x)
+        return (x if training else y) + y
+
+
+class Weighted(Block):
+    def call(self, x, training=None):
+        return x + self.conv(x) * (0.1 if training else 1.0)
+
+
+class Masked(Block):
+    def call(self, x, mask=None):
+        y = self.conv(x)
+        return y if mask is None else y * keras.ops.cast(mask, y.dtype)[..., None]
+
+
+class Noisy(Block):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.seeds = keras.random.SeedGenerator(1)
+
+    def call(self, x):
+        return self.conv(x) + keras.random.normal((4,), seed=self.seeds)
+
+
+class Passing(Block):
+    """Tells its layers whether it trains."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.norm, self.dropout = layers.BatchNormalization(), layers.Dropout(0.5)
+
+    def call(self, x, training=None):
+        x = self.norm(self.conv(x), training=training)
+        return keras.ops.concatenate([self.dropout(x, training=training), 2.0 * x], axis=-1)
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], 8)
+
+
+@pytest.mark.parametrize("kind, opens", [(Wired, 0), (Weighted, 0), (Masked, 0), (Noisy, 0), (Passing, 1), (Block, 1)])
+def test_blocks_that_would_compute_something_else_stay_closed(kind, opens):
+    inputs = keras.Input((6, 6, 4))
+    model = keras.Model(inputs, layers.Conv2D(4, 3, name="last")(kind(name="block")(inputs)))
+    plan = elrt.plan_ranks(model, fraction=1.0, exclude=[], break_even=False)
+    assert ("block/conv" in plan) == bool(opens) and ("block" in plan.reasons) != bool(opens)
+    low_rank = elrt.factorize(model, plan, factor_initializer="decomposed")
+    assert [layer.name for layer in low_rank.layers[1:]] == ["block", "last"]
+    images = random_array(2, 6, 6, 4)
+    if kind is Noisy:
+        assert np.abs(to_numpy(low_rank(images)) - to_numpy(low_rank(images))).max() > 0
+        return
+    np.testing.assert_allclose(to_numpy(low_rank(images)), to_numpy(model(images)), atol=1e-4)
+    if kind is not Passing:
+        outputs = [to_numpy(one(images, training=True)) for one in (model, low_rank)]
+        np.testing.assert_allclose(*outputs, atol=1e-4)
+        return
+    for one in (model, low_rank):
+        one(images, training=True)
+    statistics = [[to_numpy(w) for w in one.weights if "moving" in w.name] for one in (model, low_rank)]
+    for a, b in zip(*statistics, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+    assert np.abs(to_numpy(low_rank(images, training=True)) - to_numpy(low_rank(images))).max() > 0.01
+
+
+def test_a_block_called_at_several_sizes_and_types(tmp_path):
+    block = Block(name="head")
+    inputs = keras.Input((8, 8, 4)), keras.Input((5, 6, 4))
+    model = keras.Model(inputs, [block(one) for one in inputs])
+    plan = elrt.plan_ranks(model, fraction=0.5, exclude=[], break_even=False)
+    low_rank = elrt.factorize(model, plan)
+    for format_name, ranks in plan.values():
+        assert format_name == "tucker2" and ranks == (2, 2)
+    costs = plan.costs["head/conv"]
+    assert elrt.count_costs(low_rank).macs == costs["planned_macs"] < elrt.count_costs(model).macs
+    full = elrt.factorize(model, {"head/conv": ("tucker2", 1.0)}, factor_initializer="decomposed")
+    images = random_array(2, 8, 8, 4), random_array(2, 5, 6, 4, seed=1)
+    for a, b in zip(full(images), model(images)):
+        np.testing.assert_allclose(to_numpy(a), to_numpy(b), atol=1e-4)
+    full.save(tmp_path / "full.keras")
+    again = keras.models.load_model(tmp_path / "full.keras")
+    np.testing.assert_array_equal(to_numpy(again(images)[1]), to_numpy(full(images)[1]))
+
+
+def test_a_block_keeps_what_it_makes_of_its_input_type():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        block = Block(name="block")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    inputs = keras.Input((6, 6, 4), dtype="float32")
+    model = keras.Model(inputs, block(inputs))
+    low_rank = elrt.factorize(model, {"block/conv": ("tucker2", 2)})
+    kinds = [keras.backend.standardize_dtype(one(random_array(1, 6, 6, 4)).dtype) for one in (model, low_rank)]
+    assert kinds[0] == kinds[1]
+
+
 @keras.saving.register_keras_serializable("elrt_tests")
 class LowRankBlock(Block):
     """The same block around a low-rank convolution."""

@@ -10,7 +10,7 @@ from common import random_array
 import elrt_keras as elrt
 from elrt_keras import formats
 from elrt_keras.ranks import energy
-from elrt_keras.ranks.grid import Budget, grid
+from elrt_keras.ranks.grid import Budget
 from elrt_keras.ranks.survey import survey
 
 layers = keras.layers
@@ -58,7 +58,7 @@ def over_best(decays, format_name, limits, multiple_of=4):
     assert budget.fits(chosen)
     tables = []  # by layer: (loss, costs) of every choice
     for candidate in candidates:
-        ranks = itertools.product(*(grid(limit, multiple_of) for limit in candidate.limits))
+        ranks = itertools.product(*candidate.grids(multiple_of))
         choices = [*(r for r in ranks if candidate.is_cheaper(r, ["macs"])), None]
         tables.append([(energy.total_loss([candidate], {candidate.name: r}), candidate.costs(r)) for r in choices])
     rest = {r: budget.totals[r] - sum(c.dense_costs()[r] for c in candidates) for r in limits}

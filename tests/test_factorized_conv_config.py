@@ -1,6 +1,7 @@
 """Saving and reviving: every constructor argument, at a non-default value, comes back and acts the same."""
 
 import inspect
+import json
 
 import keras
 import numpy as np
@@ -83,6 +84,25 @@ def test_every_argument_is_an_attribute_and_a_config_entry(leaf):
     ):
         assert getattr(revived, name, None) == arguments.get(name)
     assert revived.factor_regularizer.power_iterations == 3 and revived.factor_initializer.seed == 4
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"kernel_size": np.array([3, 3])},
+        {"kernel_size": (np.int64(3), np.int32(3))},
+        {"strides": (np.int64(2), 2), "dilation_rate": (np.int64(1), 1)},
+        {"groups": np.int64(1)},
+        {"use_bias": np.bool_(False)},
+        {"filters": np.int64(8), "ranks": np.array([2, 3])},
+    ],
+    ids=str,
+)
+def test_numbers_of_numpy_become_plain_ones(changed):
+    layer = elrt.layers.Tucker2Conv2D(**{"filters": 8, "kernel_size": 3, "ranks": 4, **changed})
+    config = json.loads(json.dumps(layer.get_config()))
+    plain = {name: np.asarray(value).tolist() for name, value in changed.items()}
+    assert layer.get_config() == elrt.layers.Tucker2Conv2D(**{**config, **plain}).get_config()
 
 
 @pytest.mark.parametrize("leaf", LEAVES)

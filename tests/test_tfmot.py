@@ -69,6 +69,9 @@ def test_what_tf_keras_lacks_is_named():
     model = keras.Model(inputs, keras.layers.Flatten()(keras.ops.exp(inputs)))
     with pytest.raises(ValueError, match="Received: keras.ops, Exp"):
         export.to_tf_keras(model)
+    model = keras.Model(inputs, keras.ops.maximum(inputs, 0.5))
+    with pytest.raises(ValueError, match="Received: keras.ops, Maximum"):
+        export.to_tf_keras(model)
     model = keras.Sequential([inputs, keras.layers.RMSNormalization(name="norm")])
     with pytest.raises(ValueError, match="Received: 'norm', a RMSNormalization"):
         export.to_tf_keras(model)
@@ -95,6 +98,37 @@ def test_custom_blocks_are_unfolded():
     model = keras.Sequential([keras.Input((8, 8, 4)), Block(name="block"), keras.layers.Flatten()])
     legacy = export.to_tf_keras(model)
     assert {"conv_factor_in", "conv_core", "conv_factor_out"} <= {layer.name for layer in legacy.layers}
+
+
+def test_names_that_nested_models_share_are_numbered():
+    def nested(name):
+        layers = [keras.Input((8, 8, 4)), keras.layers.Conv2D(4, 3, padding="same", name="conv")]
+        return keras.Sequential([*layers, keras.layers.BatchNormalization(name="norm")], name=name)
+
+    model = keras.Sequential([keras.Input((8, 8, 4)), nested("a"), nested("b"), nested("c"), keras.layers.Flatten()])
+    legacy = export.to_tf_keras(model)  # which compares the outputs
+    assert [layer.name for layer in legacy.layers[1:-1]] == ["conv", "norm", "conv_1", "norm_1", "conv_2", "norm_2"]
+    assert isinstance(export.prune(model), tf_keras.Model)
+
+
+@pytest.mark.parametrize(
+    "operate",
+    [
+        lambda x: 0.5 * x,
+        lambda x: x + 1,
+        lambda x: 1.5 - x,
+        lambda x: x - np.float32(3),
+        lambda x: keras.ops.concatenate([x, 2 * x], axis=1),
+        lambda x: keras.ops.maximum(x, x - 1),
+    ],
+)
+def test_operations_with_numbers_and_along_axes(operate):
+    inputs = keras.Input((6, 6, 3))
+    model = keras.Model(inputs, operate(keras.layers.Conv2D(4, 3, name="conv")(inputs)))
+    legacy = export.to_tf_keras(model)
+    x = images(2, 6, 6, 3)
+    expected = model.predict(x, verbose=0)
+    np.testing.assert_allclose(legacy.predict(x, verbose=0), expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_frozen_layers_are_not_pruned():
@@ -214,7 +248,7 @@ def int8_kernels(path):
 
 def test_clusters_alone(trained):
     model, x, labels = trained
-    clustered = export.strip(fine_tune(export.cluster(model, clusters=8), x[:320], labels[:320]))
+    clustered = export.strip(fine_tune(export.cluster(model, clusters=np.int64(8)), x[:320], labels[:320]))
     assert all(len(np.unique(kernel)) <= 8 for kernel in kernels(clustered).values())
 
 

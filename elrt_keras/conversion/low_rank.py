@@ -106,9 +106,12 @@ def _checked_replacements(model, plan):
     for index, (name, entry) in enumerate(plan.factorized().items()):
         layer = layers[name]
         try:
-            replacements[id(layer)] = (index, _checked_target(layer, entry), entry)
+            target = _checked_target(layer, entry)
         except ValueError as error:
             raise ValueError(f"Layer {name!r}: {error}") from error
+        known = replacements.setdefault(id(layer), (index, target, entry))[2]
+        if known != entry:
+            raise ValueError(f"Layer {name!r} is shared and has one entry in a plan. Received: {known} and {entry}")
     if not replacements:
         told = "".join(f"; '{name}': {reason}" for name, reason in plan.reasons.items())
         raise ValueError(f"The plan factorises no layer. Received: plan with {len(plan)} entries, all dense{told}")

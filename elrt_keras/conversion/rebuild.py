@@ -7,10 +7,14 @@ from typing import Any
 import keras
 
 from elrt_keras.layers.arguments import copy_arguments
-from elrt_keras.traversal import held_layers, is_container, iterate_replaceable, opened
+from elrt_keras.opened import opened
+from elrt_keras.traversal import held_layers, is_container, iterate_replaceable
 
 # Layers without weights whose configuration lacks a part: a function that Keras could not load again, an adapted table.
-_REUSED = (keras.layers.Lambda, keras.layers.Discretization, keras.layers.IntegerLookup, keras.layers.StringLookup)
+_REUSED = (
+    *(keras.layers.Lambda, keras.layers.Discretization, keras.layers.IntegerLookup),
+    *(keras.layers.StringLookup, keras.layers.TextVectorization),
+)
 
 
 def check_convertible(model: keras.Model) -> None:
@@ -80,7 +84,9 @@ def _finalize(layer):
 def _copied(layer):
     if isinstance(layer, _REUSED):
         return layer
-    return type(layer).from_config(copy_arguments(layer))
+    copy = type(layer).from_config(copy_arguments(layer))
+    copy.name = layer.name  # which a custom layer's configuration may lack
+    return copy
 
 
 def _copied_graph(model, layers_for):

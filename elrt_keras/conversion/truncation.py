@@ -1,5 +1,6 @@
 """Lower ranks from a trained low-rank model: `shrink`, and the curve of budgets it reaches."""
 
+import collections.abc
 import dataclasses
 from collections.abc import Callable, Sequence
 
@@ -35,7 +36,8 @@ def shrink(
         model: a built Functional or Sequential model with low-rank layers.
         max_macs: float in (0, 1]: keep at most this part of the MACs of the *dense* model, `merge(model)`.
         max_params: the same for parameters. Both budgets may be given.
-        multiple_of: int ≥ 1: ranks are multiples of it, or the present rank; `None` for 8.
+        multiple_of: int ≥ 1: ranks are multiples of it, or the present rank; `None` for 8. A layer with no more
+            channels than that takes any rank.
         input_shape: shape of one example, for a model that leaves sizes open.
 
     Returns:
@@ -90,6 +92,8 @@ def shrink_curve(
     multiple_of = validated_multiple(multiple_of)
     check_low_rank(model, "shrink")
     dense = _dense_totals(model, survey_low_rank(model, input_shape), input_shape)
+    if not isinstance(max_macs, collections.abc.Iterable):
+        raise ValueError(f"Expected a list of budgets. Received: max_macs={max_macs!r}")
     budgets = [_validated(budget, None) for budget in max_macs]
     shrunk = [(model, 0.0), *(_shrunk(model, budget, multiple_of, input_shape) for budget in budgets)]
     points = []
@@ -189,9 +193,7 @@ def _dense_totals(model, candidates, input_shape):
     costs = count_costs(model, input_shape)
     totals = {"macs": costs.macs, "params": costs.params}
     for candidate in candidates:
-        executed = candidate.costs(candidate.limits if candidate.layer.runs_chain else None)
-        stored = candidate.costs(candidate.limits)
-        dense = candidate.dense_costs()
-        totals["macs"] += dense["macs"] - executed["macs"]
-        totals["params"] += dense["params"] - stored["params"]
+        low, dense = candidate.costs(candidate.limits), candidate.dense_costs()
+        for resource in totals:
+            totals[resource] += dense[resource] - low[resource]
     return totals

@@ -1,4 +1,7 @@
-"""SavedModel and ONNX export, checked against Keras before the files appear."""
+"""SavedModel and ONNX export, checked against Keras before the files appear.
+
+Models with a mixed precision policy are exported as what they compute in float32.
+"""
 
 import dataclasses
 import os
@@ -13,7 +16,7 @@ from elrt_keras.export import checks
 from elrt_keras.export.examples import check_batches, check_range
 from elrt_keras.export.files import check_target, move_folder, write_file
 from elrt_keras.export.litert import check_model
-from elrt_keras.litert.convert import INPUT, OUTPUT, plain_errors, save_archive
+from elrt_keras.litert.convert import INPUT, OUTPUT, for_inference, plain_errors, save_archive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,14 +67,14 @@ def to_saved_model(
     examples = _prepare(model, path, evaluation_data, max_examples, input_range, "SavedModel export")
     with tempfile.TemporaryDirectory() as temporary:
         folder = os.path.join(temporary, "saved_model")
-        with plain_errors(model, "SavedModel"):
+        with plain_errors(model, "SavedModel"), for_inference(model):
             save_archive(model, folder, batch_size=None)
         signature = tf.saved_model.load(folder).signatures["serving_default"]
 
         def run(batch):
             return signature(**{INPUT: tf.constant(batch)})[OUTPUT].numpy()
 
-        comparison = checks.compare(model, run, examples)
+        comparison = _compared(model, run, examples)
         checks.require_close(comparison, tolerance, max_accuracy_drop)
         move_folder(folder, path)
     return _report(model, path, comparison)
@@ -115,13 +118,13 @@ def to_onnx(
     with tempfile.TemporaryDirectory() as folder:
         file = os.path.join(folder, "model.onnx")
         signature = [keras.InputSpec(shape=(None, *model.inputs[0].shape[1:]), dtype="float32", name=INPUT)]
-        with plain_errors(model, "ONNX"):
+        with plain_errors(model, "ONNX"), for_inference(model):
             model.export(file, format="onnx", input_signature=signature, verbose=False)
             with open(file, "rb") as exported:
                 content = exported.read()
             session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    comparison = checks.compare(model, lambda batch: session.run(None, {name: batch})[0], examples)
+    comparison = _compared(model, lambda batch: session.run(None, {name: batch})[0], examples)
     checks.require_close(comparison, tolerance, max_accuracy_drop)
     write_file(path, content)
     return _report(model, path, comparison)
@@ -132,6 +135,11 @@ def _prepare(model, path, evaluation_data, max_examples, input_range, what):
     check_range(input_range)
     check_target(path)
     return check_batches(evaluation_data, tuple(model.inputs[0].shape[1:]), input_range, max_examples)
+
+
+def _compared(model, run, examples):
+    with for_inference(model):
+        return checks.compare(model, run, examples)
 
 
 def _report(model, path, comparison):

@@ -1,6 +1,8 @@
 """A Keras 3 model as a tf_keras model, the kind that tensorflow-model-optimization works on."""
 
 import inspect
+import itertools
+import numbers
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -10,8 +12,9 @@ import numpy as np
 from elrt_keras.conversion import expand
 from elrt_keras.conversion.dense import is_low_rank
 from elrt_keras.export.litert import check_model
-from elrt_keras.litert import only_output
-from elrt_keras.traversal import is_container, iterate_sublayers, opened
+from elrt_keras.litert import for_inference, only_output
+from elrt_keras.opened import opened
+from elrt_keras.traversal import is_container, iterate_sublayers
 
 if TYPE_CHECKING:
     import tf_keras
@@ -21,6 +24,12 @@ _TOLERANCE = 1e-5
 _LEFT_BEHIND = ("_initializer", "_regularizer", "_constraint")
 _OTHER_FUNCTIONS = {"hard_sigmoid"}  # activations that go by one name and differ: x/6 + 1/2 here, x/5 + 1/2 there
 _OPERATIONS = {"Add", "Subtract", "Multiply", "Maximum", "Minimum", "Concatenate"}  # of keras.ops, as layers
+# Of a tensor and a number, which may come first: scale and offset.
+_WITH_NUMBER = {
+    "Add": lambda number, first: (1.0, number),
+    "Subtract": lambda number, first: (-1.0, number) if first else (1.0, -number),
+    "Multiply": lambda number, first: (number, 0.0),
+}
 
 
 def to_tf_keras(model: keras.Model) -> "tf_keras.Model":
@@ -106,22 +115,35 @@ def _called(layer, args, kwargs, twins):
     if inner is not None:
         return _replayed(inner, args[0], twins)
     if not isinstance(layer, keras.layers.Layer):
-        return _operation(layer)(list(args) if len(args) > 1 else args[0])
+        return _operated(layer, args)
     if id(layer) not in twins:
-        twins[id(layer)] = (layer, _twin(layer))
+        names = {twin.name for _, twin in twins.values()}
+        twins[id(layer)] = (layer, _twin(layer, _unused(layer.name, names)))
     options = {name: value for name, value in kwargs.items() if name not in ("training", "mask")}
     return twins[id(layer)][1](*args, **options)
 
 
-def _operation(operation):
-    name = type(operation).__name__
-    if name not in _OPERATIONS:
+def _unused(name, names):
+    """The name, or where layers of two nested models share it, one with a number behind it."""
+    numbered = (f"{name}_{number}" for number in itertools.count(1))
+    return name if name not in names else next(one for one in numbered if one not in names)
+
+
+def _operated(operation, args):
+    """An operation of `keras.ops` as the layer of tf_keras that computes it."""
+    tf_keras, name = import_tf_keras(), type(operation).__name__
+    is_number = [isinstance(value, numbers.Real) for value in args]
+    if any(is_number) and name in _WITH_NUMBER:
+        number, tensor = args if is_number[0] else reversed(args)
+        return tf_keras.layers.Rescaling(*_WITH_NUMBER[name](float(number), is_number[0]))(tensor)
+    if name not in _OPERATIONS or any(type(value).__name__ != "KerasTensor" for value in keras.tree.flatten(args)):
         raise ValueError(f"Expected layers and operations that tf_keras has as layers. Received: keras.ops, {name}")
-    return getattr(import_tf_keras().layers, name)()
+    options = {"axis": operation.axis} if name == "Concatenate" else {}
+    return getattr(tf_keras.layers, name)(**options)(list(args) if len(args) > 1 else args[0])
 
 
-def _twin(layer):
-    """The tf_keras layer of the same class, name and arguments, without weights."""
+def _twin(layer, name):
+    """The tf_keras layer of the same class and arguments, of that name, without weights."""
     tf_keras = import_tf_keras()
     kind = getattr(tf_keras.layers, type(layer).__name__, None)
     if kind is None or type(layer).__module__.split(".")[0] != "keras":
@@ -141,7 +163,7 @@ def _twin(layer):
     if activation in _OTHER_FUNCTIONS:
         raise ValueError(f"Expected activations that tf_keras computes alike. Received: {layer.name!r}, {activation!r}")
     try:
-        return kind(**{"name": layer.name, "trainable": layer.trainable, **options})
+        return kind(**{"trainable": layer.trainable, **options, "name": name})
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"Expected layers that tf_keras can make. Received: {layer.name!r}, a {type(layer).__name__}: {error}"
@@ -151,7 +173,8 @@ def _twin(layer):
 def _check_equal(model, legacy):
     shape = model.inputs[0].shape[1:]
     examples = np.random.default_rng(0).uniform(0, 255, (4, *shape)).astype("float32")
-    expected = keras.ops.convert_to_numpy(only_output(model, examples))
+    with for_inference(model):
+        expected = keras.ops.convert_to_numpy(only_output(model, examples))
     difference = np.max(np.abs(np.asarray(legacy(examples, training=False)) - expected))
     limit = _TOLERANCE * max(1.0, float(np.max(np.abs(expected))))
     if not difference <= limit:

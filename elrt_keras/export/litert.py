@@ -59,7 +59,8 @@ def to_litert(
     """Writes a model as a LiteRT file for one example at a time, after running it and comparing it with Keras.
 
     Batch-norm is folded into the convolutions; a low-rank layer is its chain of plain convolutions. The file's one
-    signature takes `image` and gives `scores`, and its metadata hold the input range and the class names.
+    signature takes `image` and gives `scores`, and its metadata hold the input range and the class names. A model
+    with a mixed precision policy is exported, and compared, as what it computes in float32.
 
     Args:
         model: a built Keras model with one input of known shape and one output, on the TensorFlow backend; or such a
@@ -108,7 +109,8 @@ def to_litert(
     examples = check_batches(evaluation_data, shape, input_range, max_examples)
     content = litert.model_to_litert(model, quantization, calibration, io_dtype)
     content = with_metadata(content, model.name, shape, input_range, class_names)
-    comparison = checks.compare(model, litert.Runner(content), examples)
+    with litert.for_inference(model):
+        comparison = checks.compare(model, litert.Runner(content), examples)
     checks.require_close(
         comparison, checks.TOLERANCES[quantization] if tolerance is None else tolerance, max_accuracy_drop
     )

@@ -144,7 +144,7 @@ def cluster(
     start = tfmot.clustering.keras.CentroidInitialization.KMEANS_PLUS_PLUS
 
     def clustered(layer):
-        return cluster_weights(layer, clusters, start, preserve_sparsity=preserve_sparsity)
+        return cluster_weights(layer, int(clusters), start, preserve_sparsity=preserve_sparsity)
 
     return _wrapped(model, tf_keras, clustered)
 

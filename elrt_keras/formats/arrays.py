@@ -1,4 +1,4 @@
-"""Factors as matrices, their products, and the linear algebra of decompositions."""
+"""Factors as matrices, their products and penalties, and the linear algebra of decompositions."""
 
 import dataclasses
 import math
@@ -57,30 +57,36 @@ def channel_product(factor: Tensor, matrix: Tensor) -> Tensor:
     One plain matrix product: products that broadcast over positions, which `matmul` offers, are computed wrongly by
     TensorFlow 2.21 with oneDNN for some shapes, (1, 1, 8, 3) by (3, 1, 3, 8) for one.
     """
-    return _contracted(factor, matrix, len(factor.shape) - 1, 0)
+    return contracted(factor, matrix, [len(factor.shape) - 1], [0])
 
 
 def kernel_product(left: Tensor, right: Tensor) -> Tensor:
     """Two kernels `(*kernel_size, in, out)` as one, where along each spatial axis one of them has length 1."""
     dims = len(left.shape) - 2
     # (*left positions, in, *right positions, out), then the positions of each axis side by side.
-    outer = _contracted(left, right, dims + 1, dims)
+    outer = contracted(left, right, [dims + 1], [dims])
     order = [axis for pair in zip(range(dims), range(dims + 1, 2 * dims + 1)) for axis in pair]
     sizes = [left.shape[axis] * right.shape[axis] for axis in range(dims)]
     return ops.reshape(ops.transpose(outer, [*order, dims, 2 * dims + 1]), (*sizes, left.shape[-2], right.shape[-1]))
 
 
-def _contracted(left, right, left_axis, right_axis):
-    """The product of two tensors over one axis of each; the other axes of `left` come first."""
+def contracted(left: Tensor, right: Tensor, left_axes: Sequence[int], right_axes: Sequence[int]) -> Tensor:
+    """The product of two tensors summed over pairs of axes; the other axes of `left` come first."""
     if keras.backend.standardize_dtype(left.dtype) != "float64":
-        return ops.tensordot(left, right, axes=([left_axis], [right_axis]))
+        return ops.tensordot(left, right, axes=(list(left_axes), list(right_axes)))
     # On PyTorch Keras' other products of float64 come out as float32.
-    letters = string.ascii_letters
-    of_left = letters[: len(left.shape)]
-    rest = letters[len(left.shape) :]
-    of_right = rest[:right_axis] + of_left[left_axis] + rest[right_axis : len(right.shape) - 1]
-    kept = (of_left + of_right).replace(of_left[left_axis], "")
-    return ops.einsum(f"{of_left},{of_right}->{kept}", left, right)
+    of_left = string.ascii_lowercase[: len(left.shape)]
+    of_right = list(string.ascii_uppercase[: len(right.shape)])
+    for left_axis, right_axis in zip(left_axes, right_axes):
+        of_right[right_axis] = of_left[left_axis]
+    kept = [letter for letter in (*of_left, *of_right) if not (letter in of_left and letter in of_right)]
+    return ops.einsum(f"{of_left},{''.join(of_right)}->{''.join(kept)}", left, right)
+
+
+def as_loss(penalty: Tensor) -> Tensor:
+    """A penalty, float32 or float64, in a type that Keras can add to a loss: a half one where that is the default."""
+    # With other defaults Keras casts, or the loss has the type of the weights.
+    return ops.cast(penalty, keras.config.floatx()) if keras.config.floatx() in ("float16", "bfloat16") else penalty
 
 
 # Above this size of the smaller side, singular vectors come from the Gram matrix: several times faster, and what it

@@ -16,7 +16,14 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 from keras import ops
 
-from elrt_keras.formats.arrays import MatrixView, Tensor, channel_product, kernel_product, squared_singular_values
+from elrt_keras.formats.arrays import (
+    MatrixView,
+    Tensor,
+    channel_product,
+    contracted,
+    kernel_product,
+    squared_singular_values,
+)
 from elrt_keras.formats.chain import ChainCosts, Shape, Stage, chain_costs
 
 # As users give them: one number for all ranks or one for each; a float is a fraction of the full rank.
@@ -103,9 +110,9 @@ class Format:
             weighted = factor if gram is None else channel_product(factor, gram)
             # Σ over positions of (in × out)·(in × out)ᵀ: all axes but the one of the inputs are summed.
             summed = [*range(len(factor.shape) - 2), len(factor.shape) - 1]
-            gram = ops.tensordot(weighted, factor, axes=(summed, summed))
-        first = ops.reshape(factors[0], (-1, factors[0].shape[-1]))
-        return ops.sum(ops.multiply(ops.matmul(ops.transpose(first), first), gram))
+            gram = contracted(weighted, factor, summed, summed)
+        positions = [*range(len(factors[0].shape) - 1)]
+        return ops.sum(ops.multiply(contracted(factors[0], factors[0], positions, positions), gram))
 
     def truncate(self, factors: Sequence[Tensor], ranks: Sequence[int]) -> list[np.ndarray]:
         """The factors (NumPy arrays) at lower `ranks` that approximate the composed kernel of `factors` best."""

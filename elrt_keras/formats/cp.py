@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from keras import ops
 
-from elrt_keras.formats.arrays import MatrixView, Tensor, as_factors, channel_product
+from elrt_keras.formats.arrays import MatrixView, Tensor, as_factors, channel_product, contracted
 from elrt_keras.formats.base import Format, register
 from elrt_keras.formats.chain import Shape, Stage
 from elrt_keras.formats.iterative import tensorly_on_numpy
@@ -65,8 +65,8 @@ class CP(Format):
     def squared_norm(self, factors: Sequence[Tensor]) -> Tensor:
         """⟨UᵀU ∘ DᵀD, ZZᵀ⟩, ∘ the elementwise product."""
         left, depthwise, right = (ops.reshape(f, (-1, n)) for f, n in zip(factors, _last_axes(factors)))
-        grams = [ops.matmul(ops.transpose(matrix), matrix) for matrix in (left, depthwise)]
-        return ops.sum(grams[0] * grams[1] * ops.matmul(right, ops.transpose(right)))
+        grams = [contracted(matrix, matrix, [axis], [axis]) for matrix, axis in ((left, 0), (depthwise, 0), (right, 1))]
+        return ops.sum(grams[0] * grams[1] * grams[2])
 
     def unfoldings(self, kernel: np.ndarray) -> list[np.ndarray]:
         """The narrower channel axis × rest. Its matrix rank bounds the CP rank from below."""

@@ -1,10 +1,11 @@
 """Constructor arguments of layers: as plain Python for a config, and as objects for a copy or a low-rank twin."""
 
+import contextlib
 import inspect
-import types
 from typing import TYPE_CHECKING, Any
 
 import keras
+import numpy as np
 
 if TYPE_CHECKING:
     from elrt_keras.layers.factorized import FactorizedLayer
@@ -20,14 +21,33 @@ def serialized(argument: str, value: Any) -> Any:
     return value
 
 
+def plain(value: Any) -> Any:
+    """A number of NumPy, also in a tuple, as Python's; anything else as it is."""
+    if isinstance(value, tuple):
+        return tuple(map(plain, value))
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def copy_arguments(layer: keras.layers.Layer) -> dict[str, Any]:
     """The config of a layer for a copy in the same process, with its activation function as it is.
 
-    A function that is not registered with Keras, or a lambda, could not be found again by what a config says of it.
+    A lambda, a backend's own function or an object that can be called could not be found again by what a config says of
+    it, if Keras can write one at all.
     """
-    config = layer.get_config()
-    activation = getattr(layer, "activation", None)
-    return {**config, "activation": activation} if isinstance(activation, types.FunctionType) else config
+    activation = vars(layer).get("activation")  # of a recurrent layer it is the cell's
+    if not callable(activation) or isinstance(activation, keras.layers.Layer):
+        return layer.get_config()
+    with _linear(layer):
+        return {**layer.get_config(), "activation": activation}
+
+
+@contextlib.contextmanager
+def _linear(layer):
+    activation, layer.activation = layer.activation, keras.activations.linear
+    try:
+        yield
+    finally:
+        layer.activation = activation
 
 
 def dense_arguments(layer_class: "type[FactorizedLayer]", layer: keras.layers.Layer) -> dict[str, Any]:

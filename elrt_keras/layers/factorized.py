@@ -3,6 +3,7 @@
 A subclass names the stock layer it stands for and says how inputs run through the factors.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any, Literal, Self, TypeAlias
 
@@ -15,7 +16,7 @@ from elrt_keras.formats.arrays import Tensor
 from elrt_keras.formats.base import Ranks
 from elrt_keras.initializers import Identifier
 from elrt_keras.layers import penalties
-from elrt_keras.layers.arguments import copy_arguments, dense_arguments, serialized
+from elrt_keras.layers.arguments import copy_arguments, dense_arguments, plain, serialized
 
 Execution: TypeAlias = Literal["auto", "chain", "compose"]
 
@@ -71,7 +72,7 @@ class FactorizedLayer(keras.layers.Layer):
         except AttributeError as error:  # Keras asks some arguments for what only texts have
             raise ValueError(f"Expected arguments of a {self.stock_class.__name__}. Received: {shared}") from error
         for argument in shared:
-            setattr(self, argument, getattr(stock, argument))
+            setattr(self, argument, plain(getattr(stock, argument)))
         if execution not in _EXECUTIONS:
             raise ValueError(f"Expected one of {_EXECUTIONS}. Received: execution={execution!r}")
         if not isinstance(recompute, bool):
@@ -234,6 +235,9 @@ class FactorizedLayer(keras.layers.Layer):
     def merged(self) -> tuple[keras.layers.Layer, list[np.ndarray]]:
         """The dense twin: an unbuilt stock layer with the same name and arguments, and the weights for it."""
         config = {name: value for name, value in copy_arguments(self).items() if name not in _LOW_RANK_ONLY}
+        if isinstance(self.factor_initializer, (initializers.OrthogonalFactors, initializers.Spectral)):
+            # The composed kernel started with its variance.
+            config["kernel_initializer"] = copy.copy(self.factor_initializer.kernel_initializer)
         layer = self.stock_class(**{**config, "dtype": self.dtype_policy})
         return layer, [ops.convert_to_numpy(self.kernel), *self.end_weights()]
 

@@ -16,7 +16,7 @@ from elrt_keras.initializers import Identifier
 from elrt_keras.layers.factorized import Execution, FactorizedLayer
 
 # Stands in for a spatial size that is unknown at build: large enough that borders do not decide.
-_NOMINAL_SIZE = 128
+NOMINAL_SIZE = 128
 
 
 class FactorizedConv(FactorizedLayer):
@@ -215,7 +215,7 @@ class FactorizedConv(FactorizedLayer):
         return self.stock_class(stage.out_channels, **arguments)
 
     def _costs(self, input_shape, chain):
-        spatial = [_NOMINAL_SIZE if size is None else size for size in self._spatial_size(input_shape)]
+        spatial = [NOMINAL_SIZE if size is None else size for size in self._spatial_size(input_shape)]
         return chain_costs(self._stages if chain else self._dense, spatial, self.padding)
 
     @property

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from elrt_keras.formats.arrays import MatrixView
+from elrt_keras.formats.arrays import MatrixView, as_loss
 
 
 class _Sum(keras.regularizers.Regularizer):
@@ -48,8 +48,8 @@ def _kernel_penalty(layer, core):
     factors[layer.format.core_index] = ops.convert_to_tensor(core)
     factors = [f if keras.backend.standardize_dtype(f.dtype) == "float64" else ops.cast(f, "float32") for f in factors]
     if type(layer.kernel_regularizer) is keras.regularizers.L2:
-        return float(layer.kernel_regularizer.l2) * layer.format.squared_norm(factors)
-    return layer.kernel_regularizer(layer.format.compose(factors))
+        return as_loss(float(layer.kernel_regularizer.l2) * layer.format.squared_norm(factors))
+    return as_loss(layer.kernel_regularizer(layer.format.compose(factors)))
 
 
 def projection_of(layer, view: MatrixView | None) -> keras.constraints.Constraint | None:

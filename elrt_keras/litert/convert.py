@@ -15,6 +15,7 @@ import numpy as np
 
 from elrt_keras.formats.arrays import Tensor
 from elrt_keras.formats.chain import Shape, Stage
+from elrt_keras.traversal import held_layers
 
 if TYPE_CHECKING:
     import tf_keras
@@ -33,6 +34,8 @@ def model_to_litert(
 ) -> bytes:
     """A Keras model as LiteRT bytes for one example at a time; batch-norm goes into the convolutions.
 
+    What computes in half precision over float32 weights is converted to float32.
+
     Args:
         model: a built Keras model with one input of known shape and one output, on the TensorFlow backend; or such a
             tf_keras model.
@@ -47,12 +50,39 @@ def model_to_litert(
     import tensorflow as tf
 
     # By way of a SavedModel: the converter's other entry, concrete functions, loses the weights of Keras models.
-    with tempfile.TemporaryDirectory() as folder, _quiet_converter(), plain_errors(model, "LiteRT"):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _quiet_converter(),
+        plain_errors(model, "LiteRT"),
+        for_inference(model),
+    ):
         save_archive(model, folder, batch_size=1, input_shape=input_shape)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=["serving_default"])
         examples = None if calibration is None else [{INPUT: example[None]} for example in calibration]
         _set_quantization(converter, quantization, examples, io_dtype)
         return converter.convert()
+
+
+@contextlib.contextmanager
+def for_inference(model: "keras.Model | tf_keras.Model") -> Iterator[None]:
+    """Within it a model lacks what only training needs: half precision over float32 weights, penalties of outputs.
+
+    Not every converter takes a graph with these; outputs are compared in float32.
+    """
+    layers = [model, *held_layers(model)] if isinstance(model, keras.Model) else []
+    mixed = [(layer, layer.dtype_policy) for layer in layers if layer.compute_dtype != layer.variable_dtype]
+    penalised = [(layer, layer.activity_regularizer) for layer in layers if layer.activity_regularizer is not None]
+    try:
+        for layer, _ in mixed:
+            layer.dtype_policy = layer.variable_dtype
+        for layer, _ in penalised:
+            layer.activity_regularizer = None
+        yield
+    finally:
+        for layer, policy in mixed:
+            layer.dtype_policy = policy
+        for layer, penalty in penalised:
+            layer.activity_regularizer = penalty
 
 
 @contextlib.contextmanager

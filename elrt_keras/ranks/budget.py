@@ -72,11 +72,12 @@ def plan_ranks(
             three budgets may be given.
         method: see above.
         multiple_of: int ≥ 1: ranks are multiples of it (or the full rank); `None` for 8, which SIMD units like. A layer
-            with fewer channels than that takes any rank.
+            with no more channels than that takes any rank.
         exclude: a name or shell pattern, or a list of them, of layers that stay dense; `None` for the first convolution
             and the classifier (the last layer before an output, where it works on one vector per example); `[]` for
             none.
-        break_even: whether a layer that would not get cheaper stays dense.
+        break_even: whether a layer that would not get cheaper stays dense. Without it such a layer is counted as it
+            executes: through its composed kernel, at the MACs of the dense one.
         input_shape: shape of one example, for a model that leaves sizes open, such as `(224, 224, 3)`.
         threads: int, CPU threads for measured times.
         quantization: what the timed files are, as for `export.to_litert`: `None` for float32, `"int8"`, `"float16"` or

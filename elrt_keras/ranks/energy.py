@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from elrt_keras.ranks.grid import Budget, Chosen, grid
+from elrt_keras.ranks.grid import Budget, Chosen
 from elrt_keras.ranks.survey import Candidate
 
 # Weights of the first of two budgets that are tried; the second gets the rest.
@@ -138,7 +138,7 @@ def _pareto(choices):
 def _choices(candidate, tails, prices, multiple_of):
     if candidate.choices is not None:
         return list(candidate.choices)
-    grids = [grid(limit, multiple_of) for limit in candidate.limits]
+    grids = candidate.grids(multiple_of)
     if math.prod(map(len, grids)) <= _ALL_COMBINATIONS:
         return list(itertools.product(*grids))
     return _path(candidate, grids, tails, prices)

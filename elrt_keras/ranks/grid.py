@@ -12,22 +12,15 @@ SIMD_MULTIPLE = 8
 NEARLY = 0.01  # of the dense model's total: what may be left of a budget
 
 
-def grid_step(limit: int, multiple_of: int) -> int:
-    """The distance of the ranks a layer may take: a layer too narrow for the multiple takes any rank."""
-    return multiple_of if limit > multiple_of else 1
-
-
-def on_grid(rank: float, limit: int, multiple_of: int) -> int:
-    """The grid rank nearest to `rank`, at least one step; the limit itself is on every grid."""
+def on_grid(rank: float, limit: int, step: int) -> int:
+    """The multiple of `step` nearest to `rank`, at least one step; the limit itself is on every grid."""
     if rank >= limit:
         return limit
-    step = grid_step(limit, multiple_of)
     return min(limit, max(1, math.floor(rank / step + 0.5)) * step)
 
 
-def grid(limit: int, multiple_of: int) -> list[int]:
+def grid(limit: int, step: int) -> list[int]:
     """All ranks of the grid, ascending."""
-    step = grid_step(limit, multiple_of)
     return [*range(step, limit, step), limit]
 
 
@@ -79,7 +72,8 @@ class Budget:
         names = sorted({candidate.format.name for candidate in self.candidates})
         reachable = ", ".join(f"max_{r} ≥ {math.ceil(spent[r] / self.totals[r] * 1e4) / 1e4:.4f}" for r in self.limits)
         asked = ", ".join(f"max_{r}={self.limits[r] / self.totals[r]:.4g}" for r in self.limits)
+        finer = " (a smaller `multiple_of` may reach less)" if multiple_of > 1 else ""
         raise ValueError(
             f"The budget cannot be met with format {', '.join(map(repr, names))} and ranks in multiples of "
-            f"{multiple_of}. Expected {reachable}. Received: {asked}"
+            f"{multiple_of}{finer}. Expected {reachable}. Received: {asked}"
         )

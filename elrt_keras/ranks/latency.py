@@ -142,7 +142,8 @@ def measured_ranks(candidate: Candidate, multiple_of: int) -> list[tuple[int, ..
     """The ranks of a coarse grid at which the chain has fewer MACs than the dense layer."""
     dense = candidate.dense_costs()
     fractions = _FEW_FRACTIONS if dense["params"] > _LARGE else _FRACTIONS.get(len(candidate.limits), _MORE_RANKS)
-    axes = [sorted({on_grid(f * limit, limit, multiple_of) for f in fractions}) for limit in candidate.limits]
+    steps = zip(candidate.limits, candidate.steps(multiple_of))
+    axes = [sorted({on_grid(f * limit, limit, step) for f in fractions}) for limit, step in steps]
     return [ranks for ranks in itertools.product(*axes) if candidate.costs(ranks)["macs"] < dense["macs"]]
 
 

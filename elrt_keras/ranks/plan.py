@@ -125,8 +125,8 @@ class RankPlan(collections.abc.MutableMapping[str, LayerPlan]):
         return {name: entry for name, entry in self.items() if not entry.is_dense}
 
     def matching(self, pattern: str) -> list[str]:
-        """The layer names that match a shell-style pattern."""
-        return [name for name in self if fnmatch.fnmatchcase(name, pattern)]
+        """The layer names that match a shell-style pattern; of a name that is in the plan, that one."""
+        return [pattern] if pattern in self else [name for name in self if fnmatch.fnmatchcase(name, pattern)]
 
     def save(self, path: Path) -> None:
         """Writes the plan as JSON, atomically.
@@ -194,13 +194,10 @@ def _validated(name, value):
         raise ValueError(
             f"A plan's entry is (format, ranks), or None for a dense layer. Received: plan[{name!r}]={value!r}"
         )
-    format_name, ranks = value
     try:
-        ranks = formats.get(format_name).validate_ranks(ranks)
+        layer_format = formats.get(value[0])
+        ranks = layer_format.validate_ranks(value[1])
     except (ValueError, TypeError) as error:
         raise ValueError(f"Layer {name!r} of the plan: {error}") from error
-    return LayerPlan(format_name, ranks if isinstance(ranks, tuple) else (ranks,) * len(_rank_names(format_name)))
-
-
-def _rank_names(format_name):
-    return formats.get(format_name).rank_names
+    ranks = ranks if isinstance(ranks, tuple) else (ranks,) * len(layer_format.rank_names)
+    return LayerPlan(layer_format.name, ranks)

@@ -4,6 +4,7 @@ import collections
 import collections.abc
 import dataclasses
 import fnmatch
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +17,9 @@ from elrt_keras.costs import trace_calls
 from elrt_keras.formats.chain import chain_costs, dense_stage
 from elrt_keras.layers.arguments import dense_arguments
 from elrt_keras.layers.convolutions import layer_class
-from elrt_keras.layers.factorized import FactorizedLayer
+from elrt_keras.layers.factorized import Execution, FactorizedLayer
+from elrt_keras.layers.factorized_conv import NOMINAL_SIZE
+from elrt_keras.ranks.grid import grid
 from elrt_keras.traversal import held_layers, is_container, iterate_replaceable
 
 # The stock layers that have low-rank twins, and their numbers of spatial dimensions.
@@ -35,7 +38,8 @@ class Candidate:
 
     `sizes` holds the spatial sizes of the inputs it is called on, with how often each occurs in one example; a dense
     layer has no spatial axes, and counts the positions it is applied at instead. `limits` are the largest ranks it may
-    take, the full ones or less; `choices` are the ranks it has to choose from, `None` for all of a grid.
+    take, the full ones or less; `choices` are the ranks it has to choose from, `None` for all of a grid; `execution` is
+    that of the low-rank layer, and `built_at` the size by which `"auto"` decides.
     """
 
     name: str
@@ -48,20 +52,57 @@ class Candidate:
     dilation_rate: tuple[int, ...]
     layer: keras.layers.Layer = dataclasses.field(compare=False, repr=False)
     choices: tuple[tuple[int, ...], ...] | None = None
+    execution: Execution = "auto"
+    built_at: tuple[int, ...] = ()
+
+    def steps(self, multiple_of: int) -> list[int]:
+        """The distance of the values that each rank may take: a layer too narrow for the multiple takes any."""
+        return [multiple_of if full > multiple_of else 1 for full in self.format.max_ranks(self.kernel_shape)]
+
+    def grids(self, multiple_of: int) -> list[list[int]]:
+        """The values that each rank may take."""
+        return [grid(limit, step) for limit, step in zip(self.limits, self.steps(multiple_of))]
 
     def dense_costs(self) -> dict[str, float]:
         """`{"macs", "params"}` of the dense layer (without the bias, which it keeps)."""
-        return self._costs([dense_stage(self.kernel_shape, self.strides, self.dilation_rate)])
+        return self._totals(self._dense_by_size)
 
     def costs(self, ranks: tuple[int, ...] | None) -> dict[str, float]:
-        """`{"macs", "params"}` of the chain at `ranks`; of the dense layer for `None`."""
+        """`{"macs", "params"}` of the low-rank layer at `ranks`, as it executes; of the dense layer for `None`."""
         if ranks is None:
-            return self.dense_costs()
-        return self._costs(self.format.stages(self.kernel_shape, ranks, self.strides, self.dilation_rate))
+            return self._totals(self._dense_by_size)
+        stages = self.format.stages(self.kernel_shape, ranks, self.strides, self.dilation_rate)
+        totals = self._totals(self._by_size(stages))
+        if self._runs_chain(ranks, stages):
+            return totals
+        return {**totals, "macs": self._totals(self._dense_by_size)["macs"]}
 
-    def _costs(self, stages) -> dict[str, float]:
-        costs = [(chain_costs(stages, size, self.padding), count) for size, count in self.sizes]
-        return {"macs": sum(cost.macs * count for cost, count in costs), "params": costs[0][0].params}
+    def _runs_chain(self, ranks, stages):
+        if self.execution != "auto":
+            return self.execution == "chain"
+        if isinstance(self.layer, FactorizedLayer) and ranks == self.layer.ranks:
+            return self.layer.runs_chain
+        # As the layer decides when it is built.
+        return chain_costs(stages, self.built_at, self.padding).macs <= self._dense_where_built
+
+    @functools.cached_property
+    def _dense_by_size(self):
+        return self._by_size([self._dense_stage])
+
+    @functools.cached_property
+    def _dense_where_built(self):
+        return chain_costs([self._dense_stage], self.built_at, self.padding).macs
+
+    @property
+    def _dense_stage(self):
+        return dense_stage(self.kernel_shape, self.strides, self.dilation_rate)
+
+    def _by_size(self, stages):
+        return [chain_costs(stages, size, self.padding) for size, _ in self.sizes]
+
+    def _totals(self, by_size) -> dict[str, float]:
+        macs = sum(costs.macs * count for costs, (_, count) in zip(by_size, self.sizes))
+        return {"macs": macs, "params": by_size[0].params}
 
     def kernel(self) -> np.ndarray:
         """The dense kernel as a float64 array.
@@ -75,7 +116,7 @@ class Candidate:
         return kernel
 
     def is_cheaper(self, ranks: tuple[int, ...], judged_by: Sequence[str]) -> bool:
-        """Whether the chain costs no more than the dense layer in all the resources, and less in one."""
+        """Whether the layer costs no more at `ranks` than dense in all the resources, and less in one."""
         dense, low = self.dense_costs(), self.costs(ranks)
         return all(low[r] <= dense[r] for r in judged_by) and any(low[r] < dense[r] for r in judged_by)
 
@@ -155,13 +196,18 @@ def _matching(likely, exclude):
         raise ValueError(f"Expected a name or pattern, or a list of them. Received: exclude={exclude!r}")
     excluded = set()
     for pattern in patterns:
-        matches = [path for path in likely if fnmatch.fnmatchcase(path, pattern)]
+        matches = _matches(likely, pattern)
         if not matches:
             raise ValueError(
                 f"Nothing matched. Expected a name or pattern among {list(likely)}. Received: exclude={pattern!r}"
             )
         excluded.update(matches)
     return excluded
+
+
+def _matches(paths, pattern):
+    """The paths that a pattern stands for; a name with brackets in it is no pattern."""
+    return [pattern] if pattern in paths else [path for path in paths if fnmatch.fnmatchcase(path, pattern)]
 
 
 def _stem_and_classifiers(model, likely, calls):
@@ -194,7 +240,7 @@ def _formats_by_path(paths: list[str], format_of: Any) -> dict[str, Any]:
     for pattern, name in format_of.items():
         if name != "dense":
             formats.get(name)
-        matches = [path for path in paths if fnmatch.fnmatchcase(path, pattern)]
+        matches = _matches(paths, pattern)
         if not matches:
             raise ValueError(
                 f"Nothing matched. Expected a name or pattern among {paths}. Received: format={{{pattern!r}: {name!r}}}"
@@ -233,6 +279,14 @@ def _why_dense(layer, name, input_shapes):
     return ""
 
 
+def _size_where_built(layer, channels_last, first):
+    """The spatial size that a low-rank layer in the place of `layer` is built for, which may leave it open."""
+    shapes = [getattr(node.arguments.args[0], "shape", ()) for node in layer._inbound_nodes if node.arguments.args]
+    sizes = [shape[1:-1] if channels_last else shape[2:] for shape in shapes]
+    open_sizes = [size for size in sizes if None in size and len(size) == len(first)]
+    return tuple(NOMINAL_SIZE if size is None else size for size in open_sizes[-1]) if open_sizes else first
+
+
 def _candidate(path, layer, layer_format, input_shapes, limits=None):
     kernel_shape = tuple(layer.kernel.shape)
     geometry: dict[str, Any]
@@ -242,7 +296,8 @@ def _candidate(path, layer, layer_format, input_shapes, limits=None):
     else:
         last = layer.data_format == "channels_last"
         sizes = collections.Counter(tuple(shape[1:-1] if last else shape[2:]) for shape in input_shapes)
-        geometry = {"sizes": tuple(sizes.items())}
+        geometry = {"sizes": tuple(sizes.items()), "built_at": _size_where_built(layer, last, next(iter(sizes)))}
         geometry |= {name: getattr(layer, name) for name in ("strides", "padding", "dilation_rate")}
     limits = limits or layer_format.max_ranks(kernel_shape)
-    return Candidate(path, layer_format, kernel_shape, limits, layer=layer, **geometry)
+    execution: Any = getattr(layer, "execution", "auto")
+    return Candidate(path, layer_format, kernel_shape, limits, layer=layer, execution=execution, **geometry)

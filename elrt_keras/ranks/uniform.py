@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from elrt_keras.ranks.grid import NEARLY, Budget, Chosen, grid, grid_step, on_grid
+from elrt_keras.ranks.grid import NEARLY, Budget, Chosen, on_grid
 from elrt_keras.ranks.survey import Candidate
 
 _SMALL = 1e-9  # of a total: less is no gain
@@ -31,8 +31,10 @@ class ScaledRanks:
     def ranks(self, candidate: Candidate, scale: float) -> tuple[int, ...]:
         """The ranks of a layer at a scale."""
         return tuple(
-            on_grid(scale * base, limit, self.multiple_of)
-            for base, limit in zip(self.bases[candidate.name], candidate.limits)
+            on_grid(scale * base, limit, step)
+            for base, limit, step in zip(
+                self.bases[candidate.name], candidate.limits, candidate.steps(self.multiple_of)
+            )
         )
 
     def worthwhile(self, candidate: Candidate, ranks: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -47,8 +49,8 @@ class ScaledRanks:
         """All scales at which some rank changes, ascending, from the smallest ranks to the full ones."""
         scales = set()
         for candidate in self.candidates:
-            for base, limit in zip(self.bases[candidate.name], candidate.limits):
-                step = grid_step(limit, self.multiple_of)
+            steps = candidate.steps(self.multiple_of)
+            for base, limit, step in zip(self.bases[candidate.name], candidate.limits, steps):
                 scales.update((count - 0.5) * step / base for count in range(1, -(-limit // step) + 1))
                 scales.add(limit / base)
         # Just above each, against rounding in `on_grid`.
@@ -107,7 +109,7 @@ class ScaledRanks:
         """All ranks a grid step higher, or one of them alone; dense where none of these saves anything any more."""
         if ranks is None:
             return []
-        steps = [grid_step(limit, self.multiple_of) for limit in candidate.limits]
+        steps = candidate.steps(self.multiple_of)
         higher = tuple(min(limit, (r // s + 1) * s) for r, s, limit in zip(ranks, steps, candidate.limits))
         found = [step for step in (higher, *self._single(candidate, ranks, higher)) if self.worthwhile(candidate, step)]
         found = [step for step in found if step != ranks]
@@ -137,7 +139,7 @@ class ScaledRanks:
 
     def _neighbours(self, candidate, ranks):
         """Other ranks for a layer: all of its grid where these are few, else a step up or down, all or one of them."""
-        grids = [grid(limit, self.multiple_of) for limit in candidate.limits]
+        grids = candidate.grids(self.multiple_of)
         if math.prod(map(len, grids)) * len(self.candidates) <= _ALL_RANKS:
             found = [step for step in itertools.product(*grids) if self.worthwhile(candidate, step)]
             return [step for step in [*found, *([None] if self.break_even else [])] if step != ranks]
@@ -145,7 +147,7 @@ class ScaledRanks:
             path = (self.ranks(candidate, scale) for scale in reversed(self.scales()))
             largest = next((found for found in path if self.worthwhile(candidate, found)), None)
             return [] if largest is None else [largest]
-        steps = [grid_step(limit, self.multiple_of) for limit in candidate.limits]
+        steps = candidate.steps(self.multiple_of)
         lower = tuple(max(min(r, s), (-(-r // s) - 1) * s) for r, s in zip(ranks, steps))
         found = [*self._one_step_up(candidate, ranks), lower, *self._single(candidate, ranks, lower)]
         dense = [None] if self.break_even else []
