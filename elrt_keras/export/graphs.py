@@ -15,7 +15,7 @@ from elrt_keras.costs import count_costs
 from elrt_keras.export import checks
 from elrt_keras.export.examples import check_batches, check_range
 from elrt_keras.export.files import check_target, move_folder, write_file
-from elrt_keras.export.litert import check_model
+from elrt_keras.export.litert import check_model, check_weights
 from elrt_keras.litert.convert import INPUT, OUTPUT, for_inference, plain_errors, save_archive
 
 
@@ -110,6 +110,7 @@ def to_onnx(
     >>> # report = elrt_keras.export.to_onnx(model, "resnet20.onnx")
     """
     examples = _prepare(model, path, evaluation_data, max_examples, input_range, "ONNX export")
+    check_weights(model, "ONNX export")
     try:
         import onnxruntime
         import tf2onnx  # noqa: F401  (Keras imports it while exporting; told here what to install)

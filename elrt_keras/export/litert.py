@@ -129,6 +129,7 @@ def _check(model, path, quantization, representative_data, io_dtype, class_names
     if quantization not in litert.QUANTIZATIONS:
         raise ValueError(f"Expected one of {litert.QUANTIZATIONS}. Received: quantization={quantization!r}")
     check_model(model, "LiteRT export", legacy=True)
+    check_weights(model, "LiteRT export")
     if quantization == "int8" and representative_data is None and not is_quantization_aware(model):
         raise ValueError(
             "quantization='int8' measures ranges of activations: expected representative_data, some hundred example "
@@ -171,6 +172,20 @@ def check_model(model: Any, what: str, legacy: bool = False) -> None:
     if len(model.inputs) != 1 or len(model.outputs) != 1 or None in model.inputs[0].shape[1:]:
         shapes = [tuple(tensor.shape) for tensor in model.inputs]
         raise ValueError(f"Expected one input of known shape and one output. Received: inputs of shapes {shapes}")
+
+
+def check_weights(model: "keras.Model | tf_keras.Model", what: str) -> None:
+    """Refuses a model whose weights themselves are half floats, which the converters do not take.
+
+    Raises:
+        ValueError: with their type.
+    """
+    types = {getattr(weight.dtype, "name", weight.dtype) for weight in model.weights} & {"float16", "bfloat16"}
+    if types:
+        raise ValueError(
+            f"{what} takes weights in float32 (a policy such as 'mixed_float16' keeps them so). "
+            f"Received: {model.name!r} with weights in {', '.join(sorted(types))}"
+        )
 
 
 def _spanning(calibration, input_range):
