@@ -94,6 +94,24 @@ def test_activations_that_are_no_functions_of_python():
         assert model.get_layer("b").activation is activation
 
 
+class Counting(keras.Sequential):
+    """A model with its own way to compute a loss."""
+
+    def compute_loss(self, *args, **kwargs):
+        return 7.0 + 0.0 * super().compute_loss(*args, **kwargs)
+
+
+def test_subclasses_of_sequential_stay():
+    model = Counting([keras.Input((6, 6, 4)), layers.Conv2D(4, 3, name="a"), layers.GlobalAveragePooling2D()], name="m")
+    low_rank = elrt.factorize(model, {"a": ("tucker2", 2)})
+    images = random_array(2, 6, 6, 4)
+    for copy in (low_rank, elrt.merge(low_rank), elrt.expand(low_rank)):
+        assert type(copy) is Counting and copy.name == "m"
+        copy.compile("sgd", "mse")
+        assert copy.evaluate(images, np.zeros((2, 4)), verbose=0) == 7.0
+        assert [layer.name for layer in copy.layers][-1] == model.layers[-1].name
+
+
 def doubled_tanh(x):
     """An activation that Keras could not find again by its name."""
     return 2 * keras.ops.tanh(x)

@@ -113,12 +113,14 @@ def _copied_graph(model, layers_for):
 
 def _copied_sequential(model, layers_for):
     chains = [layers_for(layer) for layer in model.layers]
-    if all(len(chain) == 1 for chain in chains):
+    # A subclass with another way to train, say, is made anew where its constructor is known.
+    kind = type(model) if type(model).__init__ is keras.Sequential.__init__ else keras.Sequential
+    if kind is keras.Sequential and all(len(chain) == 1 for chain in chains):
         twins = {id(layer): chain[0] for layer, chain in zip(model.layers, chains)}
         return keras.models.clone_model(model, clone_function=lambda layer: twins[id(layer)])
     inputs = keras.Input(batch_shape=model.inputs[0].shape, dtype=model.inputs[0].dtype, name=model.inputs[0].name)
     layers = [layer for chain in chains for layer in chain]
-    return keras.Sequential([inputs, *layers], name=model.name, trainable=model.trainable)
+    return kind([inputs, *layers], name=model.name, trainable=model.trainable)
 
 
 @contextlib.contextmanager

@@ -153,11 +153,11 @@ def _path(candidate, grids, tails, prices):
         steps = []
         for axis, ranks_of_axis in enumerate(grids):
             if position[axis] + 1 < len(ranks_of_axis):
-                following = list(path[-1])
-                following[axis] = ranks_of_axis[position[axis] + 1]
+                now = path[-1]
+                following = (*now[:axis], ranks_of_axis[position[axis] + 1], *now[axis + 1 :])
                 paid = _price(candidate, following, prices)
                 saved = _loss(tails, path[-1]) - _loss(tails, following)
-                steps.append((saved / max(paid - price, _SMALL), axis, tuple(following), paid))
+                steps.append((saved / max(paid - price, _SMALL), axis, following, paid))
         _, axis, ranks, price = max(steps)
         position[axis] += 1
         path.append(ranks)

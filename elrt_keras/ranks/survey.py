@@ -71,11 +71,17 @@ class Candidate:
         """`{"macs", "params"}` of the low-rank layer at `ranks`, as it executes; of the dense layer for `None`."""
         if ranks is None:
             return self._totals(self._dense_by_size)
-        stages = self.format.stages(self.kernel_shape, ranks, self.strides, self.dilation_rate)
-        totals = self._totals(self._by_size(stages))
-        if self._runs_chain(ranks, stages):
-            return totals
-        return {**totals, "macs": self._totals(self._dense_by_size)["macs"]}
+        if ranks not in self._known_costs:
+            stages = self.format.stages(self.kernel_shape, ranks, self.strides, self.dilation_rate)
+            totals = self._totals(self._by_size(stages))
+            if not self._runs_chain(ranks, stages):
+                totals["macs"] = self._totals(self._dense_by_size)["macs"]
+            self._known_costs[ranks] = totals
+        return self._known_costs[ranks]
+
+    @functools.cached_property
+    def _known_costs(self):
+        return {}  # by ranks; planners ask again and again
 
     def _runs_chain(self, ranks, stages):
         if self.execution != "auto":
