@@ -148,6 +148,17 @@ def test_penalties_of_outputs_do_not_hinder_an_export(penalty, tmp_path):
     assert float(sum(model.losses)) > 0
 
 
+def test_policies_by_path_come_back():
+    from elrt_keras.litert import for_inference
+
+    policies = keras.dtype_policies.DTypePolicyMap("mixed_bfloat16")
+    dense = layers.Dense(3, dtype=policies, name="dense")
+    model = keras.Sequential([keras.Input((4,)), dense])
+    with for_inference(model):
+        assert dense.compute_dtype == "float32"
+    assert dense.compute_dtype == "bfloat16" and dense.dtype_policy is policies
+
+
 def test_a_float32_model_is_not_touched():
     from elrt_keras.litert import for_inference
 

@@ -70,7 +70,8 @@ def for_inference(model: "keras.Model | tf_keras.Model") -> Iterator[None]:
     Not every converter takes a graph with these; outputs are compared in float32.
     """
     layers = [model, *held_layers(model)] if isinstance(model, keras.Model) else []
-    mixed = [(layer, layer.dtype_policy) for layer in layers if layer.compute_dtype != layer.variable_dtype]
+    policies = [(layer, _policy(layer)) for layer in layers if layer.compute_dtype != layer.variable_dtype]
+    mixed = [(layer, policy) for layer, policy in policies if policy.quantization_mode is None]
     penalised = [(layer, layer.activity_regularizer) for layer in layers if layer.activity_regularizer is not None]
     try:
         for layer, _ in mixed:
@@ -83,6 +84,11 @@ def for_inference(model: "keras.Model | tf_keras.Model") -> Iterator[None]:
             layer.dtype_policy = policy
         for layer, penalty in penalised:
             layer.activity_regularizer = penalty
+
+
+def _policy(layer):
+    policy = layer.dtype_policy
+    return policy[layer.path] if isinstance(policy, keras.dtype_policies.DTypePolicyMap) else policy
 
 
 @contextlib.contextmanager
