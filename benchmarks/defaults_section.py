@@ -27,6 +27,7 @@ CHOICES = {
     "orthogonality_schedule": ({"penalty_schedule": "from 0.1 down to 0.001"}, ""),
     "factor_initializer": (
         {"spectral": "spectral", "glorot": "glorot_uniform"},
+        "At the penalty's minimum from the first step on; whether the others' lead outlasts a short schedule is open. "
         "From trained weights the default is their decomposition.",
     ),
     "rank_method": (

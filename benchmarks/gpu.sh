@@ -10,7 +10,7 @@ set -u
 seeds() { echo "$1_dense_seed$2,$1_elrt_seed$2"; }
 headline=$(seeds resnet20 0),$(seeds vgg16 0),$(seeds resnet20 1),$(seeds resnet20 2),$(seeds resnet56 0)
 headline=$headline,$(seeds vgg16 1),$(seeds vgg16 2),$(seeds resnet32 0)
-changes=resnet20_cp,resnet20_thin,resnet20_any_ranks,resnet20_weight_decay,resnet20_distillation
+changes=resnet20_cp,resnet20_thin,resnet20_any_ranks,resnet20_glorot,resnet20_weight_decay,resnet20_distillation
 data=$1 end=$(($(date +%s) + $2)) runs=${3:-$headline,$changes}
 left() { echo $((end - $(date +%s))); }
 export KERAS_BACKEND=jax PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false

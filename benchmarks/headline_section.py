@@ -25,6 +25,7 @@ CHANGES = {
     "resnet20_thin": "thin dense network",
     "resnet20_any_ranks": "any ranks",
     "resnet20_cp": "CP format, any ranks",
+    "resnet20_glorot": "Glorot factors",
     "resnet20_weight_decay": "weight decay 1e-4 instead of 5e-4",
     "resnet20_distillation": "taught by the dense network",
 }
