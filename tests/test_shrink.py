@@ -55,24 +55,25 @@ def test_shrink_meets_budgets_and_keeps_everything_else(name):
     np.testing.assert_array_equal(to_numpy(unchanged(inputs)), to_numpy(smaller(inputs)))
 
 
-def test_ranks_are_multiples_by_the_channels_and_not_by_the_present_rank():
+def test_ranks_are_multiples_or_below_one_multiple():
     inputs = keras.Input((8, 8, 64))
     x = layers.Conv2D(64, 3, padding="same", name="wide")(inputs)
     x = layers.Conv2D(6, 3, padding="same", name="narrow")(x)
     model = keras.Model(inputs, layers.Conv2D(32, 3, padding="same", name="last")(x))
     plan = {"wide": ("tucker2", (8, 24)), "narrow": ("tucker2", (12, 6)), "last": ("tucker2", (6, 8))}
     low = elrt.factorize(model, plan)
-    for budget in (0.14, 0.11, 0.09, 0.07, 0.061):
+    for budget in (0.12, 0.08, 0.05, 0.031):
         small = elrt.shrink(low, max_macs=budget)
-        ranks = {name: small.get_layer(name).ranks for name in plan}
-        assert all(new <= old for name in plan for new, old in zip(ranks[name], plan[name][1]))
-        assert ranks["wide"][0] == 8 and ranks["wide"][1] % 8 == 0
-        assert ranks["narrow"][0] in (8, 12) and ranks["last"][1] == 8
+        for name, (_, present) in plan.items():
+            for new, old in zip(small.get_layer(name).ranks, present):
+                assert new == old or new % 8 == 0 or new < old <= 8
         assert elrt.count_costs(small).macs <= budget * elrt.count_costs(model).macs
-    assert (ranks["narrow"][1], ranks["last"][0]) == (1, 1)  # channels too few for the multiple
+    assert small.get_layer("wide").ranks[0] < 8
     with pytest.raises(ValueError, match=r"multiples of 8 \(a smaller `multiple_of` may reach less\)\. Expected"):
-        elrt.shrink(low, max_macs=0.03)
-    assert elrt.count_costs(elrt.shrink(low, max_macs=0.03, multiple_of=1)).macs <= 0.03 * elrt.count_costs(model).macs
+        elrt.shrink(low, max_macs=0.015)
+    assert (
+        elrt.count_costs(elrt.shrink(low, max_macs=0.015, multiple_of=1)).macs <= 0.015 * elrt.count_costs(model).macs
+    )
 
 
 def test_the_curve_of_a_shrunk_model():

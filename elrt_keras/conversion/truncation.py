@@ -36,8 +36,8 @@ def shrink(
         model: a built Functional or Sequential model with low-rank layers.
         max_macs: float in (0, 1]: keep at most this part of the MACs of the *dense* model, `merge(model)`.
         max_params: the same for parameters. Both budgets may be given.
-        multiple_of: int ≥ 1: ranks are multiples of it, or the present rank; `None` for 8. A layer with no more
-            channels than that takes any rank.
+        multiple_of: int ≥ 1: ranks are multiples of it, or the present rank; `None` for 8. Where the present rank is no
+            more than that, any lower one.
         input_shape: shape of one example, for a model that leaves sizes open.
 
     Returns:

@@ -1,9 +1,14 @@
 """What Keras is told to penalise and to project, factor by factor."""
 
+from typing import TYPE_CHECKING
+
 import keras
 from keras import ops
 
 from elrt_keras.formats.arrays import MatrixView, as_loss
+
+if TYPE_CHECKING:
+    from elrt_keras.layers.factorized import FactorizedLayer
 
 
 class _Sum(keras.regularizers.Regularizer):
@@ -26,7 +31,7 @@ class _Projection(keras.constraints.Constraint):
         return self._view.from_matrix(self._constraint(self._view.to_matrix(factor)), factor.shape)
 
 
-def penalty_of(layer, index: int, view: MatrixView | None) -> keras.regularizers.Regularizer | None:
+def penalty_of(layer: "FactorizedLayer", index: int, view: MatrixView | None) -> keras.regularizers.Regularizer | None:
     """What Keras adds to the loss for factor `index` of a layer: its own penalty, and on the core the whole kernel's.
 
     Args:
@@ -52,7 +57,7 @@ def _kernel_penalty(layer, core):
     return as_loss(layer.kernel_regularizer(layer.format.compose(factors)))
 
 
-def projection_of(layer, view: MatrixView | None) -> keras.constraints.Constraint | None:
+def projection_of(layer: "FactorizedLayer", view: MatrixView | None) -> keras.constraints.Constraint | None:
     """What Keras does to a factor of a layer after each step; `view` as in `penalty_of`."""
     if view is None or layer.factor_constraint is None:
         return None

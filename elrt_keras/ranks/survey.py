@@ -56,8 +56,8 @@ class Candidate:
     built_at: tuple[int, ...] = ()
 
     def steps(self, multiple_of: int) -> list[int]:
-        """The distance of the values that each rank may take: a layer too narrow for the multiple takes any."""
-        return [multiple_of if full > multiple_of else 1 for full in self.format.max_ranks(self.kernel_shape)]
+        """The distance of the values that each rank may take: any, where the largest is no more than the multiple."""
+        return [multiple_of if limit > multiple_of else 1 for limit in self.limits]
 
     def grids(self, multiple_of: int) -> list[list[int]]:
         """The values that each rank may take."""
