@@ -299,6 +299,15 @@ def test_a_plan_edited_in_its_file_has_no_costs_of_what_it_was(resnet, tmp_path)
     assert f"{total:,}" in str(loaded).splitlines()[-1]
 
 
+@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="TensorFlow takes no such names")
+def test_a_name_with_brackets_is_no_pattern():
+    convolutions = [layers.Conv2D(16, 3, name=f"conv[{index}]") for index in range(3)]
+    model = keras.Sequential([keras.Input((12, 12, 16)), *convolutions])
+    plan = elrt.plan_ranks(model, fraction=0.5, exclude="conv[1]", format={"conv[0]": "svd", "conv*": "tucker2"})
+    assert [entry.format for entry in plan.values()] == ["svd", "dense", "tucker2"]
+    assert plan.matching("conv[1]") == ["conv[1]"]
+
+
 def test_a_format_object_in_a_plan_is_its_name(tmp_path):
     plan = elrt.RankPlan({"conv": (formats.get("svd"), 3)})
     assert plan["conv"] == ("svd", (3,)) and "svd" in str(plan)

@@ -12,8 +12,11 @@ from elrt_keras.traversal import held_layers, is_container, iterate_replaceable
 
 # Layers without weights whose configuration lacks a part: a function that Keras could not load again, an adapted table.
 _REUSED = (
-    *(keras.layers.Lambda, keras.layers.Discretization, keras.layers.IntegerLookup),
-    *(keras.layers.StringLookup, keras.layers.TextVectorization),
+    keras.layers.Lambda,
+    keras.layers.Discretization,
+    keras.layers.IntegerLookup,
+    keras.layers.StringLookup,
+    keras.layers.TextVectorization,
 )
 
 

@@ -136,6 +136,7 @@ def _operated(operation, args):
     if any(is_number) and name in _WITH_NUMBER:
         number, tensor = args if is_number[0] else reversed(args)
         return tf_keras.layers.Rescaling(*_WITH_NUMBER[name](float(number), is_number[0]))(tensor)
+    # By its name: `is_keras_tensor` raises for what is no tensor.
     if name not in _OPERATIONS or any(type(value).__name__ != "KerasTensor" for value in keras.tree.flatten(args)):
         raise ValueError(f"Expected layers and operations that tf_keras has as layers. Received: keras.ops, {name}")
     options = {"axis": operation.axis} if name == "Concatenate" else {}
