@@ -62,6 +62,34 @@ def curves(histories, path):
     figures.finish(figure, path)
 
 
+def twins(networks, path):
+    """Test accuracies over the epochs, a panel for each network: the mean of the seeds, and the area they span.
+
+    Args:
+        networks: dict from network to a dict from label to the epochs of its runs, one list for each seed.
+        path: where the picture goes.
+    """
+    figure = figures.new(0.7 + 1.5 * len(networks))
+    axes = figure.subplots(len(networks), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, (network, groups) in zip(axes, networks.items()):
+        lowest = 100.0
+        for color, (label, seeds) in enumerate(groups.items()):
+            epochs = [line["epoch"] + 1 for line in seeds[0]]
+            values = [sorted(100 * line["val_accuracy"] for line in lines) for lines in zip(*seeds)]
+            axis.fill_between(epochs, [v[0] for v in values], [v[-1] for v in values], color=f"C{color}", alpha=0.25)
+            axis.plot(epochs, [sum(v) / len(v) for v in values], color=f"C{color}", linewidth=1, label=label)
+            lowest = min(lowest, *(v[0] for v in values[len(values) // 4 :]))
+        # The first epochs, far below all others, would flatten what matters: where the curves end.
+        axis.set_ylim(bottom=lowest)
+        axis.set_title(network, fontsize=figures.MEDIUM)
+        axis.set_ylabel("test accuracy (%)", fontsize=figures.SMALL)
+        axis.grid(alpha=0.3)
+        axis.tick_params(labelsize=figures.SMALL)
+    axes[-1].set_xlabel("epoch", fontsize=figures.MEDIUM)
+    figures.add_legend(figure, "outside lower center", 2)
+    figures.finish(figure, path)
+
+
 def accuracy_over_cost(points, path):
     """Test accuracy over what the training cost.
 

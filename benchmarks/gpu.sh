@@ -8,10 +8,11 @@
 # Needs JAX with CUDA, Keras and this package (`pip install --no-deps .`); not TensorFlow.
 set -u
 seeds() { echo "$1_dense_seed$2,$1_elrt_seed$2"; }
-headline=$(seeds resnet20 0),$(seeds vgg16 0),$(seeds resnet20 1),$(seeds resnet20 2),$(seeds resnet56 0)
-headline=$headline,$(seeds vgg16 1),$(seeds vgg16 2),$(seeds resnet32 0)
-changes=resnet20_cp,resnet20_thin,resnet20_any_ranks,resnet20_glorot,resnet20_weight_decay,resnet20_distillation
-data=$1 end=$(($(date +%s) + $2)) runs=${3:-$headline,$changes}
+runs=$(seeds resnet20 0),$(seeds vgg16 0),$(seeds resnet20 1),$(seeds resnet20 2),$(seeds vgg16 1),$(seeds vgg16 2)
+runs=$runs,$(seeds resnet56 0),resnet20_glorot,$(seeds resnet32 0),resnet20_distillation,resnet20_any_ranks
+runs=$runs,resnet20_cp,resnet20_thin,resnet20_weight_decay,$(seeds resnet56 1),$(seeds resnet56 2)
+runs=${3:-$runs,$(seeds resnet32 1),$(seeds resnet32 2)}
+data=$1 end=$(($(date +%s) + $2))
 left() { echo $((end - $(date +%s))); }
 export KERAS_BACKEND=jax PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-.cache/jax} JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0

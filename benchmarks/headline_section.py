@@ -74,14 +74,13 @@ def _full_blocks(pairs, images):
         return []
     config = pairs[0][0][0]["config"]
     picture = images / "accuracy_full.png"
-    figures_of_accuracy.curves(
-        {
-            f"{runs[0]['config']['model']}, {label}": runs[0]["history"]
-            for pair in pairs
-            for label, runs in zip(("dense", "ELRT"), pair)
-        },
-        picture,
-    )
+    networks = {
+        pair[0][0]["config"]["model"]: {
+            label: [run["history"] for run in runs] for label, runs in zip(("dense", "ELRT"), pair)
+        }
+        for pair in pairs
+    }
+    figures_of_accuracy.twins(networks, picture)
     gaps = {pair[0][0]["config"]["model"]: statistics.mean(differences(*reversed(pair))) for pair in pairs}
     below = ", ".join(f"{model} by {-gap:.2f}" for model, gap in gaps.items() if gap < 0)
     goal = f"ELRT was to reach the dense network. It falls short of it: {below} points." if below else ""
@@ -91,7 +90,7 @@ def _full_blocks(pairs, images):
     return [
         " ".join(text.split()),
         _table(pairs),
-        f"![Test accuracy over the epochs, first seed](images/{picture.name})",
+        f"![Test accuracy over the epochs: mean and span of the seeds](images/{picture.name})",
         *_changes(),
     ]
 
@@ -120,7 +119,8 @@ def _told_fit(pairs):
         dense, low_rank = (100 * statistics.mean(run["history"][-1]["accuracy"] for run in runs) for runs in pair)
         told.append(f"{pair[0][0]['config']['model']} {dense:.1f} and {low_rank:.1f} %")
     return f"""On the training images, augmented, dense and ELRT end at {"; ".join(told)}: a low-rank network that is
-    far below its twin there lacks capacity, and regularising it more would not help."""
+    far below its twin there lacks capacity, and regularising it more would not help; where both fit these images, what
+    sets them apart is how they generalise."""
 
 
 def _short_blocks(pairs):
