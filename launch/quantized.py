@@ -7,7 +7,7 @@ import os
 import keras
 
 from elrt_keras import export
-from elrt_keras.export.files import check_target, write_file
+from elrt_keras.export.files import check_file, write_file
 from elrt_keras.export.legacy import import_tf_keras
 from elrt_keras.launch import data as data_module
 from elrt_keras.launch import exporting, rundir, training
@@ -67,7 +67,7 @@ def _prepared(folder, settings):
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
         raise ValueError(f"Cannot make the folder. Received: {folder!r}: {error}") from error
-    check_target(path)
+    check_file(path)
     if os.path.exists(path):
         with open(path, encoding="utf-8") as file:
             there = json.load(file)

@@ -67,6 +67,20 @@ def test_failures_leave_nothing(model, tmp_path, function):
     full = tmp_path / "full"
     full.mkdir()
     (full / "precious").write_text("data")
-    with pytest.raises(ValueError, match="without a folder that holds files"):
+    with pytest.raises(ValueError, match="Received: path=.*full.*, a folder"):
         function(model, full)
     assert [entry.name for entry in tmp_path.iterdir()] == ["full"] and (full / "precious").read_text() == "data"
+
+
+def test_a_file_and_a_folder_are_not_taken_for_one_another(model, tmp_path):
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    file.write_text("data")
+    folder.mkdir()
+    # Refused at once: not even a model is looked at.
+    with pytest.raises(ValueError, match="with nothing, or an empty folder. Received: path=.*file', a file"):
+        elrt.export.to_saved_model("model", file)
+    with pytest.raises(ValueError, match="path of a file. Received: path=.*folder', a folder"):
+        elrt.export.to_onnx("model", folder)
+    with pytest.raises(ValueError, match="path of a file. Received: path=.*folder', a folder"):
+        elrt.export.to_litert(model, folder)
+    assert file.read_text() == "data"

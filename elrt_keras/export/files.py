@@ -6,19 +6,34 @@ import shutil
 from elrt_keras.atomic import Path, write_bytes
 
 
-def check_target(path: Path) -> None:
-    """Refuses a path that nothing can be written to, before the work whose result it is to hold.
+def check_file(path: Path) -> None:
+    """Refuses a path that no file can be written to, before the work whose result it is to hold.
 
     Raises:
         ValueError: with the path.
     """
+    _check_writable(path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        kind = "folder" if os.path.isdir(path) else "device or the like"
+        raise ValueError(f"Expected a path of a file. Received: path={str(path)!r}, a {kind}")
+
+
+def check_folder(path: Path) -> None:
+    """Refuses a path that no new folder can be put at, before the work whose result it is to hold.
+
+    Raises:
+        ValueError: with the path.
+    """
+    _check_writable(path)
+    if os.path.exists(path) and not (os.path.isdir(path) and not os.listdir(path)):
+        kind = "a folder that holds files" if os.path.isdir(path) else "a file"
+        raise ValueError(f"Expected a path with nothing, or an empty folder. Received: path={str(path)!r}, {kind}")
+
+
+def _check_writable(path):
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
         raise ValueError(f"Expected a path in a folder that can be written. Received: path={str(path)!r}")
-    if os.path.isdir(path) and os.listdir(path):
-        raise ValueError(f"Expected a path without a folder that holds files. Received: path={str(path)!r}")
-    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-        raise ValueError(f"Expected a path of a file. Received: path={str(path)!r}, a device or the like")
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -14,7 +14,7 @@ from elrt_keras.atomic import Path
 from elrt_keras.costs import count_costs
 from elrt_keras.export import checks
 from elrt_keras.export.examples import check_batches, check_range
-from elrt_keras.export.files import check_target, move_folder, write_file
+from elrt_keras.export.files import check_file, check_folder, move_folder, write_file
 from elrt_keras.export.litert import check_model, check_weights
 from elrt_keras.litert.convert import INPUT, OUTPUT, for_inference, plain_errors, save_archive
 
@@ -64,7 +64,8 @@ def to_saved_model(
     """
     import tensorflow as tf
 
-    examples = _prepare(model, path, evaluation_data, max_examples, input_range, "SavedModel export")
+    check_folder(path)
+    examples = _prepare(model, evaluation_data, max_examples, input_range, "SavedModel export")
     with tempfile.TemporaryDirectory() as temporary:
         folder = os.path.join(temporary, "saved_model")
         with plain_errors(model, "SavedModel"), for_inference(model):
@@ -109,7 +110,8 @@ def to_onnx(
     >>> model = elrt_keras.models.build("resnet20", input_shape=(8, 8, 1))
     >>> # report = elrt_keras.export.to_onnx(model, "resnet20.onnx")
     """
-    examples = _prepare(model, path, evaluation_data, max_examples, input_range, "ONNX export")
+    check_file(path)
+    examples = _prepare(model, evaluation_data, max_examples, input_range, "ONNX export")
     check_weights(model, "ONNX export")
     try:
         import onnxruntime
@@ -131,10 +133,9 @@ def to_onnx(
     return _report(model, path, comparison)
 
 
-def _prepare(model, path, evaluation_data, max_examples, input_range, what):
+def _prepare(model, evaluation_data, max_examples, input_range, what):
     check_model(model, what)
     check_range(input_range)
-    check_target(path)
     return check_batches(evaluation_data, tuple(model.inputs[0].shape[1:]), input_range, max_examples)
 
 

@@ -11,7 +11,7 @@ from elrt_keras.atomic import Path
 from elrt_keras.costs import count_costs
 from elrt_keras.export import checks
 from elrt_keras.export.examples import check_batches, check_range, take_inputs
-from elrt_keras.export.files import check_target, write_file
+from elrt_keras.export.files import check_file, write_file
 from elrt_keras.litert.convert import Quantization
 from elrt_keras.litert.metadata import with_metadata
 
@@ -145,7 +145,7 @@ def _check(model, path, quantization, representative_data, io_dtype, class_names
         raise ValueError(f"Expected {outputs} class_names, one per output. Received: {len(class_names)}")
     if class_names is not None and not all(isinstance(n, str) and n.splitlines() == [n] for n in class_names):
         raise ValueError(f"Expected class_names of one line of text each. Received: {list(class_names)}")
-    check_target(path)
+    check_file(path)
 
 
 def is_quantization_aware(model: "keras.Model | tf_keras.Model") -> bool:
