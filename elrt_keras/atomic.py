@@ -22,6 +22,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     try:
         with open(temporary, "xb") as file:
             file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # or a power failure after the rename could leave a part
         os.replace(temporary, path)
     except OSError as error:
         error.filename = str(path)  # the one the user knows
@@ -29,3 +31,37 @@ def write_bytes(path: Path, content: bytes) -> None:
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
+
+
+def check_file(path: Path, argument: str = "path") -> None:
+    """Refuses a path that no file can be written to, before the work whose result it is to hold.
+
+    Args:
+        path: file path.
+        argument: what the user calls it.
+
+    Raises:
+        ValueError: with the path.
+    """
+    _check_writable(path, argument)
+    if os.path.exists(path) and not os.path.isfile(path):
+        kind = "folder" if os.path.isdir(path) else "device or the like"
+        raise ValueError(f"Expected a path of a file. Received: {argument}={str(path)!r}, a {kind}")
+
+
+def check_folder(path: Path) -> None:
+    """Refuses a path that no new folder can be put at, before the work whose result it is to hold.
+
+    Raises:
+        ValueError: with the path.
+    """
+    _check_writable(path, "path")
+    if os.path.exists(path) and not (os.path.isdir(path) and not os.listdir(path)):
+        kind = "a folder that holds files" if os.path.isdir(path) else "a file"
+        raise ValueError(f"Expected a path with nothing, or an empty folder. Received: path={str(path)!r}, {kind}")
+
+
+def _check_writable(path, argument):
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"Expected a path in a folder that can be written. Received: {argument}={str(path)!r}")

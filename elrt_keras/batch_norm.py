@@ -37,7 +37,7 @@ def fuse_batch_norm(model: keras.Model) -> keras.Model:
         The same model.
 
     Raises:
-        TypeError: if `model` is no Keras model.
+        ValueError: if `model` is no Keras model.
 
     Example:
         >>> model = elrt_keras.fuse_batch_norm(elrt_keras.models.build("resnet20"))
@@ -46,7 +46,7 @@ def fuse_batch_norm(model: keras.Model) -> keras.Model:
     Source: Ioffe and Szegedy 2015, arXiv 1502.03167.
     """
     if not isinstance(model, keras.Model):
-        raise TypeError(f"Expected a Keras model. Received: {model!r}")
+        raise ValueError(f"Expected a Keras model. Received: model={model!r}")
     if keras.backend.backend() == "tensorflow":
         for _, layer in iterate_layers(model):
             if type(layer) is keras.layers.BatchNormalization:

@@ -82,7 +82,7 @@ class RegularizationSchedule(keras.callbacks.Callback):
         strength = self.strength(epoch)
         changes = any(regularizer.strength != strength for regularizer in self._regularizers)
         for regularizer in self._regularizers:
-            regularizer.strength = strength  # also where it is known already: loaded weights may have set the variable
+            regularizer.strength = strength
         if changes:
             self._recompile_where_constant()
 
@@ -187,7 +187,9 @@ class StableRankStopping(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._candidates, _ = survey(self.model, self.format, self.exclude)
         if not self._candidates:
-            raise ValueError(f"Expected a model with layers that can be factorised. Received: {self.model.name!r}")
+            raise ValueError(
+                f"Expected a model with layers that can be factorised. Received: model={self.model.name!r}"
+            )
         self._last = self._stable_ranks()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:

@@ -5,7 +5,6 @@ products with weights of the built-in layers and of this package's; batch-norm, 
 as zero, as the literature does, and so do an attention layer's products of its inputs with one another.
 """
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -13,14 +12,13 @@ from collections.abc import Sequence
 import keras
 
 from elrt_keras.tables import render_table
-from elrt_keras.traversal import own_weights
+from elrt_keras.tracing import has_own_rule, trace_calls
+from elrt_keras.traversal import held_layers, own_weights
 
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 _TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
 _DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 _SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
-# Layers that run others once for each position or step, which one symbolic call does not show.
-_REPEATING = (keras.layers.TimeDistributed, keras.layers.RNN)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +113,7 @@ def count_costs(model: keras.Model, input_shape: Sequence[int] | None = None) ->
     rows = {}
     counted = set()
     for layer, in_shape, out_shape in calls:
-        weights = layer.weights if _has_own_rule(layer) else own_weights(layer)
+        weights = layer.weights if has_own_rule(layer) else own_weights(layer)
         params = sum(math.prod(w.shape) for w in _trained(layer, weights) if id(w) not in counted)
         counted.update(id(w) for w in weights)
         macs, activations = _macs(layer, in_shape, out_shape), _activation_bytes(layer, in_shape, out_shape)
@@ -136,108 +134,16 @@ def count_costs(model: keras.Model, input_shape: Sequence[int] | None = None) ->
     )
 
 
-def _input_specs(model, input_shape):
-    if input_shape is not None:
-        if None in tuple(input_shape):
-            raise ValueError(f"Expected the shape of one example, all sizes known. Received: input_shape={input_shape}")
-        inputs = getattr(model, "inputs", None)
-        batch, dtype = (inputs[0].shape[0], inputs[0].dtype) if inputs else (None, "float32")
-        return keras.KerasTensor((batch or 1, *input_shape), dtype=dtype)
-    inputs = getattr(model, "inputs" if isinstance(model, keras.Sequential) else "input", None)
-    if inputs is None:
-        raise ValueError(
-            f"The input shape of '{model.name}' is not known; pass `input_shape`. Received: input_shape=None"
-        )
-    # A Sequential model lists its one input; other models have their own structure of inputs.
-    inputs = inputs[0] if isinstance(model, keras.Sequential) else inputs
-    return keras.tree.map_structure(lambda tensor: _with_known_batch(model, tensor), inputs)
-
-
-def _with_known_batch(model, tensor):
-    shape = (tensor.shape[0] or 1, *tensor.shape[1:])  # one example, unless the model was made for a number of them
-    if None in shape:
-        raise ValueError(
-            f"'{model.name}' leaves its input size open; pass `input_shape` without `None`. "
-            f"Received: input of shape {tuple(tensor.shape)}"
-        )
-    return keras.KerasTensor(shape, dtype=tensor.dtype)
-
-
-def trace_calls(
-    model: keras.Model, input_shape: Sequence[int] | None = None
-) -> list[tuple[keras.layers.Layer, tuple[int, ...], tuple[int, ...]]]:
-    """All calls of layers that compute something themselves, for one example: `(layer, input shape, output shape)`.
-
-    They come in the order in which they end. Those are layers that call no others, or have weights beside those of the
-    others: a convolution may have a layer as its activation. The shapes hold a batch axis of 1. Arguments and errors
-    are those of `count_costs`.
-    """
-
-    class Trace(keras.layers.Layer):
-        def call(self, inputs):
-            return model(inputs, training=False)
-
-    inputs = _input_specs(model, input_shape)
-    with _recorded_calls() as calls:
-        # Keras derives the output of a layer without a shape rule by running its `call` symbolically.
-        Trace(name="trace").compute_output_spec(inputs)
-    batch = keras.tree.flatten(inputs)[0].shape[0]
-    return [(layer, _of_one(batch, shape), _of_one(batch, output_shape)) for layer, shape, output_shape in calls]
-
-
-def _of_one(batch, shape):
-    """The shape of one example's part, where the first axis is that of the examples of a batch."""
-    return (shape[0] // batch, *shape[1:]) if shape and shape[0] % batch == 0 else shape
-
-
-@contextlib.contextmanager
-def _recorded_calls():
-    """Records every call of a layer that calls no layer itself, has weights of its own or a cost rule of its own.
-
-    Keras has no hook around layer calls; the public `Layer.__call__` is wrapped while the model is traced.
-    """
-    original = keras.layers.Layer.__call__
-    calls, callers = [], []
-
-    def recording(layer, *args, **kwargs):
-        if callers and _has_own_rule(callers[-1]["layer"]):
-            return original(layer, *args, **kwargs)
-        if callers:
-            callers[-1]["leaf"] = False
-        frame = {"layer": layer, "leaf": True}
-        callers.append(frame)
-        try:
-            outputs = original(layer, *args, **kwargs)
-        finally:
-            callers.pop()
-        if frame["leaf"] or own_weights(layer):
-            inputs = args[0] if args else next(iter(kwargs.values()), None)
-            calls.append((layer, _first_shape(inputs), _first_shape(outputs)))
-        return outputs
-
-    keras.layers.Layer.__call__ = recording
-    try:
-        yield calls
-    finally:
-        keras.layers.Layer.__call__ = original
-
-
-def _has_own_rule(layer):
-    return hasattr(layer, "compute_macs") or isinstance(layer, _REPEATING)
-
-
-def _first_shape(structure):
-    tensors = [t for t in keras.tree.flatten(structure) if hasattr(t, "shape")]
-    return tuple(tensors[0].shape) if tensors else ()
-
-
 def _trained(layer, weights):
-    """Those of the weights of a layer that training changes: no statistics."""
-    if isinstance(layer, keras.layers.Normalization):
-        return []
+    """Those of the weights of a layer, and of layers that it holds, that training changes: no statistics."""
+    statistics = {id(weight) for one in (layer, *held_layers(layer)) for weight in _statistics(one)}
+    return [weight for weight in weights if id(weight) not in statistics]
+
+
+def _statistics(layer):
     if isinstance(layer, keras.layers.BatchNormalization):
-        return [w for w in weights if w.name not in ("moving_mean", "moving_variance")]
-    return weights
+        return [weight for weight in layer.weights if weight.name in ("moving_mean", "moving_variance")]
+    return layer.weights if isinstance(layer, keras.layers.Normalization) else []
 
 
 def _macs(layer, input_shape, output_shape):

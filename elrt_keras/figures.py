@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 WIDTH, DPI = 4.8, 200  # inches, pixels per inch
 SMALL, MEDIUM = 7.5, 9  # points
-_LONGEST = 30  # characters of a name
+LONGEST = 30  # characters of a name
 
 
 def check_path(path: Path | None) -> None:
@@ -31,11 +31,11 @@ def _suffix(path):
     return os.path.splitext(path)[1].removeprefix(".").lower()
 
 
-def new(height: float) -> "Figure":
-    """A `Figure` of the usual width and a height in inches."""
+def new(height: float, width: float = WIDTH) -> "Figure":
+    """A `Figure` of a height and a width in inches."""
     from matplotlib.figure import Figure  # needs no display and leaves a notebook's own figures alone
 
-    return Figure(figsize=(WIDTH, height), layout="constrained")
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def finish(figure: Any, path: Path | None) -> "Figure":
@@ -52,7 +52,13 @@ def finish(figure: Any, path: Path | None) -> "Figure":
 
 
 def add_legend(figure: Any, place: str, columns: int) -> None:
-    """One legend for all panels, with every label once."""
+    """One legend for all panels, with every label once.
+
+    Args:
+        figure: a `Figure`.
+        place: where, as matplotlib's `loc`.
+        columns: int, columns of the legend.
+    """
     handles = {}
     for axis in figure.axes:
         handles.update({label: handle for handle, label in zip(*axis.get_legend_handles_labels())})
@@ -67,4 +73,4 @@ def shortened(name: str) -> str:
     >>> elrt_keras.figures.shortened("backbone/stage1_block1/conv2_of_the_residual_branch")
     '…1/conv2_of_the_residual_branch'
     """
-    return name if len(name) <= _LONGEST else f"…{name[-_LONGEST:]}"
+    return name if len(name) <= LONGEST else f"…{name[-LONGEST:]}"

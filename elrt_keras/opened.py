@@ -30,13 +30,18 @@ def opened(layer: keras.layers.Layer) -> keras.Model | None:
     return _OPENED[layer][1]
 
 
+def symbolic_calls(layer: keras.layers.Layer) -> list[Any]:
+    """The calls of a layer on symbolic tensors: objects with `args` and `kwargs`. Keras lists them privately only."""
+    return [node.arguments for node in layer._inbound_nodes]
+
+
 def _holds_layers(layer):
     return any(isinstance(value, keras.layers.Layer) for value in keras.tree.flatten(list(vars(layer).values())))
 
 
 def _input_signature(layer):
     """Shape and type of the one tensor that a layer takes; `None` in the place of sizes that differ between calls."""
-    calls = [node.arguments for node in layer._inbound_nodes]
+    calls = symbolic_calls(layer)
     if any(len(call.args) != 1 or not set(call.kwargs) <= {"training", "mask"} for call in calls):
         return None
     shape = (layer.get_build_config() or {}).get("input_shape")

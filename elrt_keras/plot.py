@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LIGHT = 0.3  # opacity of what a plan starts from
-_LONGEST = 30  # characters of a name, where a legend has two columns
 _MARKERS = "os^vDP*X<"  # not as many as colours, so that both together differ
 _ERRORS = {"mean": "orthogonality_error_mean", "largest": "orthogonality_error_max"}
 _COSTS: dict[Any, tuple[str, dict[str, float]]] = {
@@ -230,14 +229,13 @@ def tradeoff(
     series = {}
     for name, point in zip(records.names([results[index] for index in known[cost]]), known[cost].values()):
         series.setdefault(name, []).append(point)
-    legend_columns = 2 if max(map(len, series)) <= _LONGEST else 1
+    legend_columns = 2 if max(map(len, series)) <= figures.LONGEST else 1
     own = axis is None
     axis = figures.new(3.2 + 0.17 * (1 + len(series)) / legend_columns).subplots() if own else axis
     front = np.array(records.pareto_front(known[cost].values()))
     axis.plot(*front.T, color="gray", linewidth=1, drawstyle="steps-post", label="Pareto front", zorder=1)
     for number, (name, points) in enumerate(series.items()):
-        marker = _MARKERS[number % len(_MARKERS)]
-        axis.plot(*np.array(points).T, marker, label=name, alpha=0.8)
+        axis.plot(*np.array(points).T, _MARKERS[number % len(_MARKERS)], label=name, alpha=0.8)
     threads = {records.entry(results[index], "threads") for index in known[cost]}
     note = f", threads: {threads.pop()}" if cost == "latency" and len(threads) == 1 and None not in threads else ""
     axis.set(xlabel=_COSTS[cost][0] + note, ylabel="test accuracy (%)")

@@ -1,7 +1,10 @@
 """Walking the layers of a model, nested models included."""
 
+import collections.abc
+import fnmatch
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import keras
 
@@ -57,6 +60,44 @@ def iterate_replaceable(model: keras.Model, prefix: str = "") -> Iterator[tuple[
             yield path, layer
         else:
             yield from iterate_replaceable(inner, f"{path}/")
+
+
+def matching(paths: Iterable[str], pattern: str) -> list[str]:
+    """The paths that a shell-style pattern stands for; one that is a path itself, brackets and all, is no pattern.
+
+    Example:
+
+    >>> elrt_keras.traversal.matching(["conv1", "conv2", "head"], "conv*")
+    ['conv1', 'conv2']
+    """
+    paths = list(paths)
+    return [pattern] if pattern in paths else [path for path in paths if fnmatch.fnmatchcase(path, pattern)]
+
+
+def select(paths: Iterable[str], patterns: Any, argument: str) -> list[str]:
+    """The paths that a name or pattern, or one of a list of them, stands for, in the order of the paths.
+
+    Args:
+        paths: the layers there are.
+        patterns: a string or an iterable of them.
+        argument: what the user calls the patterns, for messages.
+
+    Raises:
+        ValueError: for a pattern that matches nothing, or anything but strings.
+    """
+    paths = list(paths)
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    if not isinstance(patterns, collections.abc.Iterable):
+        raise ValueError(f"Expected a name or pattern, or a list of them. Received: {argument}={patterns!r}")
+    found = set()
+    for pattern in patterns:
+        matches = matching(paths, pattern)
+        if not matches:
+            raise ValueError(
+                f"Nothing matched. Expected a name or pattern among {paths}. Received: {argument}={pattern!r}"
+            )
+        found.update(matches)
+    return [path for path in paths if path in found]
 
 
 def is_container(layer: keras.layers.Layer) -> bool:

@@ -19,6 +19,7 @@ import sys
 
 from absl import flags as absl_flags
 
+from elrt_keras.atomic import check_file
 from elrt_keras.launch import cli
 from elrt_keras.tables import render_table
 
@@ -41,9 +42,9 @@ def define():
 def run(argv):
     """Measures what `argv` names."""
     values = absl_flags.FLAGS
-    for path in (values.output, values.plot):
-        if path is not None:
-            cli.check_writable(path)
+    for name in ("output", "plot"):
+        if values[name].value is not None:
+            check_file(values[name].value, name)
     if argv[1:2] == ["litert"]:
         result = _measure_litert(argv[2:], values)
     elif argv[1:] == ["data"]:

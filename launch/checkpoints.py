@@ -4,6 +4,7 @@ A checkpoint is a `.keras` file of model and optimizer with one member more, `pr
 state that Keras leaves out of such files (random generators, running metrics). So a run goes on from it exactly.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -56,22 +57,29 @@ def save(model, run_dir, progress):
     folder = os.path.join(run_dir, FOLDER)
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, f"epoch{progress.epoch:04d}_step{progress.step:06d}.keras")
-    temporary = path + _TEMPORARY
     described = {**dataclasses.asdict(progress), "random_state": _random_state(model)}
     skip_sets.keep()
-    try:
+    with replacing(path) as temporary:
         model.save(temporary)
         with zipfile.ZipFile(temporary, "a") as archive:
             archive.writestr(_MEMBER, json.dumps(described))
+    for old in paths(run_dir)[_KEPT:]:
+        os.remove(old)
+    return path
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Gives the name of a `.keras` file to write, which afterwards takes the place of `path`, or is removed."""
+    temporary = path + _TEMPORARY
+    try:
+        yield temporary
         _flush_to_disk(temporary)
         os.replace(temporary, path)
     except BaseException:
         if os.path.exists(temporary):
             os.remove(temporary)
         raise
-    for old in paths(run_dir)[_KEPT:]:
-        os.remove(old)
-    return path
 
 
 def paths(run_dir):
@@ -188,5 +196,5 @@ def _assign(variables, values):
 
 def _flush_to_disk(path):
     """Has the system write a file out, so that not even a power failure after the rename leaves half of it."""
-    with open(path, "rb") as file:
+    with open(path, "r+b") as file:  # Windows flushes only what may be written
         os.fsync(file.fileno())

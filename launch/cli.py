@@ -23,18 +23,11 @@ def refuse_arguments(argv):
         raise ValueError(f"Expected flags only, such as --run_dir=DIR. Received: {argv[1:]}")
 
 
-def check_writable(path):
-    """Raises where a file cannot be put, before the work whose result it is to hold."""
-    folder = os.path.dirname(os.path.abspath(path))
-    taken = os.path.exists(path) and not os.path.isfile(path)
-    if taken or not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
-        raise ValueError(f"Expected a file in a directory that exists and can be written. Received: output={path!r}")
-
-
-def with_one_line_errors(program, function):
+def with_one_line_errors(program, function, interrupted="interrupted"):
     """Wraps a command: an error that tells the user what to mend becomes one line and exit status 2.
 
-    These are a `ValueError`, an `ImportError` (an extra that is not installed), and an `OSError` (a full disk).
+    Such errors are a `ValueError`, an `ImportError` (an extra that is not installed), and an `OSError` (a full disk).
+    `interrupted` is what is told after Ctrl-C.
     """
     # absl has a flag of its own that writes a file anywhere, and a flag file may come from somebody else.
     flags.register_validator("profile_file", lambda path: path is None, "use python -m cProfile -o FILE instead")
@@ -51,7 +44,7 @@ def with_one_line_errors(program, function):
                 raise
             told, status = f"error: {error}", 2
         except KeyboardInterrupt:
-            told, status = "interrupted; start it again with the same flags to go on", 130
+            told, status = interrupted, 130
         # The error is gone by now, and with it goes what it held: an iterator over data whose threads call Python would
         # wait for them for ever once Python is ending.
         gc.collect()
@@ -60,7 +53,7 @@ def with_one_line_errors(program, function):
     return wrapped
 
 
-def start(program, function, argv):
+def start(program, function, argv, **options):
     """Runs a command: flags, then the function, with errors as one line and exit status 2, --help with 0."""
     # absl ends --help and flags that it refuses alike, with 1.
     helps = any(argument.lstrip("-").partition("=")[0] in _HELP for argument in argv[1:] if argument.startswith("-"))
@@ -73,7 +66,7 @@ def start(program, function, argv):
         except SystemExit as ended:
             sys.exit((0 if helps else 2) if ended.code == 1 else ended.code)
 
-    app.run(with_one_line_errors(program, function), argv=argv, flags_parser=parsed)
+    app.run(with_one_line_errors(program, function, **options), argv=argv, flags_parser=parsed)
 
 
 def _explain_by_help(function):

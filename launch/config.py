@@ -20,7 +20,6 @@ _DEFAULT_AUGMENTATION = {"digits": "crop", "svhn_cropped": "crop"}
 _GREY = ("digits", "fashion_mnist")
 _DEFAULT_MAX_MACS = 0.4
 _BUDGETS = ("max_macs", "max_params", "max_latency")
-_READ_WEIGHTS = ("energy", "vbmf", "stable_rank")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +83,7 @@ class TrainConfig:
             self._set(rank_method="latency")
         if self.format == "dense":
             self._set(orthogonality="none", orthogonality_schedule=None)
-        self._set(warmup_epochs=str(self.warmup_epochs).strip())
+        self._set(warmup_epochs=_plain_count(str(self.warmup_epochs).strip()))
         if self.smoke:
             self._shorten_warmups()
         if self.factor_initializer == "auto":
@@ -122,7 +121,7 @@ class TrainConfig:
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("on_nan", self.on_nan, ON_NAN)
         for name in self.augmentations:
-            _one_of("augmentation", name, ["auto", "none", *AUGMENTATIONS])
+            _one_of("augmentation", name, ["none", *AUGMENTATIONS])
         _one_of("rank_method", self.rank_method, ranks.METHODS)
         if self.factor_initializer != "decomposed":
             initializers.get(self.factor_initializer)
@@ -163,6 +162,10 @@ class TrainConfig:
                 f"Received: orthogonality={self.orthogonality!r} with a schedule"
             )
         parse_schedule(self.orthogonality_schedule)
+        if self.data_dir is not None and self.dataset.startswith(data_module.FOLDER):
+            raise ValueError(
+                f"{self.dataset!r} says where its images are. Received: data_dir={self.data_dir!r} with it"
+            )
         if self.image_size is not None and not data_module.is_streamed(self.dataset):
             raise ValueError(
                 f"'{self.dataset}' has images of its own size. Received: image_size={self.image_size} with it"
@@ -180,7 +183,7 @@ class TrainConfig:
             raise ValueError(f"A rank plan leaves no ranks to choose. Received: rank_method={self.rank_method!r}")
         if not self.has_trained_weights:
             for name, needs in (("rank_method", self.rank_method), ("factor_initializer", self.factor_initializer)):
-                if needs in (*_READ_WEIGHTS, "decomposed"):
+                if needs in (*ranks.READ_WEIGHTS, "decomposed"):
                     raise ValueError(
                         "Expected trained weights to read: pass --initial_model or --warmup_epochs. "
                         f"Received: {name}={needs!r}"
@@ -232,6 +235,11 @@ def parse_schedule(text):
     if 0 not in steps or min(steps) < 0 or not all(math.isfinite(s) and s >= 0 for s in steps.values()):
         raise ValueError(f"A schedule starts at epoch 0 and holds strengths of at least 0. Received: {text!r}")
     return steps
+
+
+def _plain_count(text):
+    """`"007"` as `"7"`, so that equal runs have equal configs; other text as it is."""
+    return str(int(text)) if text.isdecimal() else text
 
 
 def _int_or_nan(text):

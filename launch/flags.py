@@ -10,6 +10,7 @@ from elrt_keras.launch import data as data_module
 from elrt_keras.launch.config import TrainConfig
 from elrt_keras.launch.data import stream
 
+_BOOLEANS = {"true": True, "false": False}
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
 
 # name → (kind, help). Kinds are absl's; choices come with the kind.
@@ -33,7 +34,10 @@ _SPECS = {
         "A streamed image that cannot be decoded ends the run with its name, or is left out, named and counted.",
     ),
     "format": ("string", "Low-rank format, or 'dense' for the dense twin."),
-    "max_macs": ("float", "Keep at most this part of the dense MACs, in (0, 1]; 0.4 if no budget is given."),
+    "max_macs": (
+        "float",
+        "Keep at most this part of the dense MACs, in (0, 1]; 0.4 if no budget is given (with vbmf none is needed).",
+    ),
     "max_params": ("float", "Keep at most this part of the dense parameters, in (0, 1]."),
     "max_latency": (
         "float",
@@ -185,9 +189,8 @@ def _text(value):
 
 
 def _parsed(kind, text, line):
-    if kind == "boolean":
-        return text == "true"
+    readers = {"float": float, "integer": int, "boolean": lambda word: _BOOLEANS[word.lower()]}
     try:
-        return {"float": float, "integer": int}.get(kind, str)(text)
-    except ValueError as error:
+        return readers.get(kind, str)(text)
+    except (ValueError, KeyError) as error:
         raise ValueError(f"Expected a value of kind {kind} in {line!r}. Received: {text!r}") from error

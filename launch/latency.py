@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import re
+import shlex
 
 from elrt_keras import figures
 from elrt_keras.plot import tradeoff
@@ -99,10 +101,11 @@ def android_commands(paths, threads, runs):
         "On an Android device, with LiteRT's benchmark_model for it in this folder and adb on the path:",
         f"  adb push benchmark_model {_DEVICE_FOLDER}/ && adb shell chmod +x {program}",
     ]
-    for path in paths:
-        target = f"{_DEVICE_FOLDER}/{short_names(paths)[list(paths).index(path)].replace(os.sep, '_')}.tflite"
+    for path, name in zip(paths, short_names(paths)):
+        # The shell on the device reads it as well.
+        target = f"{_DEVICE_FOLDER}/{re.sub(r'[^0-9A-Za-z._-]', '_', name)}.tflite"
         lines.append(
-            f"  adb push {path} {target} && adb shell {program} --graph={target} --num_threads={threads} "
+            f"  adb push {shlex.quote(path)} {target} && adb shell {program} --graph={target} --num_threads={threads} "
             f"--num_runs={runs} --warmup_runs=5 --report_peak_memory_footprint=true"
         )
     return "\n".join(lines)

@@ -16,10 +16,10 @@ import sys
 
 from absl import flags
 
+from elrt_keras.atomic import check_file
 from elrt_keras.launch import cli, parsing
-from elrt_keras.ranks import METHODS
+from elrt_keras.ranks import METHODS, READ_WEIGHTS
 
-_READ_WEIGHTS = [method for method in METHODS if method not in ("uniform", "latency")]
 _PASSED = ("fraction", "max_macs", "max_params", "max_latency", "multiple_of", "exclude", "threads", "quantization")
 
 
@@ -48,7 +48,7 @@ def define():
         "What is timed for --max_latency, as of elrt-export; float32 if not given.",
     )
     flags.DEFINE_enum(
-        "method", "uniform", list(METHODS), f"How ranks are chosen; {', '.join(_READ_WEIGHTS)} read weights."
+        "method", "uniform", list(METHODS), f"How ranks are chosen; {', '.join(READ_WEIGHTS)} read weights."
     )
     flags.DEFINE_integer("multiple_of", None, "Ranks are multiples of this; 8 if not given, which SIMD units like.")
     flags.DEFINE_list("exclude", None, "Names or patterns to keep dense; the first convolution and the classifier.")
@@ -64,7 +64,7 @@ def run(argv):
 
     values = flags.FLAGS
     if values.output is not None:
-        cli.check_writable(values.output)
+        check_file(values.output, "output")
     shape = parsing.input_shape(values.input_shape, values.image_size)
     model = _model(values, shape)
     plan = elrt.plan_ranks(
@@ -86,7 +86,7 @@ def _model(values, shape):
     from elrt_keras import models
 
     if values.model in models.list_models():
-        if values.method in _READ_WEIGHTS:
+        if values.method in READ_WEIGHTS:
             raise ValueError(
                 f"--method={values.method} reads trained weights, and a builder's are random. Expected a .keras file. "
                 f"Received: model={values.model!r}"

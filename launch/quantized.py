@@ -7,7 +7,8 @@ import os
 import keras
 
 from elrt_keras import export
-from elrt_keras.export.files import check_file, write_file
+from elrt_keras.atomic import check_file
+from elrt_keras.export.files import write_file
 from elrt_keras.export.legacy import import_tf_keras
 from elrt_keras.launch import data as data_module
 from elrt_keras.launch import exporting, rundir, training
@@ -16,7 +17,7 @@ FOLDER = "quantization_aware"
 _CHECK_EXAMPLES = 10_000
 
 
-def run(run_dir, epochs, learning_rate):
+def run(run_dir, epochs, learning_rate, data_dir=None):
     """Fine-tunes the model of a run; goes on where an earlier start stopped.
 
     Args:
@@ -25,6 +26,7 @@ def run(run_dir, epochs, learning_rate):
         epochs: int, epochs of fine-tuning.
         learning_rate: float, its first learning rate; a cosine takes it to zero. Momentum, batch size, augmentation and
             label smoothing are those of the run.
+        data_dir: where the data of the run lies now; `None` for where it was.
 
     Returns:
         The summary, a dict.
@@ -48,7 +50,7 @@ def run(run_dir, epochs, learning_rate):
         print(f"Already finished: {folder}")
         return known
     config = rundir.read_config(run_dir)
-    data = training.load_data(config)
+    data = training.load_data(config, data_dir)
     examples = exporting.examples_of(data, config)
     model, path = rundir.load_model(rundir.model_path(run_dir)), os.path.join(folder, "model.tflite")
     aware = export.quantization_aware(model, representative_data=examples.pop("representative_data"))

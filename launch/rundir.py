@@ -7,7 +7,7 @@ import zipfile
 
 import keras
 
-from elrt_keras import RankPlan, plot
+from elrt_keras import plot
 from elrt_keras.atomic import write_bytes
 from elrt_keras.launch import checkpoints, flags
 from elrt_keras.launch.plots import plot_curves
@@ -111,11 +111,6 @@ def read_config(run_dir):
         raise ValueError(f"In {flags_path(run_dir)!r}: {error}") from error
 
 
-def read_plan(run_dir):
-    """The `RankPlan` of a run directory, or `None` where full-rank warm-up has not chosen one yet."""
-    return RankPlan.load(plan_path(run_dir)) if os.path.exists(plan_path(run_dir)) else None
-
-
 def read_summary(run_dir, needed=_SUMMARIZED):
     """The summary of a finished run, or `None`; `needed`: the keys that it must have.
 
@@ -154,10 +149,13 @@ def truncate_history(run_dir, epochs):
 
 
 def save_model(model, path):
-    """Saves a model so that `path` holds the old file or the new one, never a part."""
-    temporary = f"{path}.tmp.keras"
-    model.save(temporary)
-    os.replace(temporary, path)
+    """Saves a model so that `path` holds the old file or the new one, never a part.
+
+    Raises:
+        OSError: where it cannot be written; nothing is left behind.
+    """
+    with checkpoints.replacing(path) as temporary:
+        model.save(temporary)
 
 
 def load_model(path):

@@ -23,16 +23,14 @@ def run(argv):
     cli.refuse_arguments(argv)
     from elrt_keras.launch import catalog, faults
 
-    if absl_flags.FLAGS.list:
+    values = absl_flags.FLAGS
+    if values.list:
         print(catalog.listing())
         return
-    if absl_flags.FLAGS.recipe is not None:
-        raise ValueError(
-            f"Expected --recipe on the command line. Received: --recipe={absl_flags.FLAGS.recipe} in a flag file"
-        )
-    if not absl_flags.FLAGS.run_dir:
+    if values.recipe is not None:
+        raise ValueError(f"Expected --recipe on the command line. Received: --recipe={values.recipe} in a flag file")
+    if not values.run_dir:
         raise ValueError("Expected a directory for the run, such as --run_dir=runs/first. Received: no --run_dir")
-    values = absl_flags.FLAGS
     try:
         summary = _trained(values)
     except faults.Stopped as stopped:
@@ -64,7 +62,7 @@ def _quantized(values):
     from elrt_keras.launch import quantized
 
     options = values.quantization_aware_epochs, values.quantization_aware_learning_rate
-    summary = quantized.run(values.run_dir, *options)
+    summary = quantized.run(values.run_dir, *options, data_dir=values.data_dir)
     return (
         f"{summary['path']}: int8 accuracy {summary['accuracy']:.2%}, float {summary['float_accuracy']:.2%}, "
         f"{summary['size_bytes']:,} bytes"
@@ -95,7 +93,8 @@ def main():
         arguments = expanded(sys.argv[1:])
     except ValueError as error:
         cli.fail("elrt-train", error)
-    cli.start("elrt-train", run, [sys.argv[0], *arguments])
+    resumes = "interrupted; start it again with the same flags to go on"
+    cli.start("elrt-train", run, [sys.argv[0], *arguments], interrupted=resumes)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,7 @@
 
 import csv
 import dataclasses
-import math
 import os
-import time
 
 import keras
 
@@ -14,6 +12,7 @@ from elrt_keras.launch import checkpoints, faults, modeling, rundir
 from elrt_keras.launch import data as data_module
 from elrt_keras.launch.checkpoints import Progress
 from elrt_keras.launch.config import TrainConfig, parse_schedule
+from elrt_keras.launch.logs import EpochNotes, TensorBoard
 from elrt_keras.launch.strategies import SINGLE, Distribution
 from elrt_keras.traversal import iterate_layers
 
@@ -203,7 +202,7 @@ def _callbacks(job, progress, warms_up):
     callbacks = [
         faults.NonFiniteGuard(run_dir, progress),
         elrt.callbacks.OrthogonalityLogger(),
-        _EpochNotes(config, warms_up),
+        EpochNotes(config, warms_up),
     ]
     schedule = parse_schedule(config.orthogonality_schedule)
     if schedule is not None and not warms_up:
@@ -215,35 +214,11 @@ def _callbacks(job, progress, warms_up):
         # After the CSV file, whose columns have to be those of the low-rank epochs.
         callbacks.append(elrt.callbacks.StableRankStopping(config.format))
     if job.distribution.is_chief:
-        callbacks.append(_TensorBoard(os.path.join(run_dir, "tensorboard"), write_graph=False))
+        callbacks.append(TensorBoard(os.path.join(run_dir, "tensorboard"), write_graph=False))
     # Whether ranks have settled is seen from one end of an epoch to the next, so such an epoch is not divided.
     every_s = None if stops_by_itself or not config.checkpoint_minutes else 60 * config.checkpoint_minutes
     callbacks.append(faults.Checkpointing(run_dir, progress, job.distribution, job.request, every_s))
     return callbacks
-
-
-class _TensorBoard(keras.callbacks.TensorBoard):
-    """Logs epochs. Keras makes a summary of each batch as well, which it does not write, and 2 KB stay of each."""
-
-    def on_train_batch_end(self, batch, logs=None):
-        super().on_train_batch_end(batch)
-
-
-class _EpochNotes(keras.callbacks.Callback):
-    """Adds to the logs of each epoch its wall-clock seconds, evaluation included, and whether it trained low-rank."""
-
-    def __init__(self, config, warms_up):
-        super().__init__()
-        self._low_rank = int(config.format != "dense" and not warms_up)
-        # The CSV file has one set of columns, so full-rank epochs of a low-rank run get those of the low-rank ones.
-        self._missing = ("orthogonality_error_mean", "orthogonality_error_max") if warms_up else ()
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self._start = time.perf_counter()
-
-    def on_epoch_end(self, epoch, logs=None):
-        logs.update(seconds=time.perf_counter() - self._start, low_rank=self._low_rank)
-        logs.update(dict.fromkeys(self._missing, math.nan))
 
 
 def evaluate(model, data, config):

@@ -131,5 +131,5 @@ def test_a_low_rank_model_trains_fused():
 
 
 def test_other_objects_are_refused():
-    with pytest.raises(TypeError, match="Expected a Keras model. Received: <"):
+    with pytest.raises(ValueError, match="Expected a Keras model. Received: model=<"):
         elrt.fuse_batch_norm(keras.layers.BatchNormalization())

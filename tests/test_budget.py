@@ -198,7 +198,7 @@ def test_formats_by_layer(resnet):
     partial = elrt.plan_ranks(resnet, format={"stage3*": "svd"}, fraction=0.25)
     assert set(partial.factorized()) == {name for name in partial if name.startswith("stage3")}
     assert partial.reasons["stage1_block1_1_conv"] == "no format asked for"
-    with pytest.raises(ValueError, match=r"Nothing matched.*Received: format=\{'layer9\*': 'svd'\}"):
+    with pytest.raises(ValueError, match=r"Nothing matched.*Received: format='layer9\*'"):
         elrt.plan_ranks(resnet, format={"layer9*": "svd"}, fraction=0.25)
 
 
@@ -404,3 +404,9 @@ def test_small_networks_meet_budgets_where_the_grid_allows(net, format_name):
             assert budget - 0.02 <= spent <= budget
             met += 1
     assert met > 1
+
+
+@pytest.mark.parametrize("entries", [3, "plan.json", [1, 2], ["ab", "cd", "xyz"]], ids=str)
+def test_what_is_no_plan_is_told(entries):
+    with pytest.raises(ValueError, match="mapping from layer names to entries.*Received: entries="):
+        elrt.RankPlan(entries)

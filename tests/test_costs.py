@@ -156,3 +156,16 @@ def test_published_macs(name, published):
     costs = elrt.count_costs(elrt.models.build(name))
     assert round(costs.macs / 1e6, 2) == published
     assert "total" in str(costs) and f"{costs.macs:,}" in str(costs)
+
+
+def test_several_inputs_have_their_own_shapes():
+    inputs = [keras.Input((4,)), keras.Input((6,))]
+    model = keras.Model(inputs, layers.Dense(2)(layers.Concatenate()(inputs)), name="two")
+    assert elrt.count_costs(model).macs == 20
+    with pytest.raises(ValueError, match=r"for one input. Received: input_shape=\(4,\), model='two' with inputs"):
+        elrt.count_costs(model, input_shape=(4,))
+
+
+def test_statistics_inside_a_wrapper_are_no_parameters():
+    inside = keras.Sequential([keras.Input((5, 8)), layers.TimeDistributed(layers.BatchNormalization())])
+    assert elrt.count_costs(inside).params == 16

@@ -13,6 +13,7 @@ import elrt_keras
 from elrt_keras import formats
 
 DOCS = pathlib.Path(__file__).resolve().parents[1] / "docs"
+EXCERPTS = {"deploy"}  # whose models and data are the reader's
 GUIDES = ("index", "own_model", "ranks", "elrt", "formats", "training", "adding_a_format", "faq")
 ROOMS = ("callbacks", "constraints", "export", "formats", "initializers", "layers", "models", "plot", "regularizers")
 
@@ -78,3 +79,8 @@ def test_docstring_examples_become_code_blocks():
     spec.loader.exec_module(module)
     text = "Adds.\n\nExample:\n\n>>> 1 + 1\n2\n\nMore."
     assert module.with_code_blocks(text) == "Adds.\n\n**Example**\n\n```pycon\n>>> 1 + 1\n2\n```\n\nMore."
+
+
+def test_all_pages_with_code_are_guides():
+    pages = {page.stem for page in DOCS.glob("*.md") if "```python\n" in page.read_text(encoding="utf-8")}
+    assert pages == {*GUIDES, *EXCERPTS}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import elrt_keras as elrt
+from elrt_keras.export.files import move_folder
 
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="export needs TensorFlow")
 IMAGES = np.random.default_rng(3).uniform(0, 255, (5, 12, 12, 3)).astype("float32")
@@ -34,6 +35,9 @@ def test_saved_model_runs_in_tensorflow_at_any_batch_size(model, tmp_path):
 
     path = tmp_path / "saved"
     path.mkdir()  # an empty folder is taken
+    neighbour = path.with_name(f"{path.name}.tmp")
+    neighbour.mkdir()
+    (neighbour / "precious").write_text("data")
     report = elrt.export.to_saved_model(model, path)
     signature = tf.saved_model.load(str(path)).signatures["serving_default"]
     got = signature(image=tf.constant(IMAGES))["scores"]
@@ -84,3 +88,20 @@ def test_a_file_and_a_folder_are_not_taken_for_one_another(model, tmp_path):
     with pytest.raises(ValueError, match="path of a file. Received: path=.*folder', a folder"):
         elrt.export.to_litert(model, folder)
     assert file.read_text() == "data"
+
+
+def test_a_folder_that_cannot_be_put_in_its_place_leaves_its_neighbours(tmp_path):
+    source, full = tmp_path / "source", tmp_path / "full"
+    for folder in (source, full, tmp_path / "full.tmp"):
+        folder.mkdir()
+        (folder / "precious").write_text("data")
+    with pytest.raises(ValueError, match="Cannot write a folder. Received: path=.*full'"):
+        move_folder(source, full)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["full", "full.tmp", *3 * ["precious"], "source"]
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_without_examples_is_refused_before_the_work(tmp_path, limit):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    with pytest.raises(ValueError, match=f"at least one example. Received: max_examples={limit}"):
+        elrt.export.to_litert(model, tmp_path / "m.tflite", max_examples=limit)

@@ -357,3 +357,10 @@ def test_layers_that_share_a_regularizer_train_and_count_it_once_as_a_variable()
     before = [to_numpy(weight) for weight in model.weights]
     model.fit(random_array(8, 6, 6, 4), random_array(8, 4, seed=1), verbose=0)
     assert all(np.abs(to_numpy(weight) - value).max() > 0 for weight, value in zip(model.weights, before))
+
+
+@pytest.mark.parametrize("method", ["compute_macs", "compute_activations", "stock_layers"])
+def test_what_only_a_built_layer_knows(method):
+    for layer in (elrt.layers.Tucker2Conv2D(4, 3, ranks=2), elrt.layers.LowRankDense(4, ranks=2)):
+        with pytest.raises(AttributeError, match=f"You must build the layer before accessing `{method}`"):
+            getattr(layer, method)(*([] if method == "stock_layers" else [(None, 8, 8, 3)]))

@@ -277,3 +277,12 @@ def test_formats_are_found_by_name():
     assert formats.get("tucker2").name == "tucker2" and formats.get(TUCKER2) is TUCKER2
     with pytest.raises(ValueError, match=r"Expected one of \[.*'tucker2'.*\]\. Received: format='tucker9'"):
         formats.get("tucker9")
+
+
+def test_cp_where_orthogonal_terms_are_multiples_in_two_modes():
+    kernel = np.zeros((1, 3, 2, 2), "float32")
+    kernel[0, 0], kernel[0, 1] = [[6, 0], [0, 2]], [[1, 0], [0, -2]]
+    for ranks in [(1,), (2,), (3,), (4,)]:
+        factors = formats.get("cp").decompose(kernel, ranks)
+        assert all(np.all(np.isfinite(factor)) for factor in factors)
+    assert np.linalg.norm(compose("cp", factors) - kernel) <= 1e-5 * np.linalg.norm(kernel)

@@ -67,6 +67,8 @@ def test_dense_run_has_no_penalty():
         ({"optimizer": "adam"}, r"Received: optimizer='adam'"),
         ({"lr_schedule": "poly"}, r"Received: lr_schedule='poly'"),
         ({"augmentation": "crop,rotate"}, r"Received: augmentation='rotate'"),
+        ({"augmentation": "auto,cutout"}, r"Received: augmentation='auto'"),
+        ({"dataset": "folder:a", "data_dir": "b"}, r"says where its images are. Received: data_dir='b'"),
         ({"factor_initializer": "best"}, r"Received: factor_initializer='best'"),
         ({"epochs": 0}, r"epochs.*Received: epochs=0"),
         ({"epochs": 10**400}, r"epochs.*Received: epochs=1000"),
@@ -166,6 +168,15 @@ def test_flag_file_of_something_else_is_refused():
         flags.from_flagfile("--colour=red\n")
     with pytest.raises(ValueError, match="kind float in '--max_macs=abc'. Received: 'abc'"):
         flags.from_flagfile("--max_macs=abc\n")
+    with pytest.raises(ValueError, match="kind boolean in '--recompute=banana'. Received: 'banana'"):
+        flags.from_flagfile("--recompute=banana\n")
+
+
+def test_flag_file_by_hand():
+    assert flags.from_flagfile("--recompute=True\n--sync_batch_norm=FALSE\n") == TrainConfig(
+        recompute=True, sync_batch_norm=False
+    )
+    assert TrainConfig(warmup_epochs="00") == TrainConfig() and not TrainConfig(warmup_epochs="00").warms_up
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,23 @@ def test_a_folder_with_its_own_split_keeps_it(folder, tmp_path):
         load(tmp_path)
 
 
+def test_a_lone_split_is_no_class(folder, tmp_path):
+    for split in ("train", "holdout"):
+        for name in CLASSES:
+            (tmp_path / split / name).mkdir(parents=True)
+            shutil.copy(folder / name / "00.jpg", tmp_path / split / name)
+    with pytest.raises(ValueError, match=r"one of \('train', .*Received: 'train', which.*beside \['holdout'\]"):
+        load(tmp_path)
+    (tmp_path / "holdout").rename(tmp_path / "testing")
+    assert (load(tmp_path).train.count, load(tmp_path).test.count) == (3, 3)
+    # A class may be called so.
+    for name in ("train", "bus"):
+        (tmp_path / "vehicles" / name).mkdir(parents=True)
+        for number in range(2):
+            shutil.copy(folder / CLASSES[0] / f"{number:02}.jpg", tmp_path / "vehicles" / name)
+    assert load(tmp_path / "vehicles").class_names == ("bus", "train")
+
+
 @pytest.mark.parametrize(
     "make, message",
     [

@@ -15,6 +15,7 @@ from common import curves, dense_model, model_of, random_array, to_numpy
 
 import elrt_keras as elrt
 from elrt_keras import records
+from elrt_keras.tables import short_names
 
 
 def bars(axis):
@@ -308,4 +309,9 @@ def test_the_curves_of_a_run_hold_the_orthogonality(tmp_path):
             csv.writer(file).writerows([header, *(row[: len(header)] for row in rows)])
         plot_curves(tmp_path / "history.csv", tmp_path / "curves.png", "a run")
         widths.append(int.from_bytes((tmp_path / "curves.png").read_bytes()[16:20]))
-    assert widths == [3 * 480, 2 * 480]
+    assert widths == [3 * 800, 2 * 800]
+
+
+def test_a_file_called_like_the_folder_of_exports():
+    assert short_names(["export.tflite"]) == ["export"]
+    assert short_names(["a/export/m.tflite", "b/export/m.tflite", "export.tflite"])[2].endswith("export")

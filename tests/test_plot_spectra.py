@@ -6,6 +6,7 @@ import pytest
 from common import compose, curves, dense_model, model_of, to_numpy
 
 import elrt_keras as elrt
+from elrt_keras.ranks.spectra import layer_spectra
 
 
 def unfolded(kernel):
@@ -94,6 +95,13 @@ def test_spectra_of_shared_nested_grouped_and_zero_layers():
 def test_bad_input_of_spectra(arguments, message):
     with pytest.raises(ValueError, match=message):
         elrt.plot.spectra(**{"model": dense_model(), **arguments})
+
+
+def test_a_name_with_brackets_is_a_name():
+    layers = [keras.layers.Conv2D(4, 3, name=name) for name in ("conv[1]", "conv1")]
+    model = model_of(*layers, shape=(8, 8, 2))
+    assert list(layer_spectra(model, layers="conv[1]")) == ["conv[1]"]
+    assert list(layer_spectra(model, layers=["conv?", "conv[1]"])) == ["conv[1]", "conv1"]
 
 
 def test_spectra_refuse_weights_that_are_no_numbers():

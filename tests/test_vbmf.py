@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize
 
+import elrt_keras as elrt
 from elrt_keras.ranks import vbmf
+from elrt_keras.ranks.estimates import vbmf_rank
 
 
 def free_energy(gamma, sigma2, a, b, sa2, sb2, ca2, cb2, short, long):
@@ -245,3 +247,17 @@ def test_bad_noise_variance(noise_variance):
 def test_bad_spectrum(spectrum, shape, message):
     with pytest.raises(ValueError, match=message):
         vbmf.evbmf_of_spectrum(spectrum, shape)
+
+
+@pytest.mark.parametrize("shape", [(64, 576), (1100, 1200)], ids=str)  # the larger one goes over the Gram matrix
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_float32_rounds_off_is_no_rank_of_weights(shape, dtype):
+    weights = random_array(shape[0], 8) @ random_array(8, shape[1], seed=1)
+    assert vbmf_rank(weights.astype(dtype)) == 8
+
+
+def test_merged_layers_are_planned_at_the_ranks_they_had():
+    layer = keras.layers.Conv2D(96, 3, name="conv")
+    low_rank = elrt.factorize(keras.Sequential([keras.Input((8, 8, 64)), layer]), {"conv": ("tucker2", (16, 24))})
+    plan = elrt.plan_ranks(elrt.merge(low_rank), method="vbmf", multiple_of=1, exclude=[])
+    assert plan["conv"].ranks == (16, 24)

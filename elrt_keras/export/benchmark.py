@@ -91,5 +91,5 @@ def _peak_memory(path, threads):
         return None
     # -P: the program's own folder is no place to import from.
     command = [sys.executable, "-P", str(_MEMORY_PROGRAM), path, str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(done.stdout)
+    done = subprocess.run(command, capture_output=True, text=True)
+    return int(done.stdout) if done.returncode == 0 else None

@@ -32,7 +32,13 @@ def check_range(input_range: Any) -> None:
 def check_batches(
     evaluation_data: Any, shape: Shape, input_range: tuple[float, float], limit: int | None = None, count: int = 16
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """Batches of `(inputs, class numbers or None)` for a check: the evaluation data, or `count` random inputs."""
+    """Batches of `(inputs, class numbers or None)` for a check: the evaluation data, or `count` random inputs.
+
+    Raises:
+        ValueError: at once for a limit below 1; otherwise as `batches`.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"Expected at least one example. Received: max_examples={limit}")
     if evaluation_data is None:
         random = np.random.default_rng(0)
         evaluation_data = random.uniform(*input_range, (count, *shape)).astype("float32")

@@ -2,38 +2,9 @@
 
 import os
 import shutil
+import uuid
 
 from elrt_keras.atomic import Path, write_bytes
-
-
-def check_file(path: Path) -> None:
-    """Refuses a path that no file can be written to, before the work whose result it is to hold.
-
-    Raises:
-        ValueError: with the path.
-    """
-    _check_writable(path)
-    if os.path.exists(path) and not os.path.isfile(path):
-        kind = "folder" if os.path.isdir(path) else "device or the like"
-        raise ValueError(f"Expected a path of a file. Received: path={str(path)!r}, a {kind}")
-
-
-def check_folder(path: Path) -> None:
-    """Refuses a path that no new folder can be put at, before the work whose result it is to hold.
-
-    Raises:
-        ValueError: with the path.
-    """
-    _check_writable(path)
-    if os.path.exists(path) and not (os.path.isdir(path) and not os.listdir(path)):
-        kind = "a folder that holds files" if os.path.isdir(path) else "a file"
-        raise ValueError(f"Expected a path with nothing, or an empty folder. Received: path={str(path)!r}, {kind}")
-
-
-def _check_writable(path):
-    folder = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
-        raise ValueError(f"Expected a path in a folder that can be written. Received: path={str(path)!r}")
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -54,9 +25,11 @@ def move_folder(source: Path, path: Path) -> None:
     Raises:
         ValueError: where there is no room or no permission; nothing is left behind.
     """
-    temporary = f"{os.path.abspath(path)}.tmp"
+    temporary = f"{os.path.abspath(path)}.{uuid.uuid4().hex}.tmp"
     try:
         shutil.copytree(source, temporary)
+        if os.path.isdir(path):
+            os.rmdir(path)  # on Windows nothing can be put in the place of a folder, not even of an empty one
         os.replace(temporary, path)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -10,11 +10,11 @@ from typing import Any
 
 import keras
 
-from elrt_keras.atomic import Path
+from elrt_keras.atomic import Path, check_file, check_folder
 from elrt_keras.costs import count_costs
 from elrt_keras.export import checks
 from elrt_keras.export.examples import check_batches, check_range
-from elrt_keras.export.files import check_file, check_folder, move_folder, write_file
+from elrt_keras.export.files import move_folder, write_file
 from elrt_keras.export.litert import check_model, check_weights
 from elrt_keras.litert.convert import INPUT, OUTPUT, for_inference, plain_errors, save_archive
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import keras
 
 from elrt_keras import litert
-from elrt_keras.atomic import Path
+from elrt_keras.atomic import Path, check_file
 from elrt_keras.costs import count_costs
 from elrt_keras.export import checks
 from elrt_keras.export.examples import check_batches, check_range, take_inputs
-from elrt_keras.export.files import check_file, write_file
+from elrt_keras.export.files import write_file
 from elrt_keras.litert.convert import Quantization
 from elrt_keras.litert.metadata import with_metadata
 

@@ -149,12 +149,14 @@ def _best_cp(tensor, rank):
     start[1] = start[1] * np.pad(weights[:rank], (0, max(0, missing)))
     if np.linalg.norm(weights[rank:]) <= 1e-7 * total:
         return start
-    results = []
+    results = [(np.linalg.norm(weights[rank:]), start)]
     with tensorly_on_numpy():
         for init in [CPTensor((np.ones(rank), start))] + ["svd"] * (tensor.size * rank <= _SECOND_START):
-            cp = parafac(tensor, rank, init=init, n_iter_max=_ITERATIONS, tol=_TOLERANCE, random_state=0)
+            try:
+                cp = parafac(tensor, rank, init=init, n_iter_max=_ITERATIONS, tol=_TOLERANCE, random_state=0)
+            except np.linalg.LinAlgError:  # terms that are multiples of one another in two of the modes
+                continue
             factors = [np.asarray(factor) for factor in cp.factors]
             factors[0] = factors[0] * cp.weights
             results.append((np.linalg.norm(tensor - cp_to_tensor((None, factors))), factors))
-    error, best = min(results, key=lambda result: result[0] if np.isfinite(result[0]) else np.inf)
-    return best if error <= np.linalg.norm(weights[rank:]) else start
+    return min(results, key=lambda result: result[0] if np.isfinite(result[0]) else np.inf)[1]

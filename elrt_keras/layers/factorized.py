@@ -19,7 +19,6 @@ from elrt_keras.layers import penalties
 from elrt_keras.layers.arguments import copy_arguments, dense_arguments, plain, serialized
 
 Execution: TypeAlias = Literal["auto", "chain", "compose"]
-
 _EXECUTIONS = ("auto", "chain", "compose")
 
 
@@ -99,16 +98,18 @@ class FactorizedLayer(keras.layers.Layer):
     @property
     def kernel(self) -> Tensor:
         """The composed dense kernel, `(*kernel_size, C_in, C_out)`; known once the layer is built."""
-        if not self.built:
-            raise AttributeError("You must build the layer before accessing `kernel`.")
+        self._require_built("kernel")
         return self.format.compose([ops.convert_to_tensor(factor) for factor in self.factors])
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:
         """Shape of the composed kernel, `(*kernel_size, C_in, C_out)`; known once the layer is built."""
-        if not self.built:
-            raise AttributeError("You must build the layer before accessing `kernel_shape`.")
+        self._require_built("kernel_shape")
         return self._kernel_shape  # pyright: ignore[reportReturnType]  (known once built)
+
+    def _require_built(self, name):
+        if not self.built:
+            raise AttributeError(f"You must build the layer before accessing `{name}`.")
 
     @property
     def runs_chain(self) -> bool:
@@ -183,11 +184,16 @@ class FactorizedLayer(keras.layers.Layer):
 
         Args:
             input_shape: full shape of the input, batch axis included; spatial sizes must be known.
+
+        Raises:
+            AttributeError: before the layer is built.
         """
+        self._require_built("compute_macs")
         return self._costs(input_shape, self._runs_chain).macs
 
     def compute_activations(self, input_shape: Sequence[int | None]) -> int:
-        """Elements of all stage outputs for one example."""
+        """Elements of all stage outputs for one example. Arguments and errors are those of `compute_macs`."""
+        self._require_built("compute_activations")
         return self._costs(input_shape, self._runs_chain).activations
 
     def _chooses_chain(self, input_shape):
@@ -204,6 +210,9 @@ class FactorizedLayer(keras.layers.Layer):
 
         Returns:
             A list of `(layer, weights)`: the layer is not built; `weights` is what its `set_weights` takes.
+
+        Raises:
+            AttributeError: before the layer is built.
         """
         raise NotImplementedError
 

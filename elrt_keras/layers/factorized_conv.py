@@ -182,6 +182,7 @@ class FactorizedConv(FactorizedLayer):
         return (input_shape[0], self.filters, *spatial)
 
     def stock_layers(self) -> list[tuple[keras.layers.Layer, list[np.ndarray]]]:
+        self._require_built("stock_layers")
         if not self._runs_chain:
             return [self.merged()]
         names = [f"{self.name}_{name}" for name in self.format.factor_names]

@@ -123,6 +123,7 @@ class LowRankDense(FactorizedLayer):
         return (*input_shape[:-1], self.units)
 
     def stock_layers(self) -> list[tuple[keras.layers.Layer, list[np.ndarray]]]:
+        self._require_built("stock_layers")
         if not self._runs_chain:
             return [self.merged()]
         common = {"dtype": self.dtype_policy, "trainable": self.trainable}

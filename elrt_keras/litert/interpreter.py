@@ -34,11 +34,6 @@ class Runner:
         """Shape of one example: `(height, width, channels)` for images."""
         return tuple(int(size) for size in self._input["shape"][1:])
 
-    @property
-    def input_dtype(self) -> str:
-        """Name of the input's type in the file: `float32`, `int8` or `uint8`."""
-        return np.dtype(self._input["dtype"]).name
-
     def __call__(self, examples: np.ndarray) -> np.ndarray:
         """Outputs `(N, …)` as float32 of examples `(N, …)`, computed one by one."""
         return np.concatenate([self._one(example[None]) for example in np.asarray(examples, "float32")])

@@ -17,7 +17,8 @@ from elrt_keras.ranks.survey import survey
 from elrt_keras.ranks.uniform import ScaledRanks
 from elrt_keras.traversal import iterate_replaceable
 
-METHODS = ("uniform", "energy", *ESTIMATES, "latency")
+READ_WEIGHTS = ("energy", *ESTIMATES)  # methods for trained weights
+METHODS = ("uniform", *READ_WEIGHTS, "latency")
 Method: TypeAlias = Literal["uniform", "energy", "vbmf", "stable_rank", "latency"]
 
 
@@ -90,6 +91,7 @@ def plan_ranks(
         ValueError: for a budget that cannot be met (the message says what can), an `exclude` or `format` pattern that
             matches nothing, a model without a factorisable layer, weights that are not finite, or arguments out of
             range.
+        ImportError: for `max_latency` without the `litert` extra.
 
     Example:
 
@@ -161,15 +163,18 @@ def _validated_limits(fraction, max_macs, max_params, max_latency, method):
         raise ValueError(f"`fraction` is a float in (0, 1]. Received: fraction={fraction!r}")
     if fraction is not None and (limits or method != "uniform"):
         raise ValueError(
-            "Pass either `fraction` or a budget (`max_macs`, `max_params`), and `fraction` with method='uniform' only. "
-            f"Received: fraction={fraction}, max_macs={max_macs}, max_params={max_params}, method={method!r}"
+            "Pass either `fraction` or a budget, and `fraction` with method='uniform' only. "
+            f"Received: fraction={fraction}, {_told(limits)}, method={method!r}"
         )
     if fraction is None and not limits and method not in ESTIMATES:
         raise ValueError(
-            "Pass either `fraction` or a budget (`max_macs`, `max_params`). "
-            f"Received: fraction={fraction}, max_macs={max_macs}, max_params={max_params}"
+            "Pass either `fraction` or a budget (`max_macs`, `max_params`, `max_latency`). Received: none of them"
         )
     return limits
+
+
+def _told(limits):
+    return ", ".join(f"max_{resource}={part:g}" for resource, part in limits.items()) or "no budget"
 
 
 def validated_budgets(

@@ -26,11 +26,11 @@ def grid(limit: int, step: int) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """Upper limits of a model's MACs and parameters.
+    """Upper limits of what a model may cost: MACs, parameters, seconds.
 
     Attributes:
         candidates: the layers whose ranks are to be chosen.
-        totals: `{"macs", "params"}` of the whole dense model.
+        totals: `{"macs", "params"}` of the whole dense model, and `"latency"` in seconds where time was measured.
         limits: the same or fewer keys: what may be spent.
     """
 

@@ -83,9 +83,14 @@ class TimeTable:
         try:
             os.makedirs(folder, exist_ok=True)
         except OSError as error:
-            raise ValueError(f"Cannot keep measured times. Received: ELRT_CACHE_DIR={folder!r}: {error}") from error
+            raise ValueError(
+                f"Cannot keep measured times; $ELRT_CACHE_DIR says where. Received: {folder!r}: {error}"
+            ) from error
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise ValueError(f"Expected a folder that can be written. Received: ELRT_CACHE_DIR={folder!r}")
+            raise ValueError(
+                f"Expected a folder for measured times that can be written; $ELRT_CACHE_DIR says which. "
+                f"Received: {folder!r}"
+            )
         self._seconds = self._read()
 
     def get(self, key: str) -> float | None:
@@ -93,7 +98,10 @@ class TimeTable:
         return self._seconds.get(key)
 
     def add(self, measured: Mapping[str, float]) -> None:
-        """Takes in a dict of seconds and writes the file; another process's entries stay."""
+        """Takes in a dict of seconds and writes the file.
+
+        What another process has written stays, but for what both write in the same moment: that is measured again.
+        """
         self._seconds = {**self._read(), **self._seconds, **measured}
         document = {"machine": self._machine, "seconds": self._seconds}
         try:
@@ -222,6 +230,7 @@ def timed(
     Raises:
         ValueError: for another backend than TensorFlow, a model that LiteRT cannot take, threads below 1, or an unknown
             quantisation.
+        ImportError: without the `litert` extra.
     """
     if keras.backend.backend() != "tensorflow":
         raise ValueError(

@@ -1,7 +1,6 @@
 """`RankPlan`: which layer gets which format and ranks. A mapping that can be printed, edited, saved and loaded."""
 
 import collections.abc
-import fnmatch
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -10,6 +9,7 @@ from elrt_keras.atomic import Path
 from elrt_keras.formats.base import Ranks
 from elrt_keras.ranks import plan_file
 from elrt_keras.tables import render_table
+from elrt_keras.traversal import matching
 
 # Columns of the table by entry of a layer's costs; the measured ones are seconds, shown in milliseconds.
 _COLUMNS = {
@@ -64,6 +64,9 @@ class RankPlan(collections.abc.MutableMapping[str, LayerPlan]):
             and the plan its `latency`.
         latency: `{"dense", "planned"}`, measured and predicted seconds of the whole model, or `None`.
 
+    Raises:
+        ValueError: for an entry with an unknown format or ranks that are none of it, here and where one is set later.
+
     Example:
 
     >>> plan = elrt_keras.RankPlan({"conv1": ("tucker2", (8, 12)), "conv2": None})
@@ -84,12 +87,16 @@ class RankPlan(collections.abc.MutableMapping[str, LayerPlan]):
         self.reasons: dict[str, str] = dict(reasons or {})
         self.costs: dict[str, dict[str, typing.Any]] = dict(costs or {})
         self.latency: dict[str, float] | None = latency
-        if isinstance(entries, str) or not isinstance(entries, collections.abc.Iterable):
+        try:
+            named = None if isinstance(entries, str) else dict(entries)
+        except (TypeError, ValueError):
+            named = None
+        if named is None:
             raise ValueError(
                 "Expected a RankPlan or a mapping from layer names to entries; RankPlan.load reads files. "
-                f"Received: {entries!r}"
+                f"Received: entries={entries!r}"
             )
-        for name, value in dict(entries).items():
+        for name, value in named.items():
             self._entries[name] = _validated(name, value)
 
     def __getitem__(self, name: str) -> LayerPlan:
@@ -126,13 +133,16 @@ class RankPlan(collections.abc.MutableMapping[str, LayerPlan]):
 
     def matching(self, pattern: str) -> list[str]:
         """The layer names that match a shell-style pattern; of a name that is in the plan, that one."""
-        return [pattern] if pattern in self else [name for name in self if fnmatch.fnmatchcase(name, pattern)]
+        return matching(self, pattern)
 
     def save(self, path: Path) -> None:
         """Writes the plan as JSON, atomically.
 
         Args:
             path: file path.
+
+        Raises:
+            OSError: where it cannot be written; an old file stays.
         """
         # What is not dense has ranks; type checkers do not see that.
         entries = {

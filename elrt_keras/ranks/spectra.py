@@ -1,6 +1,5 @@
 """The singular spectra of a model's kernels, dense or composed, as the formats unfold them."""
 
-import fnmatch
 import typing
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +10,7 @@ from elrt_keras import formats
 from elrt_keras.layers import FactorizedLayer
 from elrt_keras.ranks.plan import Entry, RankPlan
 from elrt_keras.ranks.survey import REPLACEABLE, suitable_format
-from elrt_keras.traversal import iterate_replaceable
+from elrt_keras.traversal import iterate_replaceable, select
 
 
 class LayerSpectra(typing.NamedTuple):
@@ -58,7 +57,8 @@ def layer_spectra(
     missing = sorted(set(plan.factorized()) - set(by_path))
     if missing:
         raise ValueError(f"Expected a plan of layers among {list(by_path)}. Received: {missing}")
-    return {path: _spectra_of(path, *by_path[path], plan) for path in _matching(by_path, layers)}
+    chosen = by_path if layers is None else select(by_path, layers, "layers")
+    return {path: _spectra_of(path, *by_path[path], plan) for path in chosen}
 
 
 def _kernel_layers(model, format, plan) -> dict[str, tuple[keras.layers.Layer, formats.Format]]:
@@ -83,18 +83,6 @@ def _kernel_layers(model, format, plan) -> dict[str, tuple[keras.layers.Layer, f
             f"Received: model={model.name!r}"
         )
     return found
-
-
-def _matching(paths, patterns):
-    if patterns is None:
-        return list(paths)
-    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    for pattern in patterns:
-        if not fnmatch.filter(paths, pattern):
-            raise ValueError(
-                f"Nothing matched. Expected a name or pattern among {list(paths)}. Received: layers={pattern!r}"
-            )
-    return [path for path in paths if any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)]
 
 
 def _spectra_of(path, layer, layer_format, plan):

@@ -3,7 +3,6 @@
 import collections
 import collections.abc
 import dataclasses
-import fnmatch
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -13,23 +12,29 @@ import keras
 import numpy as np
 
 from elrt_keras import formats
-from elrt_keras.costs import trace_calls
 from elrt_keras.formats.chain import chain_costs, dense_stage
 from elrt_keras.layers.arguments import dense_arguments
 from elrt_keras.layers.convolutions import layer_class
 from elrt_keras.layers.factorized import Execution, FactorizedLayer
 from elrt_keras.layers.factorized_conv import NOMINAL_SIZE
+from elrt_keras.opened import symbolic_calls
 from elrt_keras.ranks.grid import grid
-from elrt_keras.traversal import held_layers, is_container, iterate_replaceable
+from elrt_keras.tracing import trace_calls
+from elrt_keras.traversal import held_layers, is_container, iterate_replaceable, select
 
 # The stock layers that have low-rank twins, and their numbers of spatial dimensions.
 REPLACEABLE = {keras.layers.Conv1D: 1, keras.layers.Conv2D: 2, keras.layers.Conv3D: 3, keras.layers.Dense: 0}
 _LIKELY = (
-    *(*REPLACEABLE, keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D),
-    *(keras.layers.SeparableConv1D, keras.layers.SeparableConv2D, keras.layers.EinsumDense),
-    *(keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose),
+    *REPLACEABLE,
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
+    keras.layers.SeparableConv1D,
+    keras.layers.SeparableConv2D,
+    keras.layers.EinsumDense,
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
 )
-RESOURCES = ("macs", "params")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,12 +149,16 @@ def survey(
 
     Returns:
         `(candidates, reasons)`: a list in the order of the model, and a dict by path.
+
+    Raises:
+        ValueError: for anything but a model whose input shape is known, or a name or pattern that matches nothing.
     """
-    if not isinstance(model, keras.Model) or not hasattr(model, "layers"):
+    if not isinstance(model, keras.Model):
         raise ValueError(f"Expected a Keras model. Received: model={model!r}")
     calls = trace_calls(model, input_shape)
     likely = _likely_layers(model)
-    excluded = _stem_and_classifiers(model, likely, calls) if exclude is None else _matching(likely, exclude)
+    automatic = exclude is None
+    excluded = _stem_and_classifiers(model, likely, calls) if automatic else select(likely, exclude, "exclude")
     formats_by_path = _formats_by_path(list(likely), format_of)
     candidates, reasons, seen = [], {}, set()
     for path, layer in likely.items():
@@ -196,26 +205,6 @@ def _closed_layers(model):
     }
 
 
-def _matching(likely, exclude):
-    patterns = [exclude] if isinstance(exclude, str) else exclude
-    if not isinstance(patterns, collections.abc.Iterable):
-        raise ValueError(f"Expected a name or pattern, or a list of them. Received: exclude={exclude!r}")
-    excluded = set()
-    for pattern in patterns:
-        matches = _matches(likely, pattern)
-        if not matches:
-            raise ValueError(
-                f"Nothing matched. Expected a name or pattern among {list(likely)}. Received: exclude={pattern!r}"
-            )
-        excluded.update(matches)
-    return excluded
-
-
-def _matches(paths, pattern):
-    """The paths that a pattern stands for; a name with brackets in it is no pattern."""
-    return [pattern] if pattern in paths else [path for path in paths if fnmatch.fnmatchcase(path, pattern)]
-
-
 def _stem_and_classifiers(model, likely, calls):
     """The first convolution, and of each output the last layer before it if that works on one vector per example."""
     convolutions = [path for path, layer in likely.items() if REPLACEABLE.get(type(layer), 0) > 0]
@@ -246,12 +235,7 @@ def _formats_by_path(paths: list[str], format_of: Any) -> dict[str, Any]:
     for pattern, name in format_of.items():
         if name != "dense":
             formats.get(name)
-        matches = _matches(paths, pattern)
-        if not matches:
-            raise ValueError(
-                f"Nothing matched. Expected a name or pattern among {paths}. Received: format={{{pattern!r}: {name!r}}}"
-            )
-        for path in matches:
+        for path in select(paths, [pattern], "format"):
             chosen.setdefault(path, name)
     return {path: chosen.get(path, "dense") for path in paths}
 
@@ -287,7 +271,7 @@ def _why_dense(layer, name, input_shapes):
 
 def _size_where_built(layer, channels_last, first):
     """The spatial size that a low-rank layer in the place of `layer` is built for, which may leave it open."""
-    shapes = [getattr(node.arguments.args[0], "shape", ()) for node in layer._inbound_nodes if node.arguments.args]
+    shapes = [getattr(call.args[0], "shape", ()) for call in symbolic_calls(layer) if call.args]
     sizes = [shape[1:-1] if channels_last else shape[2:] for shape in shapes]
     open_sizes = [size for size in sizes if None in size and len(size) == len(first)]
     return tuple(NOMINAL_SIZE if size is None else size for size in open_sizes[-1]) if open_sizes else first

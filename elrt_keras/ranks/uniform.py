@@ -133,9 +133,9 @@ class ScaledRanks:
                     more = np.array([(after[resource] - before[resource]) / totals[resource] for resource in limits])
                     steps.append((candidate.name, ranks, more))
             pair = _best_pair(np.array([more for *_, more in steps]), [name for name, *_ in steps], left)
-            chosen.update({name: ranks for name, ranks, _ in (steps[index] for index in pair) if name is not None})
             if not pair:
                 return
+            chosen.update({name: ranks for name, ranks, _ in (steps[index] for index in pair) if name is not None})
 
     def _neighbours(self, candidate, ranks):
         """Other ranks for a layer: all of its grid where these are few, else a step up or down, all or one of them."""

@@ -58,15 +58,19 @@ def evbmf(matrix: np.ndarray, noise_variance: float | None = None) -> VBMF:
 
 
 def evbmf_of_spectrum(
-    squared_singular_values: np.ndarray | Sequence[float], shape: Sequence[int], noise_variance: float | None = None
+    squared_singular_values: np.ndarray | Sequence[float],
+    shape: Sequence[int],
+    noise_variance: float | None = None,
+    precision: float | None = None,
 ) -> VBMF:
     """The `VBMF` that `evbmf` gives for a matrix, when its singular values are known already.
 
     Args:
-        squared_singular_values: array of shape `(min(shape),)`, in any order, of an SVD's precision. (A Gram matrix has
-            the same as eigenvalues, but with rounding errors that are far above the square of an SVD's.)
+        squared_singular_values: array of shape `(min(shape),)`, in any order.
         shape: `(rows, columns)` of the matrix.
         noise_variance: float ≥ 0; `None` to estimate it.
+        precision: float, the relative rounding error of the matrix' entries and of the decomposition, that of float32
+            where weights were trained in it; `None` for that of the array. Values that rounding explains are zero.
 
     Raises:
         ValueError: for a spectrum that is not `min(shape)` finite numbers ≥ 0, or a noise variance out of range.
@@ -81,7 +85,7 @@ def evbmf_of_spectrum(
         raise ValueError(f"Expected a shape of two ints, the smaller one {squares.size}. Received: shape={shape}")
     if squares.min() < 0:
         raise ValueError(f"Expected squares, none negative. Received: squared_singular_values={squares}")
-    return _solve(squares, shape, noise_variance, eps)
+    return _solve(squares, shape, noise_variance, eps if precision is None else float(precision))
 
 
 def _validated(name, value, ndim):

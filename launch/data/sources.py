@@ -10,7 +10,7 @@ import pathlib
 import numpy as np
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
-_TRAIN, _TEST = ("train", "training"), ("val", "valid", "validation", "test")
+_TRAIN, _TEST = ("train", "training"), ("val", "valid", "validation", "test", "testing", "eval")
 _TEST_FRACTION = 0.2
 # Files read side by side, and records that are shuffled together: memory is some of these blocks of encoded images.
 _CYCLE, _BLOCK = 16, 2048
@@ -124,17 +124,18 @@ def record_splits(builder):
 def folder_splits(path):
     """The training and test `FolderSplit` of a folder, and its class names.
 
-    `PATH/train/CLASS/*` and `PATH/val/CLASS/*` (or `validation`, `valid`, `test`) where they are there; otherwise
+    `PATH/train/CLASS/*` and `PATH/val/CLASS/*` (or another of the names for these) where they are there; otherwise
     `PATH/CLASS/*`, of which every fifth image is a test image, the same in every run.
 
     Raises:
-        ValueError: for a path that is no such folder.
+        ValueError: for a path that is no such folder, or has one of the two splits under another name.
     """
     root = pathlib.Path(path).expanduser()
     if not str(path) or not root.is_dir():
         raise ValueError(f"Expected a folder with one folder per class. Received: {str(path)!r}, which is no folder")
     train, test = (next((root / n for n in names if (root / n).is_dir()), None) for names in (_TRAIN, _TEST))
     if train is None or test is None:
+        _refuse_a_lone_split(root, train or test)
         files = _class_files(root)
         picked = {name: _stratified(paths) for name, paths in files.items()}
         halves = [{name: picked[name][half] for name in files} for half in (0, 1)]
@@ -147,6 +148,18 @@ def folder_splits(path):
             )
     names = tuple(halves[0])
     return *(_split(half) for half in halves), names
+
+
+def _refuse_a_lone_split(root, split):
+    """Refuses folders of which one is named as a split and holds folders of images: they are no classes."""
+    if split is None or any(entry.suffix.lower() in _SUFFIXES for entry in split.iterdir()):
+        return
+    if any(entry.is_dir() and _image_files(entry) for entry in split.iterdir()):
+        raise ValueError(
+            f"Expected one of {_TRAIN} and one of {_TEST} in {str(root)!r}, or one folder per class. "
+            f"Received: {split.name!r}, which holds folders of images, beside "
+            f"{sorted(entry.name for entry in root.iterdir() if entry.is_dir() and entry != split)[:10]}"
+        )
 
 
 def _class_files(folder):

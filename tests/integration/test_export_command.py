@@ -126,8 +126,12 @@ def test_bad_input_is_one_line_and_no_file(exported, arguments, message):
         (["litert", "other.tflite"], "Expected a report of elrt-export. Received: 'other.tflite.json'"),
         (["litert", "run", "--plot=l.xyz"], "Expected a plot of a kind in"),
         (["litert", "plain.tflite", "--plot=p.png"], "Expected files with an accuracy"),
-        (["litert", "run", "--output=/dev/null"], "Expected a file in a directory that exists and can be written"),
-        (["litert", "run", "--output=none/l.json"], "Expected a file in a directory that exists"),
+        (["litert", "run", "--output=/dev/null"], "Expected a path of a file. Received: output='/dev/null', a device"),
+        (
+            ["litert", "run", "--output=none/l.json"],
+            "Expected a path in a folder that can be written. Received: output=",
+        ),
+        (["litert", "run", "--plot=none/l.png"], "Expected a path in a folder that can be written. Received: plot="),
     ],
     ids=str,
 )

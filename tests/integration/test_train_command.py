@@ -294,6 +294,10 @@ def test_a_folder_of_images_and_a_broken_one_among_them(photos):
     assert done.returncode == 0 and f"test accuracy {summary['test_accuracy']:.4f}" in done.stdout
     done = start("export", "run", "--data_dir=moved", "--quantization=int8", cwd=photos.parent)
     assert done.returncode == 0 and (photos.parent / "run" / "export" / "low_rank_int8.tflite").exists()
+    tuning = ("--run_dir=run", "--quantization_aware", "--quantization_aware_epochs=1")
+    assert "photos', which is no folder" in start("train", *tuning, cwd=photos.parent).stderr
+    done = start("train", *tuning, "--data_dir=moved", cwd=photos.parent)
+    assert done.returncode == 0 and (photos.parent / "run" / "quantization_aware" / "model.tflite").exists()
 
 
 @TENSORFLOW_ONLY
