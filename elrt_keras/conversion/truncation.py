@@ -55,7 +55,8 @@ def shrink(
     >>> elrt_keras.shrink(low_rank, max_macs=0.25).get_layer("conv").ranks
     (8, 16)
     """
-    return _shrunk(model, _validated(max_macs, max_params), validated_multiple(multiple_of), input_shape)[0]
+    limits, multiple_of = _validated(max_macs, max_params), validated_multiple(multiple_of)
+    return _shrunk(model, *_surveyed(model, input_shape), limits, multiple_of)[0]
 
 
 def shrink_curve(
@@ -90,12 +91,11 @@ def shrink_curve(
     [True, True]
     """
     multiple_of = validated_multiple(multiple_of)
-    check_low_rank(model, "shrink")
-    dense = _dense_totals(model, survey_low_rank(model, input_shape), input_shape)
+    candidates, dense = _surveyed(model, input_shape)
     if not isinstance(max_macs, collections.abc.Iterable):
         raise ValueError(f"Expected a list of budgets. Received: max_macs={max_macs!r}")
     budgets = [_validated(budget, None) for budget in max_macs]
-    shrunk = [(model, 0.0), *(_shrunk(model, budget, multiple_of, input_shape) for budget in budgets)]
+    shrunk = [(model, 0.0), *(_shrunk(model, candidates, dense, budget, multiple_of) for budget in budgets)]
     points = []
     for low_rank, loss in shrunk:
         costs = count_costs(low_rank, input_shape)
@@ -166,11 +166,15 @@ def _validated(max_macs, max_params):
     return limits
 
 
-def _shrunk(model, limits, multiple_of, input_shape):
-    """The shrunk model and the mean loss of its layers."""
+def _surveyed(model, input_shape):
+    """The low-rank layers of a model as candidates, and the totals of its dense architecture."""
     check_low_rank(model, "shrink")
     candidates = survey_low_rank(model, input_shape)
-    totals = _dense_totals(model, candidates, input_shape)
+    return candidates, _dense_totals(model, candidates, input_shape)
+
+
+def _shrunk(model, candidates, totals, limits, multiple_of):
+    """The shrunk model and the mean loss of its layers."""
     budget = Budget(candidates, totals, {resource: part * totals[resource] for resource, part in limits.items()})
     present = {c.name: c.limits for c in candidates}
     chosen = present

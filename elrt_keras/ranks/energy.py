@@ -105,7 +105,7 @@ def total_loss(candidates: Sequence[Candidate], chosen: Chosen) -> float:
 def _tails(candidate):
     """By rank of the format: an array whose entry r is the part of the squared norm that rank r leaves out."""
     tails = []
-    for spectrum in candidate.format.spectra(candidate.kernel()):
+    for spectrum in candidate.spectra:
         left_out = np.append(np.cumsum(spectrum[::-1])[::-1], 0.0)
         tail = left_out / left_out[0] if left_out[0] > 0 else left_out
         tails.append(np.where(tail < _ROUNDING, 0.0, tail))

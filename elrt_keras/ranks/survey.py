@@ -126,6 +126,11 @@ class Candidate:
             raise ValueError(f"Expected weights of finite numbers. Received: NaN or infinity in layer {self.name!r}")
         return kernel
 
+    @functools.cached_property
+    def spectra(self) -> list[np.ndarray]:
+        """The squared singular values of the kernel, as it is when first asked for, by rank of the format."""
+        return self.format.spectra(self.kernel())
+
     def is_cheaper(self, ranks: tuple[int, ...], judged_by: Sequence[str]) -> bool:
         """Whether the layer costs no more at `ranks` than dense in all the resources, and less in one."""
         dense, low = self.dense_costs(), self.costs(ranks)
