@@ -34,10 +34,12 @@ def time_interleaved(runners: Sequence[Runner], runs: int, warmup: int = 3) -> n
 
 
 def machine_key(threads: int) -> str:
-    """What times hold for: runtime and its version, processor, threads."""
+    """What times hold for: the runtime, the converter that made the files, the processor, threads."""
     import ai_edge_litert
+    import tensorflow as tf
 
-    return f"ai-edge-litert {ai_edge_litert.__version__}, {processor()}, {os.cpu_count()} cores, {threads} threads"
+    software = f"ai-edge-litert {ai_edge_litert.__version__}, TensorFlow {tf.__version__}"
+    return f"{software}, {processor()}, {os.cpu_count()} cores, {threads} threads"
 
 
 def processor() -> str:
