@@ -142,11 +142,20 @@ def _trained(layer, weights):
 
 def _statistics(layer):
     if isinstance(layer, keras.layers.BatchNormalization):
-        return [weight for weight in layer.weights if weight.name in ("moving_mean", "moving_variance")]
+        return [weight for weight in layer.weights if weight.name not in ("gamma", "beta")]
     return layer.weights if isinstance(layer, keras.layers.Normalization) else []
 
 
 def _macs(layer, input_shape, output_shape):
+    """Of all that a call works on: more than one example's worth where an axis was merged into that of the batch."""
+    if isinstance(layer, keras.layers.Dense):
+        return math.prod(output_shape[:-1]) * math.prod(layer.kernel.shape)
+    if isinstance(layer, keras.layers.EinsumDense):
+        return math.prod(input_shape) * math.prod(layer.kernel.shape) // _einsum_shared(layer, input_shape)
+    return _macs_of_one(layer, input_shape, output_shape) * (input_shape[0] if input_shape else 1)
+
+
+def _macs_of_one(layer, input_shape, output_shape):
     if hasattr(layer, "compute_macs"):
         return layer.compute_macs(input_shape)
     if isinstance(layer, keras.layers.TimeDistributed):
@@ -164,10 +173,6 @@ def _macs(layer, input_shape, output_shape):
     if isinstance(layer, _SEPARABLE):
         weights = math.prod(layer.depthwise_kernel.shape) + math.prod(layer.pointwise_kernel.shape)
         return math.prod(_spatial(layer, output_shape)) * weights
-    if isinstance(layer, keras.layers.Dense):
-        return math.prod(output_shape[:-1]) * math.prod(layer.kernel.shape)
-    if isinstance(layer, keras.layers.EinsumDense):
-        return math.prod(input_shape) * math.prod(layer.kernel.shape) // _einsum_shared(layer, input_shape)
     return 0
 
 
@@ -194,7 +199,7 @@ def _activation_bytes(layer, input_shape, output_shape):
     if isinstance(layer, keras.layers.InputLayer):
         return 0
     own = hasattr(layer, "compute_activations")
-    elements = layer.compute_activations(input_shape) if own else math.prod(output_shape)
+    elements = input_shape[0] * layer.compute_activations(input_shape) if own else math.prod(output_shape)
     return elements * _bytes_per_element(layer.compute_dtype)
 
 

@@ -16,7 +16,8 @@ def opened(layer: keras.layers.Layer) -> keras.Model | None:
 
     Its `call` is run on a symbolic input. That works where it takes one tensor and computes with layers and
     `keras.ops`, as the blocks of keras-hub's models do, the same each time and while training. Other layers stay
-    closed, as do those that penalise their outputs, take masks, or that the model calls with further arguments.
+    closed, as do those that penalise their outputs, take masks, tell a layer in them whether it trains, or that the
+    model calls with further arguments.
     """
     if isinstance(layer, keras.Model) or type(layer).__module__.split(".")[0] == "keras" or not layer.built:
         return None
@@ -71,12 +72,24 @@ def _opened(layer, shape, dtype):
     try:
         model, *others = [keras.Model(inputs, layer.call(inputs, **mode), name=layer.name) for mode in modes]
         steps = _steps(model)
-        if any(_steps(other) != steps for other in others):
+        if _fixes_training(model) or any(_steps(other) != steps for other in others):
             return None
     except Exception:  # whatever a foreign `call` does with a tensor that has no values
         return None
     # What the graph lacks (weights of the layer itself) would be lost.
     return model if len(model.weights) == len(layer.weights) else None
+
+
+def _fixes_training(model):
+    """Whether some layer is told how to run, as a frozen batch-norm is; a functional model would tell it otherwise."""
+    told = []
+
+    def record(operation, *args, **kwargs):
+        told.append(kwargs.get("training"))
+        return operation(*args, **kwargs)
+
+    keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=record)
+    return any(value is not None for value in told)
 
 
 def _steps(model) -> list[Any]:

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from elrt_keras.formats.arrays import Tensor, as_loss
+from elrt_keras.formats.arrays import Tensor, as_loss, contracted
 
 _PACKAGE = "elrt_keras"
 
@@ -35,9 +35,8 @@ def smaller_gram(matrix: Tensor) -> Tensor:
     """
     if keras.backend.standardize_dtype(matrix.dtype) != "float64":
         matrix = ops.cast(matrix, "float32")
-    rows, columns = matrix.shape
-    transposed = ops.transpose(matrix)
-    return ops.matmul(transposed, matrix) if rows >= columns else ops.matmul(matrix, transposed)
+    axis = [0 if matrix.shape[0] >= matrix.shape[1] else 1]
+    return contracted(matrix, matrix, axis, axis)
 
 
 def gram_deviation(matrix: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ def compile_model(model, config, steps):
     """Compiles a model with the run's optimizer and loss; `steps` to an epoch."""
     elrt.fuse_batch_norm(model)
     model.compile(
-        make_optimizer(config, model, steps),
+        make_optimizer(config, steps),
         keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing),
         metrics=["accuracy"],
         jit_compile=jit_compile(),

@@ -61,10 +61,15 @@ def learning_rate(config, steps_per_epoch):
     return WarmUp(rate, warmup)
 
 
-class _GradientNorms:
-    """Adds to an optimizer `gradient_norms`: ‖gradient‖ of each variable at the last step where all were finite."""
+class _OfARun:
+    """Adds to an optimizer what a run needs, in a way that its saved configuration cannot lose.
+
+    `gradient_norms` holds ‖gradient‖ of each variable at the last step where all were finite. Decoupled weight decay
+    leaves variables with one axis alone: biases and batch-norm.
+    """
 
     def build(self, variables):
+        self.exclude_from_weight_decay([variable for variable in variables if len(variable.shape) < 2])
         super().build(variables)
         self.gradient_norms = self.add_variable(
             (len(variables),), "zeros", "float32", aggregation="mean", name="gradient_norms"
@@ -85,13 +90,13 @@ def _norm(gradient):
 
 
 @keras.saving.register_keras_serializable("elrt_keras")
-class NotingSGD(_GradientNorms, keras.optimizers.SGD):
-    """`keras.optimizers.SGD` that notes gradient norms."""
+class NotingSGD(_OfARun, keras.optimizers.SGD):
+    """`keras.optimizers.SGD` that notes gradient norms and does not decay biases and batch-norm."""
 
 
 @keras.saving.register_keras_serializable("elrt_keras")
-class NotingAdamW(_GradientNorms, keras.optimizers.AdamW):
-    """`keras.optimizers.AdamW` that notes gradient norms."""
+class NotingAdamW(_OfARun, keras.optimizers.AdamW):
+    """`keras.optimizers.AdamW` that notes gradient norms and does not decay biases and batch-norm."""
 
 
 @keras.saving.register_keras_serializable("elrt_keras")
@@ -113,7 +118,7 @@ class LossScaling(keras.optimizers.LossScaleOptimizer):
         return keras.ops.equal(overflows, 0)
 
 
-def make_optimizer(config, model, steps_per_epoch):
+def make_optimizer(config, steps_per_epoch):
     """The optimizer of a run. Decoupled decay leaves biases and batch-norm alone (all variables with one axis)."""
     decay = config.weight_decay if config.weight_decay_kind == "decoupled" and config.weight_decay else None
     rate = learning_rate(config, steps_per_epoch)
@@ -121,7 +126,6 @@ def make_optimizer(config, model, steps_per_epoch):
         optimizer = NotingSGD(rate, momentum=config.momentum, nesterov=config.momentum > 0, weight_decay=decay)
     else:
         optimizer = NotingAdamW(rate, weight_decay=decay or 0.0)
-    optimizer.exclude_from_weight_decay([v for v in model.trainable_variables if len(v.shape) < 2])
     return LossScaling(optimizer) if config.precision == "mixed_float16" else optimizer
 
 
@@ -137,5 +141,7 @@ def add_kernel_regularizer(model, regularizer):
     for _, layer in iterate_layers(model):
         kernel = getattr(layer, "kernel", None)
         if isinstance(kernel, keras.Variable):
-            layer.kernel_regularizer = regularizer
+            # By the name that the layer's configuration has for it, or a saved model would lose it.
+            depthwise = hasattr(layer, "depthwise_regularizer")
+            setattr(layer, "depthwise_regularizer" if depthwise else "kernel_regularizer", regularizer)
             kernel.regularizer = regularizer

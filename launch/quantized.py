@@ -54,11 +54,12 @@ def run(run_dir, epochs, learning_rate, data_dir=None):
     examples = exporting.examples_of(data, config)
     model, path = rundir.load_model(rundir.model_path(run_dir)), os.path.join(folder, "model.tflite")
     aware = export.quantization_aware(model, representative_data=examples.pop("representative_data"))
-    _fit(aware, config, data, folder, **settings)
-    report = export.to_litert(aware, path, "int8", max_examples=_CHECK_EXAMPLES, **examples)
-    summary = {**settings, "float_accuracy": finished["test_accuracy"], **dataclasses.asdict(report)}
-    exporting.write_report(path, report, FOLDER)
-    _write(os.path.join(folder, "summary.json"), summary)
+    with rundir.held(folder):
+        _fit(aware, config, data, folder, **settings)
+        report = export.to_litert(aware, path, "int8", max_examples=_CHECK_EXAMPLES, **examples)
+        summary = {**settings, "float_accuracy": finished["test_accuracy"], **dataclasses.asdict(report)}
+        exporting.write_report(path, report, FOLDER)
+        _write(os.path.join(folder, "summary.json"), summary)
     return summary
 
 

@@ -1,5 +1,6 @@
 """The files of a run directory: which run it belongs to, what it holds, how each file gets there whole."""
 
+import contextlib
 import csv
 import json
 import os
@@ -59,6 +60,13 @@ def check(config, run_dir):
                 f"{others[:5]} and no flags.txt"
             )
         return
+    if os.path.exists(model_path(run_dir)) and not (
+        os.path.exists(summary_path(run_dir)) or checkpoints.paths(run_dir)
+    ):
+        raise ValueError(
+            "Expected summary.json beside the model of a finished run; put it back, or remove model.keras to train "
+            f"anew. Received: run_dir={run_dir!r}"
+        )
     differences = read_config(run_dir).differences(config)
     if differences:
         told = ", ".join(f"--{name}: there {there!r}, now {now!r}" for name, (there, now) in differences.items())
@@ -71,6 +79,39 @@ def _check_creatable(run_dir):
         parent = os.path.dirname(parent)
     if not os.path.isdir(parent) or not os.access(parent, os.W_OK | os.X_OK):
         raise ValueError(f"Cannot make the run directory in {parent!r}. Received: run_dir={run_dir!r}")
+
+
+@contextlib.contextmanager
+def held(run_dir):
+    """Keeps other processes from training in a directory, which is made if missing, until this one has left or ended.
+
+    Raises:
+        ValueError: when another process holds it.
+    """
+    if os.name == "nt":  # which has no locks of this kind
+        yield
+        return
+    import fcntl
+
+    made = not os.path.isdir(run_dir)
+    try:
+        os.makedirs(run_dir, exist_ok=True)
+        directory = os.open(run_dir, os.O_RDONLY)
+    except OSError as error:
+        raise ValueError(f"Cannot write the run directory. Received: run_dir={run_dir!r}: {error}") from error
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(directory)
+        raise ValueError(f"Another process is training there; wait for it. Received: run_dir={run_dir!r}") from error
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        os.close(directory)
+        if made and not os.listdir(run_dir):
+            os.rmdir(run_dir)  # the work ended before it began
 
 
 def prepare(config, run_dir, plan):

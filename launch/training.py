@@ -1,5 +1,6 @@
 """`run`: one training run in one directory, from a `TrainConfig` to a saved, measured model; resumes by itself."""
 
+import contextlib
 import csv
 import dataclasses
 import os
@@ -46,9 +47,10 @@ def run(config, run_dir, distribution=SINGLE):
         The summary, a dict.
 
     Raises:
-        ValueError: before any work, for a directory that belongs to another run or cannot be written, data that is
-            missing, or a budget that cannot be met; later, for a disk that is full, a loss that is no number
-            (`faults.NonFinite`) or a worker that is gone (`faults.WorkerLost`). The last good checkpoint is named.
+        ValueError: before any work, for a directory that belongs to another run, where another process trains, or that
+            cannot be written, data that is missing, or a budget that cannot be met; later, for a disk that is full, a
+            loss that is no number (`faults.NonFinite`) or a worker that is gone (`faults.WorkerLost`). The last good
+            checkpoint is named.
         faults.Stopped: after SIGTERM, once a checkpoint is saved.
     """
     rundir.check(config, run_dir)
@@ -63,13 +65,14 @@ def run(config, run_dir, distribution=SINGLE):
         keras.utils.set_random_seed(config.seed)
         dense = modeling.dense_model(config, data)
         job = _Job(config, run_dir, data, steps, dense, distribution, request)
-        if distribution.is_chief:
-            _make_first_checkpoint(job)
-        distribution.wait_for_all()
-        _train(job)
-        if distribution.is_chief:
-            _publish(job)
-        distribution.wait_for_all()
+        with rundir.held(run_dir) if distribution.is_chief else contextlib.nullcontext():
+            if distribution.is_chief:
+                _make_first_checkpoint(job)
+            distribution.wait_for_all()
+            _train(job)
+            if distribution.is_chief:
+                _publish(job)
+            distribution.wait_for_all()
     return rundir.read_summary(run_dir)
 
 
@@ -128,6 +131,7 @@ def _load(job, rollbacks):
     with job.distribution.scope():
         model, progress = checkpoints.newest(job.run_dir)
     progress = dataclasses.replace(progress, rollbacks=max(rollbacks, progress.rollbacks))
+    elrt.fuse_batch_norm(model)  # which no file says
     if progress.rollbacks:
         modeling.slow_down(model, job.config, job.steps, progress.rollbacks)
     if job.distribution.strategy is not None:

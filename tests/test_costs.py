@@ -169,3 +169,21 @@ def test_several_inputs_have_their_own_shapes():
 def test_statistics_inside_a_wrapper_are_no_parameters():
     inside = keras.Sequential([keras.Input((5, 8)), layers.TimeDistributed(layers.BatchNormalization())])
     assert elrt.count_costs(inside).params == 16
+
+
+def test_an_axis_merged_into_the_batch_counts():
+    inputs = keras.Input((5, 12, 12, 16))  # frames of a video
+    frames = keras.ops.reshape(inputs, (-1, 12, 12, 16))
+    maps = layers.Conv2D(32, 3, padding="same", use_bias=False, name="conv")(frames)
+    outputs = layers.Dense(24, use_bias=False, name="dense")(layers.GlobalAveragePooling2D()(maps))
+    model = keras.Model(inputs, keras.ops.reshape(outputs, (-1, 5, 24)))
+    dense = 5 * (144 * 9 * 16 * 32 + 32 * 24)
+    assert elrt.count_costs(model).macs == dense
+    plan = {"conv": ("tucker2", (8, 16)), "dense": ("svd", 8)}
+    low_rank = elrt.factorize(model, plan)
+    low = 5 * (144 * (16 * 8 + 9 * 8 * 16 + 16 * 32) + 8 * (32 + 24))
+    assert elrt.count_costs(low_rank).macs == low
+    plan = elrt.plan_ranks(model, max_macs=0.4, exclude=[])
+    planned = sum(costs["planned_macs"] for costs in plan.costs.values())
+    assert planned == elrt.count_costs(elrt.factorize(model, plan)).macs <= 0.4 * dense
+    assert elrt.count_costs(elrt.merge(low_rank)).macs == dense

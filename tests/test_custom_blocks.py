@@ -99,7 +99,22 @@ class Passing(Block):
         return (*input_shape[:-1], 8)
 
 
-@pytest.mark.parametrize("kind, opens", [(Wired, 0), (Weighted, 0), (Masked, 0), (Noisy, 0), (Passing, 1), (Block, 1)])
+class Frozen(Passing):
+    """Tells its layers always the same."""
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.norm.build(input_shape)
+
+    def call(self, x):
+        x = self.norm(self.conv(x), training=False)
+        return keras.ops.concatenate([self.dropout(x, training=False), 2.0 * x], axis=-1)
+
+
+KINDS = [(Wired, 0), (Weighted, 0), (Masked, 0), (Noisy, 0), (Frozen, 0), (Passing, 1), (Block, 1)]
+
+
+@pytest.mark.parametrize("kind, opens", KINDS)
 def test_blocks_that_would_compute_something_else_stay_closed(kind, opens):
     inputs = keras.Input((6, 6, 4))
     model = keras.Model(inputs, layers.Conv2D(4, 3, name="last")(kind(name="block")(inputs)))

@@ -138,3 +138,13 @@ def test_estimated_ranks_without_a_budget_are_those_of_the_unfoldings():
     for index, rank in enumerate(elrt.plan_ranks(model, method="stable_rank", multiple_of=1, exclude=[])["conv"].ranks):
         values = np.linalg.svd(np.moveaxis(kernel, 2 + index, 0).reshape(kernel.shape[2 + index], -1), compute_uv=False)
         assert rank == max(1, np.floor(np.sum(values**2) / values[0] ** 2 + 0.5))
+
+
+@pytest.mark.parametrize("method", ["uniform", "energy"])
+@pytest.mark.parametrize("format_name, kernel_size", [("tensor_train", 3), ("tucker2", (7, 1)), ("tucker2", (1, 3))])
+def test_no_rank_is_bought_that_no_kernel_can_use(method, format_name, kernel_size):
+    model = keras.Sequential([keras.Input((8, 8, 64)), layers.Conv2D(64, kernel_size, padding="same", name="conv")])
+    for budget in (0.15, 0.2, 0.3, 0.5):
+        plan = elrt.plan_ranks(model, format=format_name, method=method, max_macs=budget, exclude=[])
+        shape, ranks = tuple(model.get_layer("conv").kernel.shape), plan["conv"].ranks
+        assert formats.get(format_name).usable_ranks(shape, ranks) == ranks

@@ -364,3 +364,14 @@ def test_what_only_a_built_layer_knows(method):
     for layer in (elrt.layers.Tucker2Conv2D(4, 3, ranks=2), elrt.layers.LowRankDense(4, ranks=2)):
         with pytest.raises(AttributeError, match=f"You must build the layer before accessing `{method}`"):
             getattr(layer, method)(*([] if method == "stock_layers" else [(None, 8, 8, 3)]))
+
+
+@pytest.mark.parametrize("layer", [elrt.layers.Tucker2Conv2D, elrt.layers.SVDConv2D])
+def test_the_bias_goes_along_the_channels_first(layer):
+    low_rank = layer(6, 3, ranks=1.0, padding="same", data_format="channels_first", bias_initializer="random_normal")
+    images = random_array(2, 3, 7, 6)  # as many columns as channels come out
+    outputs = to_numpy(low_rank(images))
+    bias = to_numpy(low_rank.bias)
+    low_rank.bias.assign(0 * bias)
+    added = outputs - to_numpy(low_rank(images))
+    np.testing.assert_allclose(added, np.broadcast_to(bias[:, None, None], outputs.shape), atol=1e-5)

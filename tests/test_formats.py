@@ -286,3 +286,46 @@ def test_cp_where_orthogonal_terms_are_multiples_in_two_modes():
         factors = formats.get("cp").decompose(kernel, ranks)
         assert all(np.all(np.isfinite(factor)) for factor in factors)
     assert np.linalg.norm(compose("cp", factors) - kernel) <= 1e-5 * np.linalg.norm(kernel)
+
+
+@pytest.mark.parametrize("name, shape", [("tucker2", (1, 3, 8, 8)), ("tensor_train", (3, 3, 6, 6))])
+def test_ranks_above_the_usable_ones_add_nothing(name, shape):
+    form = formats.get(name)
+    kernel = random_array(*shape)
+    for ranks in itertools.product(*(range(1, limit + 1, 3) for limit in form.max_ranks(shape))):
+        usable = form.usable_ranks(shape, ranks)
+        assert all(1 <= few <= many for few, many in zip(usable, ranks)) and form.usable_ranks(shape, usable) == usable
+        # Oracle: what random factors of these ranks compose has no higher unfolding ranks, and may have these.
+        unfolded = form.unfoldings(compose(name, random_factors(form.factor_shapes(shape, ranks))).astype("float64"))
+        assert tuple(np.linalg.matrix_rank(matrix, rtol=1e-5) for matrix in unfolded) == usable
+        if usable != ranks and name == "tucker2":  # TT-SVD is not quite the best, and differs by how far it is from it
+            errors = [np.linalg.norm(compose(name, form.decompose(kernel, r)) - kernel) for r in (ranks, usable)]
+            assert errors[0] == pytest.approx(errors[1], rel=1e-2)
+
+
+def test_components_that_a_decomposition_has_no_use_for_can_still_learn():
+    factors = formats.get("tensor_train").decompose(random_array(3, 3, 8, 8), (8, 2, 8))
+    for factor in (factors[0][0, 0].T, factors[3][0, 0]):
+        assert orthonormality(factor) <= 1e-5
+
+
+def test_leaving_out_terms_of_cp_against_all_ways_to_do_so():
+    form, shape = formats.get("cp"), (2, 2, 4, 5)
+    factors = random_factors(form.factor_shapes(shape, (5,)))
+    whole = compose("cp", factors)
+    norm = np.linalg.norm(whole) ** 2
+    (values,) = form.spectra_of_factors(factors)
+    tails = np.append(np.cumsum(values[::-1])[::-1], 0.0)
+    assert np.all(values >= -1e-9 * norm) and tails[0] == pytest.approx(norm, rel=1e-4)
+
+    def error(kept):
+        some = (factors[0][..., kept], factors[1][:, :, kept], factors[2][..., kept, :])
+        return np.linalg.norm(compose("cp", some) - whole) ** 2
+
+    for rank in (1, 2, 3, 4, 5):
+        least = min(error(list(kept)) for kept in itertools.combinations(range(5), rank))
+        # One after another is no better than the best of all ways, and the last of them is that.
+        assert tails[rank] >= min(least, norm) * (1 - 1e-4) - 1e-6 * norm
+        assert rank != 4 or tails[rank] == pytest.approx(min(least, norm), rel=1e-3)
+        truncated = compose("cp", form.truncate(factors, (rank,)))
+        assert np.linalg.norm(truncated - whole) ** 2 <= tails[rank] + 1e-6 * norm

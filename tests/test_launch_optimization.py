@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import elrt_keras as elrt
+from elrt_keras.launch import checkpoints, modeling, rundir, training
 from elrt_keras.launch.config import TrainConfig
 from elrt_keras.launch.optimization import add_kernel_regularizer, frobenius_decay, learning_rate, make_optimizer
 
@@ -67,7 +68,8 @@ def test_decoupled_decay_shrinks_matrices_and_leaves_vectors():
     config = TrainConfig(
         weight_decay=0.1, weight_decay_kind="decoupled", lr_schedule="constant", learning_rate=0.5, momentum=0.0
     )
-    optimizer = make_optimizer(config, model, steps_per_epoch=1)
+    optimizer = make_optimizer(config, steps_per_epoch=1)
+    optimizer.build(model.trainable_variables)
     before = [keras.ops.convert_to_numpy(v) for v in model.trainable_variables]
     optimizer.apply([keras.ops.zeros(v.shape) for v in model.trainable_variables], model.trainable_variables)
     for variable, value in zip(model.trainable_variables, before):
@@ -87,7 +89,7 @@ def test_frobenius_decay_is_half_lambda_times_the_norm_of_all_kernels():
     expected = 0.1 * sum(np.sum(keras.ops.convert_to_numpy(kernel).astype("float64") ** 2) for kernel in kernels)
     got = sum(float(keras.ops.convert_to_numpy(loss)) for loss in model.losses)
     np.testing.assert_allclose(got, expected, rtol=1e-5)
-    optimizer = make_optimizer(config, model, steps_per_epoch=1)
+    optimizer = make_optimizer(config, steps_per_epoch=1)
     assert optimizer.weight_decay is None
 
 
@@ -103,3 +105,54 @@ def test_decay_through_momentum_is_as_strong_as_decoupled_decay_over_one_minus_i
         ends.append(float(keras.ops.max(weights)))
     # Both by exp(−lr·λ·steps/(1 − m)), up to the first steps, in which momentum gathers.
     assert ends == pytest.approx([np.exp(-0.3 * strength * steps / (1 - momentum))] * 2, rel=0.03)
+
+
+@pytest.mark.parametrize("optimizer, precision", [("adamw", "float32"), ("sgd", "float32"), ("adamw", "mixed_float16")])
+def test_a_checkpoint_knows_what_decays(tmp_path, optimizer, precision):
+    config = TrainConfig(
+        optimizer=optimizer, precision=precision, weight_decay=0.1, weight_decay_kind="decoupled", momentum=0.0
+    )
+    model = small_model()
+    modeling.compile_model(model, config, steps=4)
+    model.optimizer.build(model.trainable_variables)
+    checkpoints.save(model, str(tmp_path), checkpoints.Progress())
+    model, _ = checkpoints.newest(str(tmp_path))
+    before = [keras.ops.convert_to_numpy(v) for v in model.trainable_variables]
+    model.optimizer.apply([keras.ops.zeros(v.shape) for v in before], model.trainable_variables)
+    for variable, value in zip(model.trainable_variables, before):
+        shrink = 1 - 0.1 * 0.1 if value.ndim > 1 else 1.0
+        np.testing.assert_allclose(
+            keras.ops.convert_to_numpy(variable), shrink * value, rtol=1e-6, err_msg=variable.path
+        )
+
+
+def test_decay_of_depthwise_kernels_is_saved(tmp_path):
+    model = elrt.models.build("mobilenet_v2", (32, 32, 3), 4, width=0.25)
+    add_kernel_regularizer(model, keras.regularizers.L2(0.1))
+    kernels = [layer.kernel for layer in model.layers if hasattr(layer, "kernel")]
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert len(model.losses) == len(loaded.losses) == len(kernels)
+    np.testing.assert_allclose(float(sum(loaded.losses)), float(sum(model.losses)), rtol=1e-5)
+
+
+def test_a_run_trains_fused_and_alone_in_its_directory(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(training, "_fit_epochs", lambda job, model, progress, epochs, *_: seen.append(model) or epochs)
+    monkeypatch.setattr(training, "_publish", lambda job: None)
+    config, run_dir = TrainConfig(smoke=True), str(tmp_path / "run")
+    with rundir.held(run_dir), pytest.raises(ValueError, match="Another process is training there.*Received: run_dir="):
+        training.run(config, run_dir)
+    assert not list(tmp_path.iterdir()) and not seen
+    training.run(config, run_dir)
+    norms = [layer for layer in seen[0].layers if isinstance(layer, keras.layers.BatchNormalization)]
+    assert norms and all(("call" in vars(layer)) == (keras.backend.backend() == "tensorflow") for layer in norms)
+
+
+def test_a_finished_run_without_its_summary_is_not_trained_over(tmp_path):
+    config = TrainConfig()
+    rundir.prepare(config, str(tmp_path), None)
+    (tmp_path / "model.keras").write_bytes(b"precious")
+    with pytest.raises(ValueError, match="summary.json beside the model of a finished run.*Received: run_dir="):
+        training.run(config, str(tmp_path))
+    assert (tmp_path / "model.keras").read_bytes() == b"precious"

@@ -15,20 +15,20 @@ LAYERS = {
 }
 
 
-def trained(make, recompute, dtype="float32"):
+def trained(make, recompute, dtype="float32", eagerly=False):
     keras.utils.set_random_seed(1)
     layer = make(recompute=recompute, dtype=dtype, factor_regularizer=elrt.regularizers.DoubleSoftOrthogonality(0.1))
     model = keras.Sequential([keras.Input((8, 8, 4)), layer, keras.layers.GlobalAveragePooling2D()])
     before = [to_numpy(weight) for weight in model.weights]
-    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse", jit_compile=False)
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse", jit_compile=False, run_eagerly=eagerly)
     model.fit(random_array(16, 8, 8, 4), random_array(16, 6, seed=1), epochs=3, batch_size=8, shuffle=False, verbose=0)
     return before, [to_numpy(weight) for weight in model.weights]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("dtype, eagerly", [("float32", False), ("float32", True), ("mixed_bfloat16", False)])
 @pytest.mark.parametrize("name", LAYERS)
-def test_it_trains_to_the_same_weights(name, dtype):
-    (before, one), (_, other) = (trained(LAYERS[name], recompute, dtype) for recompute in (False, True))
+def test_it_trains_to_the_same_weights(name, dtype, eagerly):
+    (before, one), (_, other) = (trained(LAYERS[name], recompute, dtype, eagerly) for recompute in (False, True))
     # The same operations in the same precision; compilers may fuse them otherwise.
     tolerance = 1e-5 if dtype == "float32" else 1e-2
     for start, a, b in zip(before, one, other, strict=True):

@@ -94,3 +94,32 @@ def test_the_curve_of_a_shrunk_model():
         elrt.shrink_curve(low, 0.3)
     with pytest.raises(ValueError, match="nothing to shrink"):
         elrt.shrink(model, max_macs=0.5)
+
+
+def test_trained_cp_terms_are_left_out_where_it_costs_nothing():
+    inputs = keras.Input((8, 8, 32))
+    outputs = layers.Conv2D(32, 3, padding="same", name="b")(layers.Conv2D(32, 3, padding="same", name="a")(inputs))
+    plan = {"a": ("cp", (24,)), "b": ("cp", (24,))}
+    low = elrt.factorize(keras.Model(inputs, outputs), plan, factor_initializer="random_normal")
+    factor = low.get_layer("a").factors[1]
+    factor.assign(to_numpy(factor) * (np.arange(24) < 8)[:, None])  # 8 terms do all
+    part = elrt.count_costs(low).macs / elrt.count_costs(elrt.merge(low)).macs
+    curve = elrt.shrink_curve(low, [0.9, 0.7 * part], multiple_of=1)
+    assert [point.loss for point in curve.points[:2]] == [0, 0]
+    small = curve.points[2].model
+    assert [small.get_layer(name).ranks for name in ("a", "b")] == [(8,), (24,)] and curve.points[2].loss <= 1e-9
+    images = random_array(2, 8, 8, 32)
+    np.testing.assert_allclose(to_numpy(small(images)), to_numpy(low(images)), atol=1e-6)
+
+
+@pytest.mark.parametrize("format_name", formats.names())
+def test_the_loss_is_what_the_kernel_lost(format_name):
+    model = keras.Sequential([keras.Input((8, 8, 16)), layers.Conv2D(16, 3, name="conv")])
+    ranks = tuple((limit + 1) // 2 for limit in formats.get(format_name).max_ranks((3, 3, 16, 16)))
+    low = elrt.factorize(model, {"conv": (format_name, ranks)})
+    curve = elrt.shrink_curve(low, [0.2, 0.1], multiple_of=1)
+    whole = to_numpy(low.get_layer("conv").kernel).astype("float64")
+    for point in curve.points:
+        kernel = to_numpy(point.model.get_layer("conv").kernel)
+        lost = np.sum((kernel - whole) ** 2) / np.sum(whole**2)
+        assert point.loss == pytest.approx(lost, rel=1e-3, abs=1e-6) and point.loss <= 1

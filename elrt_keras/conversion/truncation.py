@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import keras
+import numpy as np
 
 from elrt_keras.conversion.dense import check_low_rank, is_low_rank
 from elrt_keras.conversion.rebuild import rebuild
@@ -181,15 +182,24 @@ def _shrunk(model, candidates, totals, limits, multiple_of):
     if not budget.fits(present):
         chosen = energy.solve(candidates, budget, multiple_of, break_even=False, dense=False)
     ranks = {id(c.layer): chosen[c.name] for c in candidates}
+    losses = dict.fromkeys(ranks, 0.0)
 
     def truncated(layer):
         arguments = {**copy_arguments(layer), "ranks": ranks[id(layer)]}
         factors = [keras.ops.convert_to_numpy(factor) for factor in layer.factors]
         if ranks[id(layer)] != layer.ranks:
-            factors = layer.format.truncate(factors, ranks[id(layer)])
+            whole, factors = factors, layer.format.truncate(factors, ranks[id(layer)])
+            losses[id(layer)] = _part_lost(*(layer.format.compose(some) for some in (whole, factors)))
         return [(type(layer).from_config(arguments), [*factors, *layer.end_weights()])]
 
-    return rebuild(model, is_low_rank, truncated), energy.total_loss(candidates, chosen) / len(candidates)
+    return rebuild(model, is_low_rank, truncated), sum(losses.values()) / len(losses)
+
+
+def _part_lost(kernel, other):
+    """‖W − W'‖² / ‖W‖²; 0 for a zero kernel."""
+    kernel, other = (keras.ops.convert_to_numpy(one).astype("float64") for one in (kernel, other))
+    norm = np.sum(kernel**2)
+    return float(np.sum((kernel - other) ** 2) / norm) if norm > 0 else 0.0
 
 
 def _dense_totals(model, candidates, input_shape):

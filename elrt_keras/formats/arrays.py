@@ -105,7 +105,8 @@ def squared_singular_values(matrix: np.ndarray) -> np.ndarray:
 def leading_rows(matrix: np.ndarray, rank: int) -> np.ndarray:
     """Orthonormal rows `(rank, columns)` that span the leading right singular vectors of a matrix (float64).
 
-    Rows beyond the rank that a matrix of this shape can have are zero.
+    Rows beyond the rank that a matrix of this shape can have are orthonormal to the others; where there is no room for
+    as many, they are zero.
     """
     rank_limit = min(rank, *matrix.shape)
     if min(matrix.shape) <= _GRAM_SIZE:
@@ -115,7 +116,15 @@ def leading_rows(matrix: np.ndarray, rank: int) -> np.ndarray:
     else:
         left = np.linalg.eigh(matrix @ matrix.T)[1][:, ::-1][:, :rank_limit]
         rows = np.linalg.qr(matrix.T @ left)[0].T
-    return np.pad(rows, [(0, rank - rank_limit), (0, 0)])
+    return rows if rank == rank_limit else _completed(rows, rank)
+
+
+def _completed(rows, count):
+    """Orthonormal rows with more of them, up to a number: a zero one would never get a gradient."""
+    possible = min(count, rows.shape[1])
+    random = np.random.default_rng(0).standard_normal((possible - len(rows), rows.shape[1]))
+    more = np.linalg.qr(np.vstack([rows, random]).T)[0].T[len(rows) :]
+    return np.pad(np.vstack([rows, more]), [(0, count - possible), (0, 0)])
 
 
 def as_factors(arrays: Sequence[np.ndarray], shapes: Sequence[Shape], dtype: Any) -> list[np.ndarray]:

@@ -63,6 +63,10 @@ class Format:
         """The full ranks: one int per rank of the format. At these every kernel is composed exactly."""
         raise NotImplementedError
 
+    def usable_ranks(self, kernel_shape: Shape, ranks: Sequence[int]) -> tuple[int, ...]:
+        """The ranks, cut to what the others let a composed kernel make use of: with less it can be the same."""
+        return tuple(ranks)
+
     def factor_shapes(self, kernel_shape: Shape, ranks: Sequence[int]) -> list[tuple[int, ...]]:
         """The shapes of the factors, in the order of the chain."""
         raise NotImplementedError
@@ -90,6 +94,10 @@ class Format:
         decomposition (exactly the error for one rank; the bound of HOSVD and TT-SVD for several).
         """
         return [squared_singular_values(matrix) for matrix in self.unfoldings(np.asarray(kernel, "float64"))]
+
+    def spectra_of_factors(self, factors: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """`spectra` of the kernel that factors (NumPy arrays) compose, by what `truncate` leaves out of them."""
+        return self.spectra(ops.convert_to_numpy(self.compose(factors)))
 
     def compose(self, factors: Sequence[Tensor]) -> Tensor:
         """The dense kernel, `(*kernel_size, C_in, C_out)`, of a list of factors.

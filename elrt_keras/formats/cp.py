@@ -85,15 +85,33 @@ class CP(Format):
         orthogonal terms are exact already, they are the result.
         """
         kernel = np.asarray(kernel)
-        tensor = _three_way(kernel.astype("float64"))
-        factors = _best_cp(tensor, ranks[0])
-        # Unit columns in the outer factors; the scale goes to the depthwise one.
-        norms = [np.linalg.norm(factor, axis=0) for factor in factors]
-        left, middle, right = (f / np.where(n > 0, n, 1) for f, n in zip(factors, norms))
-        middle = middle * math.prod(norms)
-        *kernel_size, _, _ = kernel.shape
-        depthwise = middle.reshape(*kernel_size, ranks[0], 1)
-        return as_factors((left, depthwise, right.T), self.factor_shapes(kernel.shape, ranks), kernel.dtype)
+        return self._factors(kernel, _best_cp(_three_way(kernel.astype("float64")), ranks[0]))
+
+    def spectra_of_factors(self, factors: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """What the squared error of the kernel grows by as `truncate` leaves terms out, one after another.
+
+        The terms of trained factors are not orthogonal, and a kernel of r such terms has more than r orthogonal ones.
+        """
+        errors = _leaving_out(_matrices(factors))[1]
+        # In the order of ranks, and no rank loses more than a lower one.
+        tails = np.minimum(np.maximum.accumulate(errors), errors[-1])[::-1]
+        return [tails[:-1] - tails[1:]]
+
+    def truncate(self, factors: Sequence[Tensor], ranks: Sequence[int]) -> list[np.ndarray]:
+        """As `decompose`, started also from the terms whose removal changes the kernel least (see `_leaving_out`)."""
+        factors = [np.asarray(ops.convert_to_numpy(factor)) for factor in factors]
+        matrices = _matrices(factors)
+        kept = np.sort(_leaving_out(matrices)[0][::-1][: ranks[0]])
+        kernel = ops.convert_to_numpy(self.compose(factors))
+        tensor = np.einsum("pr,kr,qr->pkq", *matrices)
+        return self._factors(kernel, _best_cp(tensor, ranks[0], [matrix[:, kept] for matrix in matrices]))
+
+    def _factors(self, kernel, matrices):
+        """Three factor matrices as factors for a kernel: unit columns in the outer ones, the scale in the depthwise."""
+        norms = [np.linalg.norm(matrix, axis=0) for matrix in matrices]
+        left, middle, right = (m / np.where(n > 0, n, 1) for m, n in zip(matrices, norms))
+        depthwise = (middle * math.prod(norms)).reshape(*kernel.shape[:-2], -1, 1)
+        return as_factors((left, depthwise, right.T), self.factor_shapes(kernel.shape, left.shape[1:]), kernel.dtype)
 
     def orthogonal_factors(self, spatial_dims: int) -> list[MatrixView]:
         ones = tuple(range(spatial_dims))
@@ -103,6 +121,30 @@ class CP(Format):
 def _last_axes(factors):
     """The lengths that turn the three factors into matrices p × r, K × r and r × q."""
     return factors[0].shape[-1], factors[1].shape[-2], factors[2].shape[-1]
+
+
+def _matrices(factors):
+    """Factors (NumPy arrays) as the matrices `(C_in, r)`, `(K, r)`, `(C_out, r)` in float64."""
+    left, middle, right = (np.reshape(f, (-1, n)).astype("float64") for f, n in zip(factors, _last_axes(factors)))
+    return left, middle, right.T
+
+
+def _leaving_out(matrices):
+    """The order in which to leave out terms, each time the one that raises the error least, and the squared errors.
+
+    Returns:
+        `(order, errors)`: indices `(r,)`, and `(r + 1,)` errors after 0, 1, … r of them; the last is the squared norm.
+    """
+    grams = np.prod([matrix.T @ matrix for matrix in matrices], axis=0)
+    order, errors = [], [0.0]
+    raised = np.diag(grams).copy()  # by each term that is left: its norm, and its products with those that are out
+    for _ in range(len(grams)):
+        term = int(np.argmin(raised))
+        order.append(term)
+        errors.append(errors[-1] + raised[term])
+        raised = raised + 2 * grams[term]
+        raised[order] = np.inf
+    return np.array(order), np.maximum(errors, 0.0)
 
 
 def _three_way(kernel):
@@ -136,8 +178,8 @@ def _orthogonal_terms(tensor):
     return weights[order], factors[::-1] if swapped else factors
 
 
-def _best_cp(tensor, rank):
-    """Three factor matrices `(size, rank)` whose CP approximates the tensor."""
+def _best_cp(tensor, rank, known=None):
+    """Three factor matrices `(size, rank)` whose CP approximates the tensor; `known`: ones to start from as well."""
     # Late, as in `tensorly_on_numpy`.
     from tensorly.cp_tensor import CPTensor, cp_to_tensor
     from tensorly.decomposition import parafac
@@ -147,11 +189,14 @@ def _best_cp(tensor, rank):
     missing = rank - len(weights)
     start = [np.pad(factor[:, :rank], [(0, 0), (0, max(0, missing))]) for factor in terms]
     start[1] = start[1] * np.pad(weights[:rank], (0, max(0, missing)))
-    if np.linalg.norm(weights[rank:]) <= 1e-7 * total:
-        return start
     results = [(np.linalg.norm(weights[rank:]), start)]
+    if known is not None:
+        results.append((np.linalg.norm(tensor - cp_to_tensor((None, known))), known))
+    if min(error for error, _ in results) <= 1e-7 * total:
+        return min(results, key=lambda result: result[0])[1]
     with tensorly_on_numpy():
-        for init in [CPTensor((np.ones(rank), start))] + ["svd"] * (tensor.size * rank <= _SECOND_START):
+        inits = [CPTensor((np.ones(rank), factors)) for _, factors in results]
+        for init in inits + ["svd"] * (tensor.size * rank <= _SECOND_START):
             try:
                 cp = parafac(tensor, rank, init=init, n_iter_max=_ITERATIONS, tol=_TOLERANCE, random_state=0)
             except np.linalg.LinAlgError:  # terms that are multiples of one another in two of the modes

@@ -38,6 +38,13 @@ class TensorTrain(Format):
             min(in_channels * height * width, out_channels),
         )
 
+    def usable_ranks(self, kernel_shape: Shape, ranks: Sequence[int]) -> tuple[int, ...]:
+        """r_mid ≤ k_h·r_in, r_mid ≤ k_w·r_out, r_in ≤ k_h·r_mid, r_out ≤ k_w·r_mid: the unfoldings of `V` and `H`."""
+        height, width = kernel_shape[:2]
+        r_in, r_mid, r_out = ranks
+        r_mid = min(r_mid, height * r_in, width * r_out)
+        return min(r_in, height * r_mid), r_mid, min(r_out, width * r_mid)
+
     def factor_shapes(self, kernel_shape: Shape, ranks: Sequence[int]) -> list[tuple[int, ...]]:
         height, width, in_channels, out_channels = kernel_shape
         r_in, r_mid, r_out = ranks

@@ -6,6 +6,7 @@ with p over C_in and q over C_out. Source: ELRT, arXiv 2401.10341 (the kernel as
 convolutions goes back to Kim et al., arXiv 1511.06530.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,6 +35,12 @@ class Tucker2(Format):
 
     def max_ranks(self, kernel_shape: Shape) -> tuple[int, ...]:
         return tuple(kernel_shape[-2:])
+
+    def usable_ranks(self, kernel_shape: Shape, ranks: Sequence[int]) -> tuple[int, ...]:
+        """r_in ≤ K·r_out and r_out ≤ K·r_in: unfolded, the core `(K, r_in, r_out)` has no higher rank."""
+        positions = math.prod(kernel_shape[:-2])
+        r_in = min(ranks[0], positions * ranks[1])
+        return r_in, min(ranks[1], positions * r_in)
 
     def factor_shapes(self, kernel_shape: Shape, ranks: Sequence[int]) -> list[tuple[int, ...]]:
         *kernel_size, in_channels, out_channels = kernel_shape

@@ -163,8 +163,10 @@ class FactorizedLayer(keras.layers.Layer):
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         factors = [ops.convert_to_tensor(factor) for factor in self.factors]
         run = self._run_training if training else self._run
-        # The gradient recomputes what lies between the stages; only training takes one.
-        run = keras.remat(run) if self.recompute and training else run
+        if self.recompute and training:
+            # The gradient, which only training takes, recomputes what lies between the stages. On TensorFlow it would
+            # count a variable twice, as an argument and as what is read inside.
+            run, factors = keras.remat(run), [ops.copy(factor.value) for factor in self.factors]
         outputs = self._add_bias(run(inputs, *factors))
         return outputs if self.activation is None else self.activation(outputs)
 

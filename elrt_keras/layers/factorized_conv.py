@@ -146,8 +146,10 @@ class FactorizedConv(FactorizedLayer):
         if self.bias is None:
             return outputs
         ones = (1,) * self.spatial_dims
-        shape = (1, *ones, -1) if self.data_format == "channels_last" else (1, -1, *ones)
-        return ops.add(outputs, ops.reshape(self.bias, shape))
+        if self.data_format == "channels_last":
+            return ops.add(outputs, ops.reshape(self.bias, (1, *ones, -1)))
+        # Not `ops.add`, which on TensorFlow takes the last axis for the one of the bias if it is as long.
+        return outputs + ops.reshape(self.bias, (1, -1, *ones))
 
     def _convolve(self, inputs, kernel, stage):
         padding = self.padding

@@ -133,7 +133,7 @@ def plan_ranks(
         chosen = energy.solve(candidates, budget, multiple_of, break_even, judged_by)
     else:
         bases = _bases(candidates, method)
-        scaled = ScaledRanks(candidates, bases, multiple_of, break_even, judged_by)
+        scaled = ScaledRanks(candidates, bases, multiple_of, break_even, judged_by, exact=fraction is not None)
         chosen = scaled.solve(budget) if limits else scaled.at(1.0 if fraction is None else fraction)
     plan = _to_plan(model, candidates, chosen, reasons, method)
     if method == "latency":

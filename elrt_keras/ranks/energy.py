@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from elrt_keras.ranks.candidate import Candidate
 from elrt_keras.ranks.grid import Budget, Chosen
-from elrt_keras.ranks.survey import Candidate
 
 # Weights of the first of two budgets that are tried; the second gets the rest.
 _MIXES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -116,6 +116,10 @@ def _loss(tails, ranks):
     return float(sum(tail[min(rank, len(tail) - 1)] for tail, rank in zip(tails, ranks)))
 
 
+def _usable_loss(candidate, tails, ranks):
+    return _loss(tails, candidate.format.usable_ranks(candidate.kernel_shape, ranks))
+
+
 def _price_mixes(budget):
     """Prices by resource in parts of its limit: one currency for two budgets, in several proportions."""
     names = list(budget.limits)
@@ -139,9 +143,9 @@ def _choices(candidate, tails, prices, multiple_of):
     if candidate.choices is not None:
         return list(candidate.choices)
     grids = candidate.grids(multiple_of)
-    if math.prod(map(len, grids)) <= _ALL_COMBINATIONS:
-        return list(itertools.product(*grids))
-    return _path(candidate, grids, tails, prices)
+    few = math.prod(map(len, grids)) <= _ALL_COMBINATIONS
+    choices = itertools.product(*grids) if few else _path(candidate, grids, tails, prices)
+    return [ranks for ranks in choices if candidate.usable(ranks, multiple_of) == ranks]
 
 
 def _path(candidate, grids, tails, prices):
@@ -156,7 +160,7 @@ def _path(candidate, grids, tails, prices):
                 now = path[-1]
                 following = (*now[:axis], ranks_of_axis[position[axis] + 1], *now[axis + 1 :])
                 paid = _price(candidate, following, prices)
-                saved = _loss(tails, path[-1]) - _loss(tails, following)
+                saved = _usable_loss(candidate, tails, path[-1]) - _usable_loss(candidate, tails, following)
                 steps.append((saved / max(paid - price, _SMALL), axis, following, paid))
         _, axis, ranks, price = max(steps)
         position[axis] += 1

@@ -24,8 +24,8 @@ from elrt_keras import litert
 from elrt_keras.atomic import write_bytes
 from elrt_keras.formats.chain import chain_costs, dense_stage
 from elrt_keras.litert.convert import Quantization
+from elrt_keras.ranks.candidate import Candidate
 from elrt_keras.ranks.grid import Budget, on_grid
-from elrt_keras.ranks.survey import Candidate
 
 # Ranks that are measured: these fractions of the largest, by the number of ranks of a format.
 _FRACTIONS = {
@@ -152,7 +152,8 @@ def measured_ranks(candidate: Candidate, multiple_of: int) -> list[tuple[int, ..
     fractions = _FEW_FRACTIONS if dense["params"] > _LARGE else _FRACTIONS.get(len(candidate.limits), _MORE_RANKS)
     steps = zip(candidate.limits, candidate.steps(multiple_of))
     axes = [sorted({on_grid(f * limit, limit, step) for f in fractions}) for limit, step in steps]
-    return [ranks for ranks in itertools.product(*axes) if candidate.costs(ranks)["macs"] < dense["macs"]]
+    usable = [ranks for ranks in itertools.product(*axes) if candidate.usable(ranks, multiple_of) == ranks]
+    return [ranks for ranks in usable if candidate.costs(ranks)["macs"] < dense["macs"]]
 
 
 def _times(candidate, choices, size, table):

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from elrt_keras.ranks.candidate import Candidate
 from elrt_keras.ranks.grid import NEARLY, Budget, Chosen, on_grid
-from elrt_keras.ranks.survey import Candidate
 
 _SMALL = 1e-9  # of a total: less is no gain
 _ALL_RANKS = 2048  # over all layers: so many combinations of a layer's ranks are all looked at, and paired
@@ -27,18 +27,22 @@ class ScaledRanks:
     multiple_of: int
     break_even: bool
     judged_by: list[str]
+    exact: bool = False  # whether ranks are in proportion even where a kernel cannot make use of that
 
     def ranks(self, candidate: Candidate, scale: float) -> tuple[int, ...]:
         """The ranks of a layer at a scale."""
-        return tuple(
+        ranks = tuple(
             on_grid(scale * base, limit, step)
             for base, limit, step in zip(
                 self.bases[candidate.name], candidate.limits, candidate.steps(self.multiple_of)
             )
         )
+        return ranks if self.exact else candidate.usable(ranks, self.multiple_of)
 
     def worthwhile(self, candidate: Candidate, ranks: tuple[int, ...]) -> tuple[int, ...] | None:
-        """The ranks, or `None` (dense) where they save nothing and the break-even guard is on."""
+        """The ranks, or `None` (dense) where they buy what is no use, or (with `break_even`) save nothing."""
+        if not self.exact and candidate.usable(ranks, self.multiple_of) != ranks:
+            return None
         return ranks if not self.break_even or candidate.is_cheaper(ranks, self.judged_by) else None
 
     def at(self, scale: float) -> Chosen:
@@ -149,7 +153,8 @@ class ScaledRanks:
             return [] if largest is None else [largest]
         steps = candidate.steps(self.multiple_of)
         lower = tuple(max(min(r, s), (-(-r // s) - 1) * s) for r, s in zip(ranks, steps))
-        found = [*self._one_step_up(candidate, ranks), lower, *self._single(candidate, ranks, lower)]
+        below = [lower] if self.exact or candidate.usable(lower, self.multiple_of) == lower else []
+        found = [*self._one_step_up(candidate, ranks), *below, *self._single(candidate, ranks, lower)]
         dense = [None] if self.break_even else []
         return [step for step in found + dense if step != ranks]
 
