@@ -410,3 +410,12 @@ def test_small_networks_meet_budgets_where_the_grid_allows(net, format_name):
 def test_what_is_no_plan_is_told(entries):
     with pytest.raises(ValueError, match="mapping from layer names to entries.*Received: entries="):
         elrt.RankPlan(entries)
+
+
+def test_uniform_ranks_of_few_layers_stay_near_one_scale():
+    layer = keras.layers.Conv2D(192, (7, 1), padding="same", use_bias=False, name="conv")
+    model = keras.Sequential([keras.Input((16, 16, 192)), layer])
+    for budget in (0.2, 0.25, 0.3):
+        plan = elrt.plan_ranks(model, max_macs=budget, exclude=[])
+        low, high = sorted(plan["conv"].ranks)
+        assert high <= 2 * low and plan.costs["conv"]["planned_macs"] >= (budget - 0.01) * plan.costs["conv"]["macs"]

@@ -47,6 +47,9 @@ def compare(
 
     Returns:
         A `Comparison`.
+
+    Raises:
+        ValueError: for labels that are no outputs of the model.
     """
     expected, actual, all_labels = [], [], []
     for inputs, labels in batches:
@@ -58,6 +61,11 @@ def compare(
     difference, scale = actual - expected, np.sqrt(np.mean(expected**2))
     classifies = expected.ndim == 2 and expected.shape[-1] > 1
     labels = np.concatenate(all_labels) if all_labels and classifies else None
+    if labels is not None and not (0 <= labels.min() and labels.max() < expected.shape[-1]):
+        raise ValueError(
+            f"Expected labels from 0 to {expected.shape[-1] - 1}, one for each output. "
+            f"Received: labels from {labels.min()} to {labels.max()}"
+        )
     return Comparison(
         examples=len(expected),
         max_difference=float(np.max(np.abs(difference))),

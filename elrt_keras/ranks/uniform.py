@@ -122,24 +122,25 @@ class ScaledRanks:
     def _exchange(self, chosen, budget):
         """While much is left: other ranks for one layer or two at once.
 
-        Of those that leave little the ones that move least are taken, so that ranks stay near one scale; where none
-        leaves little, the ones that leave least.
+        Taken are those that leave little and change ranks little, so that ranks stay near one scale.
         """
         limits, totals = dict(budget.limits), budget.totals
         while not budget.nearly_spent(spent := budget.spent(chosen)):
             left = np.array([(limit - spent[resource]) / totals[resource] for resource, limit in limits.items()])
             # Not to step at all is one of them, so that pairs include single steps.
-            steps: list[Any] = [(None, None, np.zeros_like(left))]
+            steps: list[Any] = [(None, None, 0.0, np.zeros_like(left))]
             for candidate in self.candidates:
-                before = candidate.costs(chosen[candidate.name])
-                for ranks in self._neighbours(candidate, chosen[candidate.name]):
+                now = chosen[candidate.name]
+                before = candidate.costs(now)
+                for ranks in self._neighbours(candidate, now):
                     after = candidate.costs(ranks)
                     more = np.array([(after[resource] - before[resource]) / totals[resource] for resource in limits])
-                    steps.append((candidate.name, ranks, more))
-            pair = _best_pair(np.array([more for *_, more in steps]), [name for name, *_ in steps], left)
+                    steps.append((candidate.name, ranks, _distance(candidate, now, ranks), more))
+            names, _, moved, more = zip(*steps)
+            pair = _best_pair(np.array(more), np.array(moved), names, left)
             if not pair:
                 return
-            chosen.update({name: ranks for name, ranks, _ in (steps[index] for index in pair) if name is not None})
+            chosen.update({name: ranks for name, ranks, *_ in (steps[index] for index in pair) if name is not None})
 
     def _neighbours(self, candidate, ranks):
         """Other ranks for a layer: all of its grid where these are few, else a step up or down, all or one of them."""
@@ -163,11 +164,18 @@ class ScaledRanks:
         return [step for step in single if self.worthwhile(candidate, step)]
 
 
-def _best_pair(more, names, left):
+def _distance(candidate, ranks, others):
+    """How far apart two choices of a layer are: the logarithms of the ratios of their ranks, added up."""
+    pairs = zip(ranks or candidate.limits, others or candidate.limits)
+    return sum(abs(math.log(other / rank)) for rank, other in pairs)
+
+
+def _best_pair(more, moved, names, left):
     """The two steps, of two layers, to take at once; none where no pair gains anything.
 
     Args:
         more: what each step costs, `(steps, resources)`, in parts of the dense model's totals.
+        moved: how far each step changes the ranks of its layer, `(steps,)`.
         names: the layer of each step.
         left: what is left of each budget, in the same parts.
     """
@@ -175,8 +183,7 @@ def _best_pair(more, names, left):
     left_by = left - more[:, None] - more[None]
     least = np.where(np.all(left_by >= 0, axis=-1), np.min(left_by, axis=-1), np.inf)
     least[layers[:, None] == layers[None]] = np.inf
-    moved = np.max(np.abs(more), axis=-1)
-    enough = least <= NEARLY
-    score = np.where(enough, moved[:, None] + moved[None], np.inf) if np.any(enough) else least
+    # Less than a little is not worth moving for; more is, by as much for each e-fold of a rank.
+    score = np.maximum(least, NEARLY) + NEARLY * (moved[:, None] + moved[None])
     best = np.unravel_index(np.argmin(score), score.shape)
     return best if least[best] < np.min(left) - _SMALL else ()
