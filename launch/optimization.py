@@ -61,7 +61,7 @@ def learning_rate(config, steps_per_epoch):
     return WarmUp(rate, warmup)
 
 
-class _OfARun:
+class _RunOptimizer:
     """Adds to an optimizer what a run needs, in a way that its saved configuration cannot lose.
 
     `gradient_norms` holds ‖gradient‖ of each variable at the last step where all were finite. Decoupled weight decay
@@ -90,12 +90,12 @@ def _norm(gradient):
 
 
 @keras.saving.register_keras_serializable("elrt_keras")
-class NotingSGD(_OfARun, keras.optimizers.SGD):
+class NotingSGD(_RunOptimizer, keras.optimizers.SGD):
     """`keras.optimizers.SGD` that notes gradient norms and does not decay biases and batch-norm."""
 
 
 @keras.saving.register_keras_serializable("elrt_keras")
-class NotingAdamW(_OfARun, keras.optimizers.AdamW):
+class NotingAdamW(_RunOptimizer, keras.optimizers.AdamW):
     """`keras.optimizers.AdamW` that notes gradient norms and does not decay biases and batch-norm."""
 
 
