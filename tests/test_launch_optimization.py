@@ -109,6 +109,8 @@ def test_decay_through_momentum_is_as_strong_as_decoupled_decay_over_one_minus_i
 
 @pytest.mark.parametrize("optimizer, precision", [("adamw", "float32"), ("sgd", "float32"), ("adamw", "mixed_float16")])
 def test_a_checkpoint_knows_what_decays(tmp_path, optimizer, precision):
+    if precision == "mixed_float16" and keras.backend.backend() == "jax":
+        pytest.skip("a step with loss scaling runs in a compiled function alone")
     config = TrainConfig(
         optimizer=optimizer, precision=precision, weight_decay=0.1, weight_decay_kind="decoupled", momentum=0.0
     )
