@@ -40,10 +40,9 @@ def short_names(paths: Sequence[str]) -> list[str]:
     ['a/int8', 'b/int8']
     """
     parts = [os.path.splitext(os.path.abspath(path))[0].split(os.sep) for path in paths]
-    # The folder that `elrt-export` writes to tells nothing apart.
-    parts = [[*(folder for folder in folders if folder != "export"), name] for *folders, name in parts]
     for depth in range(1, max(map(len, parts)) + 1):
-        names = [os.path.join(*part[-depth:]) for part in parts]
+        # The folder that `elrt-export` writes to tells nothing.
+        names = [os.path.join(*[p for p in part[-depth:-1] if p != "export"], part[-1]) for part in parts]
         if len(set(names)) == len(names):
             return names
     return list(paths)
