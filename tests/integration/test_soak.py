@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 
-from elrt_keras.launch import training
+from elrt_keras.launch import logs
 
 MINUTES = float(os.environ.get("ELRT_SOAK_MINUTES", "60"))
 # Steps, epochs, validation and checkpoints, many of each: an epoch of the digits takes a second or two.
@@ -33,7 +33,7 @@ def test_the_logs_of_many_steps_take_no_memory(tmp_path):
     images, labels = np.zeros((10000, 4), "float32"), np.eye(3, dtype="float32")[np.zeros(10000, int)]
 
     def train(epochs):
-        callbacks = [training._TensorBoard(str(tmp_path), write_graph=False)]
+        callbacks = [logs.TensorBoard(str(tmp_path), write_graph=False)]
         model.fit(images, labels, batch_size=1, epochs=epochs, verbose=0, callbacks=callbacks)
         return resident_mb(os.getpid())
 
