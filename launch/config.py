@@ -128,22 +128,24 @@ class TrainConfig:
 
     def _check_numbers(self):
         for name in ("epochs", "batch_size", "lr_step_epochs"):
-            _in_range(name, getattr(self, name), 1, math.inf, whole=True)
+            _in_range(name, getattr(self, name), "[1, inf)", whole=True)
         if self.image_size is not None:
-            _in_range("image_size", self.image_size, 1, math.inf, whole=True)
-        _in_range("seed", self.seed, 0, 2**31 - 1, whole=True)
-        _in_range("learning_rate", self.learning_rate, 1e-12, math.inf)
-        _in_range("width", self.width, 1e-12, 64)
-        _in_range("momentum", self.momentum, 0, 1 - 1e-12)
-        _in_range("lr_step_factor", self.lr_step_factor, 1e-12, 1)
-        _in_range("label_smoothing", self.label_smoothing, 0, 1)
+            _in_range("image_size", self.image_size, "[1, inf)", whole=True)
+        _in_range("seed", self.seed, f"[0, {2**31 - 1}]", whole=True)
+        _in_range("learning_rate", self.learning_rate, "(0, inf)")
+        _in_range("width", self.width, "(0, 64]")
+        _in_range("momentum", self.momentum, "[0, 1)")
+        _in_range("lr_step_factor", self.lr_step_factor, "(0, 1]")
+        _in_range("label_smoothing", self.label_smoothing, "[0, 1]")
         for name in ("weight_decay", "orthogonality_strength", "checkpoint_minutes"):
-            _in_range(name, getattr(self, name), 0, math.inf)
-        _in_range("lr_warmup_epochs", self.lr_warmup_epochs, 0, self.epochs)
+            _in_range(name, getattr(self, name), "[0, inf)")
+        _in_range("lr_warmup_epochs", self.lr_warmup_epochs, f"[0, {self.epochs}]")
         if self.warmup_epochs != "auto":
-            _in_range("warmup_epochs", _int_or_nan(self.warmup_epochs), 0, self.epochs - 1, whole=True)
+            if not self.warmup_epochs.isdecimal():
+                raise ValueError(f"Expected epochs or 'auto'. Received: warmup_epochs={self.warmup_epochs!r}")
+            _in_range("warmup_epochs", int(self.warmup_epochs), f"[0, {self.epochs - 1}]", whole=True)
         for name in self._given(*_BUDGETS):
-            _in_range(name, getattr(self, name), 1e-12, 1)
+            _in_range(name, getattr(self, name), "(0, 1]")
 
     def _check_combinations(self):
         budget = self._given(*_BUDGETS, "rank_plan")
@@ -242,20 +244,17 @@ def _plain_count(text):
     return str(int(text)) if text.isdecimal() else text
 
 
-def _int_or_nan(text):
-    try:
-        return int(text)
-    except ValueError:
-        return math.nan
-
-
 def _one_of(name, value, allowed):
     if value not in allowed:
         raise ValueError(f"Expected one of {list(allowed)}. Received: {name}={value!r}")
 
 
-def _in_range(name, value, low, high, whole=False):
+def _in_range(name, value, interval, whole=False):
+    """Checks a number against an interval such as `"(0, 1]"`, of which a round bracket leaves the end out."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
     # An int may be larger than any float.
-    if not (low <= value <= min(high, sys.float_info.max)) or (whole and not float(value).is_integer()):
+    inside = low <= value <= min(high, sys.float_info.max)
+    excluded = (interval[0] == "(" and value == low) or (interval[-1] == ")" and value == high)
+    if not inside or excluded or (whole and not float(value).is_integer()):
         kind = "an int" if whole else "a number"
-        raise ValueError(f"`{name}` is {kind} from {low:g} to {high:g}. Received: {name}={value}")
+        raise ValueError(f"`{name}` is {kind} in {interval}. Received: {name}={value}")

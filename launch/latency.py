@@ -17,10 +17,12 @@ def find_files(sources):
     """The `.tflite` files that are named, or that lie in the `export` folder of run directories.
 
     Raises:
-        ValueError: for nothing found.
+        ValueError: for nothing found, or a source that does not exist.
     """
     found = []
     for source in sources:
+        if not os.path.exists(source):
+            raise ValueError(f"Expected .tflite files or run directories. Received: {source!r}, which does not exist")
         if not os.path.isdir(source):
             found.append(source)
             continue

@@ -2,7 +2,7 @@
 
   elrt-plan --model=resnet20 --max_macs=0.4 --output=plan.json        # a builder, for training from scratch
   elrt-plan --model=trained.keras --max_macs=0.4 --method=energy      # any Keras model; ranks from its weights
-  elrt-plan --model=trained.keras --method=vbmf                       # ranks from the noise in its weights
+  elrt-plan --model=runs/dense --method=vbmf                          # a run; ranks from the noise in its weights
   elrt-plan --model=vgg16 --max_latency=0.5                           # half the time, measured layer by layer on LiteRT
   elrt-plan --model=vgg16 --max_latency=0.5 --quantization=int8       # half the time of the int8 file
   elrt-plan --model=resnet18 --image_size=96 --classes=2 --max_latency=0.5 --output=plan.json
@@ -25,7 +25,9 @@ _PASSED = ("fraction", "max_macs", "max_params", "max_latency", "multiple_of", "
 
 def define():
     """Defines the flags of `elrt-plan`."""
-    flags.DEFINE_string("model", None, "A builder's name, see elrt_keras.models.list_models(), or a .keras file.")
+    flags.DEFINE_string(
+        "model", None, "A builder's name, see elrt_keras.models.list_models(), a .keras file, or a finished run."
+    )
     flags.DEFINE_list(
         "input_shape",
         None,
@@ -92,11 +94,15 @@ def _model(values, shape):
                 f"Received: model={values.model!r}"
             )
         return models.build(values.model, shape, values.classes)
-    if not os.path.exists(values.model):
-        raise ValueError(f"Expected one of {models.list_models()} or a .keras file. Received: model={values.model!r}")
     from elrt_keras.launch import rundir
 
-    return rundir.load_model(values.model)
+    path = rundir.model_path(values.model) if os.path.isdir(values.model) else values.model
+    if not os.path.exists(path):
+        raise ValueError(
+            f"Expected one of {models.list_models()}, a .keras file or the directory of a finished run. "
+            f"Received: model={values.model!r}"
+        )
+    return rundir.load_model(path)
 
 
 def main():

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 
 import keras
 import numpy as np
@@ -280,12 +281,40 @@ def test_models_that_cannot_be_converted():
         elrt.factorize(constrained, {"a": ("tucker2", 1)})
 
 
-def test_a_name_that_a_factor_gets_is_refused():
+def test_names_that_two_layers_would_get_are_refused():
     model = keras.Sequential([keras.Input((8, 8, 4))])
     model.add(elrt.layers.Tucker2Conv2D(4, 3, ranks=2, name="conv"))
     model.add(layers.Conv2D(4, 3, name="conv_core"))
-    with pytest.raises(ValueError, match="a factor of 'conv' gets. Received: 'conv_core'"):
+    with pytest.raises(ValueError, match="different names. Received: 'conv_core' of 'conv' and of 'conv_core'"):
         elrt.expand(model)
+    both = elrt.factorize(model, {"conv_core": ("tucker2", 2)})  # now both are chains, of other names
+    assert [layer.name for layer in elrt.expand(both).layers][1::3] == ["conv_core", "conv_core_core"]
+
+
+def test_an_expanded_model_needs_no_penalty_of_this_package():
+    penalty = elrt.regularizers.SoftOrthogonality(0.1)
+    conv = elrt.layers.Tucker2Conv2D(6, 3, 2, execution="compose", kernel_regularizer=penalty)
+    head = elrt.layers.LowRankDense(4, 2, execution="compose", kernel_regularizer=penalty)
+    model = keras.Sequential([keras.Input((6, 6, 4)), conv, layers.Flatten(), head])
+    assert model.losses and not elrt.expand(model).losses
+    assert "elrt_keras" not in elrt.expand(model).to_json()
+
+
+def test_a_model_made_anew_from_the_config_of_a_decomposed_one_trains():
+    model = keras.Sequential([keras.Input((6, 6, 4)), layers.Conv2D(4, 3, name="a"), layers.Flatten(), layers.Dense(3)])
+    low_rank = elrt.factorize(model, {"a": ("tucker2", 2)}, factor_initializer="decomposed")
+    anew = keras.models.clone_model(low_rank)
+    deviations = [np.std(to_numpy(one.get_layer("a").kernel)) for one in (model, anew)]
+    assert deviations[1] == pytest.approx(deviations[0], rel=0.5)
+
+
+def test_a_kernel_of_zeros_is_decomposed_without_warnings():
+    model = keras.Sequential([keras.Input((6, 6, 8)), layers.Conv2D(8, 3, kernel_initializer="zeros", name="a")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        for name in elrt.formats.names():
+            low_rank = elrt.factorize(model, {"a": (name, 4)}, factor_initializer="decomposed")
+            assert np.all(to_numpy(low_rank.get_layer("a").kernel) == 0)
 
 
 def test_quantised_layers_are_refused():

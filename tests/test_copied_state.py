@@ -138,6 +138,16 @@ def test_functions_that_keras_cannot_load_stay(activation):
     np.testing.assert_allclose(to_numpy(shrunk(images)), to_numpy(cheaper(images)), atol=1e-4)
 
 
+def test_models_made_frozen_stay_so():
+    inputs = keras.Input((6, 6, 4))
+    inner = keras.Model(inputs, layers.Conv2D(4, 3, name="a")(inputs), name="inner", trainable=False)
+    outer = keras.Model(inputs, layers.Flatten()(inner(inputs)), trainable=False)
+    low_rank = elrt.factorize(outer, {"inner/a": ("tucker2", 2)})
+    for copy in (low_rank, elrt.merge(low_rank), elrt.expand(low_rank), elrt.shrink(low_rank, max_macs=1.0)):
+        assert not copy.trainable_weights and not copy.get_layer("inner").trainable
+        assert copy.get_layer("inner").layers[-1].trainable  # as in the original, whose flag is its own
+
+
 @pytest.mark.parametrize("name", ["tucker2", "svd"])
 def test_an_activation_with_weights_keeps_them(name):
     dense = keras.Sequential(

@@ -58,6 +58,15 @@ def test_custom_blocks_are_opened_where_nothing_is_lost(options, arguments, open
         np.testing.assert_allclose(*outputs, atol=1e-4)
 
 
+def test_a_block_made_frozen_stays_so():
+    inputs = keras.Input((6, 6, 4))
+    model = keras.Model(inputs, Block(name="block", trainable=False)(inputs))
+    low_rank = elrt.factorize(model, {"block/conv": ("tucker2", 2)})
+    assert not low_rank.get_layer("block").trainable_weights
+    model.get_layer("block").trainable = True
+    assert elrt.factorize(model, {"block/conv": ("tucker2", 2)}).get_layer("block").trainable_weights
+
+
 class Wired(Block):
     def call(self, x, training=None):
         y = self.conv(x)

@@ -45,7 +45,7 @@ def expand(model: keras.Model) -> keras.Model:
 
     Raises:
         ValueError: if the model holds no low-rank layer, or one inside a layer that cannot be opened, such as a
-            `TimeDistributed`; if a layer has a name that a factor gets.
+            `TimeDistributed`; if two layers would get one name.
 
     Example:
 
@@ -60,13 +60,14 @@ def expand(model: keras.Model) -> keras.Model:
 
 
 def _check_names(model):
-    paths = dict(iterate_replaceable(model))
-    for path, layer in paths.items():
-        for factor in layer.format.factor_names if is_low_rank(layer) and layer.runs_chain else ():
-            if f"{path}_{factor}" in paths:
-                raise ValueError(
-                    f"Expected no layer of the name that a factor of '{path}' gets. Received: '{path}_{factor}'"
-                )
+    owners = {}
+    for path, layer in iterate_replaceable(model):
+        stock = [one for one, _ in layer.stock_layers()] if is_low_rank(layer) else [layer]
+        for one in stock:
+            name = path.removesuffix(layer.name) + one.name
+            owner = owners.setdefault(name, path)
+            if owner != path:
+                raise ValueError(f"Expected layers of different names. Received: '{name}' of '{owner}' and of '{path}'")
 
 
 def is_low_rank(layer: keras.layers.Layer) -> bool:

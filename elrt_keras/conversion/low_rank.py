@@ -1,5 +1,6 @@
 """Dense to low-rank: `factorize`."""
 
+import functools
 from collections.abc import Mapping
 
 import keras
@@ -10,6 +11,7 @@ from elrt_keras.conversion.rebuild import check_convertible, rebuild
 from elrt_keras.initializers import Identifier
 from elrt_keras.layers.arguments import dense_arguments
 from elrt_keras.layers.convolutions import layer_class
+from elrt_keras.progress import progress_bar
 from elrt_keras.ranks.plan import Entry, RankPlan
 from elrt_keras.ranks.survey import REPLACEABLE
 from elrt_keras.traversal import iterate_replaceable
@@ -78,11 +80,16 @@ def factorize(
         def set_weights(low_rank):
             if decomposed:
                 low_rank.assign_kernel(layer.kernel)
+                # From zeros, which were no more than a place to put these, a model made anew could not be trained.
+                low_rank.factor_initializer = initializers.OrthogonalFactors(
+                    layer.kernel_initializer or "glorot_uniform"
+                )
             low_rank.assign_end(layer)
 
         return [(target(**arguments), set_weights)]
 
-    return rebuild(model, lambda layer: id(layer) in replacements, low_rank_twin)
+    track = functools.partial(progress_bar, told="decomposing kernels") if decomposed else iter
+    return rebuild(model, lambda layer: id(layer) in replacements, low_rank_twin, track)
 
 
 def _seeded(initializer, index):

@@ -36,6 +36,7 @@ def rebuild(
     model: keras.Model,
     is_replaced: Callable[[keras.layers.Layer], bool],
     replacement: Callable[[Any], list[tuple[keras.layers.Layer, Any]]],
+    track: Callable[..., Any] = iter,
 ) -> keras.Model:
     """A copy of a model with its own weights, in which some layers are replaced.
 
@@ -48,6 +49,7 @@ def rebuild(
         replacement: function of such a layer that returns a list of `(new layer, weights)`, the layers that take its
             place, applied one after another. Weights are a list of arrays, or a function of the built new layer that
             sets them.
+        track: wraps the list of new layers whose weights are set, to show progress.
     """
     copies = {}  # id of a layer → the layers in its place
     values = []
@@ -61,17 +63,22 @@ def rebuild(
         if not isinstance(layer, keras.layers.Layer):
             return [layer]  # an operation such as x + y: no state, so the copy can use it too
         if is_container(layer):
-            return [_copied_graph(layer, layers_for)]
+            return [copied_graph(layer, layer)]
         if not is_replaced(layer):
             inner = opened(layer)
             if inner is not None and any(is_replaced(one) for _, one in iterate_replaceable(inner)):
-                return [_copied_graph(inner, layers_for)]
+                return [copied_graph(inner, layer)]
         new = replacement(layer) if is_replaced(layer) else [(_copied(layer), layer.get_weights())]
         values.extend(new)
         return [one for one, _ in new]
 
-    copy = _copied_graph(model, layers_for)
-    for new, value in values:
+    def copied_graph(graph, original):
+        copy = _copied_graph(graph, layers_for)
+        copy._trainable = original.trainable  # its own flag alone; by the property all its layers would get it
+        return copy
+
+    copy = copied_graph(model, model)
+    for new, value in track(values):
         value(new) if callable(value) else new.set_weights(value)
         _finalize(new)
     return copy
@@ -123,7 +130,7 @@ def _copied_sequential(model, layers_for):
         return keras.models.clone_model(model, clone_function=lambda layer: twins[id(layer)])
     inputs = keras.Input(batch_shape=model.inputs[0].shape, dtype=model.inputs[0].dtype, name=model.inputs[0].name)
     layers = [layer for chain in chains for layer in chain]
-    return kind([inputs, *layers], name=model.name, trainable=model.trainable)
+    return kind([inputs, *layers], name=model.name)
 
 
 @contextlib.contextmanager

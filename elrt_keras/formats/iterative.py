@@ -4,16 +4,19 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 
+import numpy as np
+
 
 @contextlib.contextmanager
 def tensorly_on_numpy() -> Iterator[None]:
-    """A context in which TensorLy computes with NumPy and says nothing of factors that it completes.
+    """A context in which TensorLy computes with NumPy, without warnings of what is asked for here.
 
-    It completes a factor that a short unfolding leaves too narrow. That is asked for here, no news to the user.
+    It completes a factor that a short unfolding leaves too narrow, and divides by the norm of a kernel that is zero.
     """
     # TensorLy brings SciPy along; importing it here keeps `import elrt_keras` as quick as `import keras`.
     import tensorly
 
-    with tensorly.backend_context("numpy"), warnings.catch_warnings():
+    zero_kernel = np.errstate(invalid="ignore")
+    with tensorly.backend_context("numpy"), warnings.catch_warnings(), zero_kernel:
         warnings.filterwarnings("ignore", message="Trying to compute SVD with n_eigenvecs", category=UserWarning)
         yield

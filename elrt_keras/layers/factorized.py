@@ -252,6 +252,12 @@ class FactorizedLayer(keras.layers.Layer):
         layer = self.stock_class(**{**config, "dtype": self.dtype_policy})
         return layer, [ops.convert_to_numpy(self.kernel), *self.end_weights()]
 
+    def _composed(self):
+        """As `merged`, without the kernel's penalty, which may be of this package and which chains leave behind too."""
+        layer, weights = self.merged()
+        layer.kernel_regularizer = None
+        return layer, weights
+
     def assign_kernel(self, kernel: Tensor) -> None:
         """Sets the factors to the best approximation of a dense kernel at the layer's ranks.
 

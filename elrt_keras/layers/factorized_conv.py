@@ -186,7 +186,7 @@ class FactorizedConv(FactorizedLayer):
     def stock_layers(self) -> list[tuple[keras.layers.Layer, list[np.ndarray]]]:
         self._require_built("stock_layers")
         if not self._runs_chain:
-            return [self.merged()]
+            return [self._composed()]
         names = [f"{self.name}_{name}" for name in self.format.factor_names]
         last = len(names) - 1
         layers = []

@@ -125,7 +125,7 @@ class LowRankDense(FactorizedLayer):
     def stock_layers(self) -> list[tuple[keras.layers.Layer, list[np.ndarray]]]:
         self._require_built("stock_layers")
         if not self._runs_chain:
-            return [self.merged()]
+            return [self._composed()]
         common = {"dtype": self.dtype_policy, "trainable": self.trainable}
         names = [f"{self.name}_{name}" for name in self.format.factor_names]
         first = keras.layers.Dense(self.ranks[0], use_bias=False, name=names[0], **common)

@@ -8,12 +8,12 @@ layer taking turns, so that other load on the machine hits them alike.
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
 import math
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +24,7 @@ from elrt_keras import litert
 from elrt_keras.atomic import write_bytes
 from elrt_keras.formats.chain import chain_costs, dense_stage
 from elrt_keras.litert.convert import Quantization
+from elrt_keras.progress import progress_bar
 from elrt_keras.ranks.candidate import Candidate
 from elrt_keras.ranks.grid import Budget, on_grid
 
@@ -244,7 +245,9 @@ def timed(
         raise ValueError(f"Expected one of {litert.QUANTIZATIONS}. Received: quantization={quantization!r}")
     litert.require_runtime()
     table = TimeTable(threads, quantization)
-    candidates = time_candidates(budget.candidates, multiple_of, table, _progress)
+    candidates = time_candidates(
+        budget.candidates, multiple_of, table, functools.partial(progress_bar, told="timing layers")
+    )
     shape = input_shape or model.inputs[0].shape[1:]
     examples = np.random.default_rng(0).standard_normal((2, *shape), "float32")  # times do not depend on them
     content = litert.model_to_litert(model, quantization, examples, "float32", input_shape)
@@ -268,12 +271,3 @@ def _total(content, candidates, table):
     # The times of layers may be old. The slowest of them takes turns with the model, and says what has changed.
     whole, now = measure([content, layer], table.threads)
     return float(whole * table.get(_key(stages, size, slowest.padding)) / now)
-
-
-def _progress(candidates):
-    """Shows a bar on a terminal."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    return track(candidates, "timing layers", console=console, transient=True, disable=not sys.stderr.isatty())

@@ -31,16 +31,17 @@ def test_a_builder_is_planned_and_the_plan_written(tmp_path):
     assert f"{dense.params:,} → {low.params:,} params" in done.stdout
 
 
-def test_a_saved_model_with_formats_by_layer_and_a_method_that_reads_weights(tmp_path):
+def test_the_model_of_a_run_with_formats_by_layer_and_a_method_that_reads_weights(tmp_path):
     layers = keras.layers
     model = keras.Sequential(
         [keras.Input((None, None, 3))]
         + [layers.Conv2D(32, 3, name=name) for name in ("first", "second", "third")]
         + [layers.GlobalAveragePooling2D(), layers.Dense(4, name="head")]
     )
-    model.save(tmp_path / "m.keras")
+    (tmp_path / "run").mkdir()
+    model.save(tmp_path / "run" / "model.keras")
     arguments = (
-        "--model=m.keras",
+        "--model=run",
         "--format=second:svd,*:tucker2",
         "--method=energy",
         "--max_macs=0.5",
@@ -66,6 +67,7 @@ def test_a_saved_model_with_formats_by_layer_and_a_method_that_reads_weights(tmp
         (["--model=resnet20", "--max_macs=0.4", "--output=no/where.json"], "Received: output='no/where.json'"),
         (["--model=resnet20", "--max_macs=0.4", "--quantization=int8"], "Received: quantization='int8'"),
         (["--model=broken.keras", "--max_macs=0.4"], "Received: 'broken.keras'"),
+        (["--model=.", "--max_macs=0.4"], "or the directory of a finished run. Received: model='.'"),
         (["--model=resnet20", "--max_macs=0.4", "more"], "Received: ['more']"),
     ],
     ids=str,
@@ -92,8 +94,8 @@ def test_a_budget_of_time(tmp_path, monkeypatch):
     assert written.latency["planned"] <= 0.8 * written.latency["dense"]
     assert "ms predicted" in done.stdout and "planned ms" in done.stdout
     assert len(list((tmp_path / "cache").iterdir())) == 1
-    small = "--model=resnet20", "--input_shape=16,16,3", "--max_latency=0.95", "--multiple_of=16"
-    assert plan(*small, "--quantization=int8", cwd=tmp_path).returncode == 0
+    wider = "--model=resnet20", "--input_shape=64,64,3", "--max_latency=0.9", "--multiple_of=16"
+    assert plan(*wider, "--quantization=int8", cwd=tmp_path).returncode == 0
     assert len(list((tmp_path / "cache").iterdir())) == 2
     low = elrt.factorize(elrt.models.build("resnet20"), written)
     assert elrt.count_costs(low).macs < elrt.count_costs(elrt.models.build("resnet20")).macs

@@ -1,0 +1,18 @@
+"""A bar for what takes minutes."""
+
+import sys
+from collections.abc import Iterable, Sequence
+
+
+def progress_bar(items: Sequence, told: str) -> Iterable:
+    """The items one after another, with a bar on a terminal that goes away at the end.
+
+    Args:
+        items: what is worked through.
+        told: what is being done, before the bar.
+    """
+    # rich is imported on use so that importing the package stays quick.
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, told, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
