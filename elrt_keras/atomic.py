@@ -43,6 +43,8 @@ def check_file(path: Path, argument: str = "path") -> None:
     Raises:
         ValueError: with the path.
     """
+    if not os.path.basename(path):
+        raise ValueError(f"Expected a path that ends in the name of a file. Received: {argument}={str(path)!r}")
     _check_writable(path, argument)
     if os.path.exists(path) and not os.path.isfile(path):
         kind = "folder" if os.path.isdir(path) else "device or the like"

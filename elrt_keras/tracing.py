@@ -49,6 +49,11 @@ def _input_specs(model, input_shape):
                 f"`input_shape` is for one input. Received: input_shape={input_shape}, model={model.name!r} "
                 f"with inputs of shapes {shapes}"
             )
+        own = tuple(inputs[0].shape)[1:] if inputs else (None,) * len(input_shape)
+        if len(own) != len(input_shape) or any(size not in (None, new) for size, new in zip(own, input_shape)):
+            raise ValueError(
+                f"Expected the shape of one example of '{model.name}', {own}. Received: input_shape={input_shape}"
+            )
         batch, dtype = (inputs[0].shape[0], inputs[0].dtype) if inputs else (None, "float32")
         return keras.KerasTensor((batch or 1, *input_shape), dtype=dtype)
     inputs = getattr(model, "inputs" if isinstance(model, keras.Sequential) else "input", None)

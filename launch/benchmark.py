@@ -13,6 +13,7 @@ consumes on the same machine. A ratio well above 1 means that training does not 
 """
 
 import json
+import math
 import os
 import statistics
 import sys
@@ -23,7 +24,9 @@ from elrt_keras.atomic import check_file
 from elrt_keras.launch import cli
 from elrt_keras.tables import render_table
 
+_OF_LITERT = ("threads", "runs", "plot")
 _FIELDS = ("model", "dataset", "data_dir", "download", "image_size", "augmentation", "batch_size", "format", "max_macs")
+_OF_DATA = ("seconds", "rounds", *_FIELDS)
 
 
 def define():
@@ -34,6 +37,7 @@ def define():
     absl_flags.DEFINE_integer("runs", 50, "litert: inferences of each file.", lower_bound=1)
     absl_flags.DEFINE_string("plot", None, "litert: where to draw accuracy over latency (PNG, SVG, PDF).")
     absl_flags.DEFINE_float("seconds", 5.0, "data: how long each measurement lasts at least.", lower_bound=0.01)
+    absl_flags.register_validator("seconds", math.isfinite, "expected a finite number")
     absl_flags.DEFINE_integer("rounds", 3, "data: how often each measurement is made.", lower_bound=1)
     absl_flags.DEFINE_string("output", None, "Where to write the result (JSON).")
     flags.define_fields(_FIELDS, format="dense")
@@ -42,15 +46,16 @@ def define():
 def run(argv):
     """Measures what `argv` names."""
     values = absl_flags.FLAGS
+    if argv[1:2] != ["litert"] and argv[1:] != ["data"]:
+        raise ValueError(f"Expected what to measure: elrt-benchmark litert FILE… or data. Received: {argv[1:]}")
+    others = _OF_DATA if argv[1] == "litert" else _OF_LITERT
+    idle = [f"--{name}" for name in others if values[name].present]
+    if idle:
+        raise ValueError(f"Expected flags of elrt-benchmark {argv[1]} alone; --help tells. Received: {', '.join(idle)}")
     for name in ("output", "plot"):
         if values[name].value is not None:
             check_file(values[name].value, name)
-    if argv[1:2] == ["litert"]:
-        result = _measure_litert(argv[2:], values)
-    elif argv[1:] == ["data"]:
-        result = _measure_data(values)
-    else:
-        raise ValueError(f"Expected what to measure: elrt-benchmark litert FILE… or data. Received: {argv[1:]}")
+    result = _measure_litert(argv[2:], values) if argv[1] == "litert" else _measure_data(values)
     if values.output is not None:
         from elrt_keras.export.files import write_file
 
@@ -77,7 +82,10 @@ def _measure_data(values):
     from elrt_keras.launch import throughput
     from elrt_keras.launch.config import TrainConfig
 
-    config = TrainConfig(**{name: getattr(values, name) for name in _FIELDS})
+    fields = {name: getattr(values, name) for name in _FIELDS}
+    if values.max_macs is not None and not values["format"].present:
+        del fields["format"]  # what has a budget is no dense model
+    config = TrainConfig(**fields)
     result = throughput.measure(config, values.seconds, values.rounds)
     rows = [
         (title, f"{statistics.median(rates):,.0f}", f"{min(rates):,.0f}", f"{max(rates):,.0f}")

@@ -38,7 +38,11 @@ def with_one_line_errors(program, function, interrupted="interrupted"):
         quiet_logging()
         try:
             function(argv)
+            sys.stdout.flush()
             return
+        except BrokenPipeError:  # `| head` has what it wanted
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again as it ends
+            sys.exit(0)
         except (ValueError, ImportError, OSError) as error:
             if os.environ.get("ELRT_TRACEBACK"):
                 raise

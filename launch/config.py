@@ -181,8 +181,11 @@ class TrainConfig:
                 "Expected either a trained model to start from or full-rank warm-up. "
                 f"Received: initial_model={self.initial_model!r}, warmup_epochs={self.warmup_epochs!r}"
             )
-        if self.rank_plan is not None and self.rank_method != "uniform":
-            raise ValueError(f"A rank plan leaves no ranks to choose. Received: rank_method={self.rank_method!r}")
+        if self.rank_plan is not None and (self.rank_method != "uniform" or self.multiple_of is not None):
+            raise ValueError(
+                "A rank plan leaves no ranks to choose. "
+                f"Received: rank_method={self.rank_method!r}, multiple_of={self.multiple_of}"
+            )
         if not self.has_trained_weights:
             for name, needs in (("rank_method", self.rank_method), ("factor_initializer", self.factor_initializer)):
                 if needs in (*ranks.READ_WEIGHTS, "decomposed"):

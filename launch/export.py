@@ -20,6 +20,7 @@ from absl import flags as absl_flags
 
 from elrt_keras.launch import cli
 
+_SUFFIXES = {"litert": ".tflite", "onnx": ".onnx"}
 _KINDS = ("float32", "float16", "dynamic_int8", "int8")
 
 
@@ -34,7 +35,8 @@ def define():
     absl_flags.DEFINE_string("output", None, "Where to write, for one file.")
     absl_flags.DEFINE_integer("evaluation_examples", 10_000, "Test images of the check at most.", lower_bound=1)
     absl_flags.DEFINE_float("max_accuracy_drop", 0.05, "Largest accepted drop of the accuracy below Keras'.")
-    flags.define_fields(("dataset", "data_dir", "image_size"), dataset=None)
+    absl_flags.DEFINE_string("data_dir", None, "Where the data lie now: TFDS' directory, or the folder of the classes.")
+    flags.define_fields(("dataset", "image_size"), dataset=None)
 
 
 def _kinds(values):
@@ -46,6 +48,11 @@ def _kinds(values):
         raise ValueError(f"--quantization is for LiteRT. Received: format={values.format!r}, quantization={kinds}")
     if values.io_dtype != "float32" and "int8" not in kinds:
         raise ValueError(f"--io_dtype is for int8. Received: io_dtype={values.io_dtype!r}, quantization={kinds}")
+    if not 0 <= values.max_accuracy_drop <= 1:
+        raise ValueError(f"Expected a part of 1. Received: max_accuracy_drop={values.max_accuracy_drop}")
+    suffix = os.path.splitext(values.output or "")[1]
+    if suffix in _SUFFIXES.values() and suffix != _SUFFIXES.get(values.format):
+        raise ValueError(f"Expected a path for {values.format!r}. Received: output={values.output!r}")
     return kinds
 
 

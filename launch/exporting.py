@@ -38,16 +38,19 @@ def open_source(path, dataset=None, data_dir=None, image_size=None):
     """The `Source` of a run directory, or of a `.keras` file with the data set that is named, if any.
 
     Raises:
-        ValueError: for something else, a data set that is not there, or one named for a run, which has its own.
+        ValueError: for something else, a data set that is not there, one named for a run, which has its own, or what
+            goes with a data set where none is named.
     """
     if os.path.isdir(path):
         config = rundir.read_config(path)
         if dataset is not None or image_size is not None:
             raise ValueError(f"A run has its own data set. Received: dataset={dataset!r}, image_size={image_size}")
-        model, title = rundir.load_model(rundir.model_path(path)), "dense" if config.format == "dense" else "low_rank"
+        model, title = rundir.load_model(path), "dense" if config.format == "dense" else "low_rank"
         return Source(model, title, os.path.join(path, "export"), *_examples(config, data_dir))
     if not os.path.exists(path):
         raise ValueError(f"Expected a run directory or a .keras file. Received: {path!r}, which does not exist")
+    if dataset is None and (data_dir is not None or image_size is not None):
+        raise ValueError(f"Expected --dataset with these. Received: data_dir={data_dir!r}, image_size={image_size}")
     model, folder = rundir.load_model(path), os.path.dirname(os.path.abspath(path))
     title = os.path.splitext(os.path.basename(path))[0]
     if dataset is None:

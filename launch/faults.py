@@ -31,6 +31,24 @@ class StopRequest:
 
     def __init__(self):
         self.received = False
+        self._at_once = False
+
+    def note(self):
+        """Takes down that SIGTERM has come."""
+        self.received = True
+        if self._at_once:
+            raise Stopped("told to stop (SIGTERM) between checkpoints; start it again with the same flags")
+
+    @contextlib.contextmanager
+    def at_once(self):
+        """Within it SIGTERM ends the work by `Stopped`: there is no step to finish, and nothing to save."""
+        self._at_once = True
+        try:
+            if self.received:
+                self.note()
+            yield
+        finally:
+            self._at_once = False
 
 
 @contextlib.contextmanager
@@ -41,10 +59,7 @@ def noting_sigterm():
         yield request  # only the main thread can set a handler
         return
 
-    def note(number, frame):
-        request.received = True
-
-    before = signal.signal(signal.SIGTERM, note)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: request.note())
     try:
         yield request
     finally:
@@ -57,6 +72,10 @@ def plain_errors(run_dir, distribution):
     try:
         yield
     except Exception as error:
+        if isinstance(error, BrokenPipeError):
+            raise ValueError(
+                f"Nobody reads the output any more. {_last_good(run_dir)}; start it again with the same flags to go on"
+            ) from error
         of_tensorflow = type(error).__module__.startswith("tensorflow")
         # TensorBoard's files are written by TensorFlow, which raises no `OSError`.
         if isinstance(error, OSError) or (of_tensorflow and os.path.join(run_dir, "tensorboard") in str(error)):

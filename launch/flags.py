@@ -1,6 +1,7 @@
 """The absl flags of `elrt-train`, and a config as a flag file and back."""
 
 import dataclasses
+import math
 
 from absl import flags
 
@@ -50,7 +51,7 @@ _SPECS = {
         "no budget, and 'latency' goes with --max_latency.",
     ),
     "multiple_of": ("integer", "Ranks are multiples of this; 8 if not given, which SIMD units like."),
-    "initial_model": ("string", "A trained dense model (.keras) of --model to decompose and fine-tune."),
+    "initial_model": ("string", "A trained dense --model (.keras, or a finished run) to decompose and fine-tune."),
     "warmup_epochs": (
         "string",
         "Full-rank epochs before the model is decomposed and trained on; 'auto' switches when the stable ranks of "
@@ -126,7 +127,10 @@ def define():
         "tensorflow-model-optimization and export it to RUN_DIR/quantization_aware.",
     )
     flags.DEFINE_integer("quantization_aware_epochs", 5, "Epochs of that fine-tuning.", lower_bound=1)
-    flags.DEFINE_float("quantization_aware_learning_rate", 1e-3, "Its learning rate.", lower_bound=0.0)
+    flags.DEFINE_float("quantization_aware_learning_rate", 1e-3, "Its learning rate.")
+    flags.register_validator(
+        "quantization_aware_learning_rate", lambda rate: 0 < rate < math.inf, "expected a finite number above 0"
+    )
     flags.DEFINE_enum(
         "strategy",
         "auto",
@@ -161,6 +165,20 @@ def to_config(values):
         ValueError: as `TrainConfig` does.
     """
     return TrainConfig(**{name: getattr(values, name) for name in _SPECS})
+
+
+def check_given(values, config):
+    """Refuses flags that are given and say something else than the config of a finished run.
+
+    Raises:
+        ValueError: with both.
+    """
+    differences = config.differences(to_config(values))
+    told = ", ".join(
+        f"--{name}: there {there!r}, now {now!r}" for name, (there, now) in differences.items() if values[name].present
+    )
+    if told:
+        raise ValueError(f"The run is finished, with another configuration. Received: {told}")
 
 
 def to_flagfile(config):

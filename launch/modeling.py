@@ -66,7 +66,13 @@ def rank_plan(config, dense):
     if config.format == "dense":
         return RankPlan({row.name: None for row in elrt.count_costs(dense).layers if row.macs})
     if config.rank_plan is not None:
-        return RankPlan.load(config.rank_plan)
+        plan = RankPlan.load(config.rank_plan)
+        # The default may not have been asked for.
+        if config.format not in (*plan_format(plan).split("+"), type(config).format):
+            raise ValueError(
+                f"Expected the format of the rank plan, {plan_format(plan)!r}. Received: format={config.format!r}"
+            )
+        return plan
     return elrt.plan_ranks(
         dense,
         format=config.format,
@@ -76,6 +82,11 @@ def rank_plan(config, dense):
         method=config.rank_method,
         multiple_of=config.multiple_of,
     )
+
+
+def plan_format(plan):
+    """What the formats of a plan are called together, such as `"svd+tucker2"`."""
+    return "+".join(sorted({entry.format for entry in plan.factorized().values()})) or "dense"
 
 
 def _seeded(config):

@@ -5,7 +5,7 @@ def input_shape(sizes: list[str] | None, image_size: int | None) -> tuple[int, .
     """Height, width and channels from texts, or from the one size of colour images; `None` without either.
 
     Raises:
-        ValueError: for both at once, or texts that are no ints.
+        ValueError: for both at once, or texts that are no positive ints.
     """
     if image_size is not None:
         if sizes is not None:
@@ -16,10 +16,9 @@ def input_shape(sizes: list[str] | None, image_size: int | None) -> tuple[int, .
         return image_size, image_size, 3
     if sizes is None:
         return None
-    try:
-        return tuple(int(size) for size in sizes)
-    except ValueError as error:
-        raise ValueError(f"Expected ints such as 32,32,3. Received: input_shape={sizes}") from error
+    if not sizes or not all(size.strip().isdecimal() and int(size) for size in sizes):
+        raise ValueError(f"Expected positive ints such as 32,32,3. Received: input_shape={sizes}")
+    return tuple(map(int, sizes))
 
 
 def formats_by_layer(text: str) -> str | dict[str, str]:

@@ -94,15 +94,13 @@ def _model(values, shape):
                 f"Received: model={values.model!r}"
             )
         return models.build(values.model, shape, values.classes)
+    if not os.path.exists(values.model):
+        raise ValueError(
+            f"Expected one of {models.list_models()}, a .keras file or a finished run. Received: model={values.model!r}"
+        )
     from elrt_keras.launch import rundir
 
-    path = rundir.model_path(values.model) if os.path.isdir(values.model) else values.model
-    if not os.path.exists(path):
-        raise ValueError(
-            f"Expected one of {models.list_models()}, a .keras file or the directory of a finished run. "
-            f"Received: model={values.model!r}"
-        )
-    return rundir.load_model(path)
+    return rundir.load_model(values.model)
 
 
 def main():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 
 import keras
@@ -99,6 +100,13 @@ def _fit(aware, config, data, folder, epochs, learning_rate):
     first_epoch = int(done)
     rundir.truncate_history(folder, first_epoch)
 
+    def check(batch, logs):
+        if not math.isfinite(logs["loss"]):
+            raise ValueError(
+                "The loss of the fine-tuning is no finite number; try a lower --quantization_aware_learning_rate. "
+                f"Received: loss={logs['loss']} at step {batch + 1}, learning_rate={learning_rate}; remove {folder!r}"
+            )
+
     def save(epoch, logs):
         done.assign(epoch + 1)
         manager.save()
@@ -113,7 +121,7 @@ def _fit(aware, config, data, folder, epochs, learning_rate):
             validation_data=data.test_batches(config),
             callbacks=[
                 tf_keras.callbacks.CSVLogger(rundir.history_path(folder), append=True),
-                tf_keras.callbacks.LambdaCallback(on_epoch_end=save),
+                tf_keras.callbacks.LambdaCallback(on_batch_end=check, on_epoch_end=save),
             ],
             verbose="auto" if os.isatty(1) else 2,
         )

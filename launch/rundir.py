@@ -48,7 +48,8 @@ def check(config, run_dir):
         _check_creatable(run_dir)
         return
     if not os.path.isdir(run_dir):
-        raise ValueError(f"Expected a directory for the run. Received: run_dir={run_dir!r}, which is a file")
+        kind = "a file" if os.path.exists(run_dir) else "a link to nothing"
+        raise ValueError(f"Expected a directory for the run. Received: run_dir={run_dir!r}, which is {kind}")
     if not os.access(run_dir, os.W_OK | os.X_OK):
         raise ValueError(f"Expected a directory that can be written. Received: run_dir={run_dir!r}")
     if not os.path.exists(flags_path(run_dir)):
@@ -200,15 +201,19 @@ def save_model(model, path):
 
 
 def load_model(path):
-    """A model from a `.keras` file, not compiled.
+    """A model from a `.keras` file or the directory of a finished run, not compiled.
 
     Raises:
         ValueError: when there is no such file or it holds no model; the message names it.
     """
-    if os.path.isfile(path) and not zipfile.is_zipfile(path) and str(path).endswith(".keras"):
+    file = model_path(path) if os.path.isdir(path) else str(path)
+    if not os.path.isfile(file):
+        missing = "which holds no model.keras" if os.path.isdir(path) else "which does not exist"
+        raise ValueError(f"Expected a .keras file or a finished run. Received: {str(path)!r}, {missing}")
+    if not zipfile.is_zipfile(file) and not file.endswith((".h5", ".hdf5")):
         raise ValueError(f"Expected a Keras model in a .keras file. Received: {str(path)!r}, which is cut off or other")
     try:
-        return keras.models.load_model(path, compile=False)
+        return keras.models.load_model(file, compile=False)
     except Exception as error:  # Keras raises what its parts raise: zip, JSON, HDF5, and its own
         reason = next(iter(str(error).strip().splitlines()), repr(error))
         raise ValueError(f"Expected a Keras model in a .keras file. Received: {str(path)!r}: {reason}") from error

@@ -4,6 +4,7 @@ import itertools
 import os
 import platform
 import statistics
+import sys
 import time
 
 import keras
@@ -34,7 +35,8 @@ def measure(config, seconds=5.0, rounds=3):
     model = modeling.new_model(config, data, steps)
     batch = next(iter(data.train_batches(config).take(1)))
     results = {"pipeline": [], "step": []}
-    for _ in range(rounds):
+    for number in range(1, rounds + 1):
+        print(f"measuring, round {number} of {rounds}", file=sys.stderr, flush=True)
         results["pipeline"].append(_pipeline_rate(data, config, seconds))
         results["step"].append(_step_rate(model, batch, config.batch_size, seconds))
     medians = {name: statistics.median(values) for name, values in results.items()}

@@ -31,6 +31,9 @@ def run(argv):
         raise ValueError(f"Expected --recipe on the command line. Received: --recipe={values.recipe} in a flag file")
     if not values.run_dir:
         raise ValueError("Expected a directory for the run, such as --run_dir=runs/first. Received: no --run_dir")
+    for name in ("quantization_aware_epochs", "quantization_aware_learning_rate"):
+        if values[name].present and not values.quantization_aware:
+            raise ValueError(f"Expected --quantization_aware with it. Received: --{name}={getattr(values, name)}")
     try:
         summary = _trained(values)
     except faults.Stopped as stopped:
@@ -45,8 +48,9 @@ def _trained(values):
     """The summary of the run that the flags describe, or of a finished one that is to be fine-tuned as it is."""
     from elrt_keras.launch import flags, rundir, strategies, training
 
-    if values.quantization_aware and rundir.read_summary(values.run_dir) is not None:
-        return rundir.read_summary(values.run_dir)
+    if values.quantization_aware and (finished := rundir.read_summary(values.run_dir)) is not None:
+        flags.check_given(values, rundir.read_config(values.run_dir))
+        return finished
     config = flags.to_config(values)
     rundir.check(config, values.run_dir)
     distribution = strategies.start(values.strategy, values.num_gpus, values.num_cpus, values.cluster)

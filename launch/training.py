@@ -53,10 +53,8 @@ def run(config, run_dir, distribution=SINGLE):
             checkpoint is named.
         faults.Stopped: after SIGTERM, once a checkpoint is saved.
     """
-    rundir.check(config, run_dir)
-    finished = rundir.read_summary(run_dir)
+    finished = _finished(config, run_dir)
     if finished is not None:
-        print(f"Already finished: {run_dir}")
         return finished
     distribution.check_batch(config.batch_size)
     data = load_data(config, download=config.download)
@@ -66,14 +64,27 @@ def run(config, run_dir, distribution=SINGLE):
         dense = modeling.dense_model(config, data)
         job = _Job(config, run_dir, data, steps, dense, distribution, request)
         with rundir.held(run_dir) if distribution.is_chief else contextlib.nullcontext():
+            finished = _finished(config, run_dir) if distribution.workers == 1 else None
+            if finished is not None:  # by another process, while this one read its data
+                return finished
             if distribution.is_chief:
-                _make_first_checkpoint(job)
+                with request.at_once():
+                    _make_first_checkpoint(job)
             distribution.wait_for_all()
             _train(job)
             if distribution.is_chief:
                 _publish(job)
             distribution.wait_for_all()
     return rundir.read_summary(run_dir)
+
+
+def _finished(config, run_dir):
+    """The summary of a run that is finished, or `None`; refuses a directory that is no place for the run."""
+    rundir.check(config, run_dir)
+    summary = rundir.read_summary(run_dir)
+    if summary is not None:
+        print(f"Already finished: {run_dir}")
+    return summary
 
 
 def _make_first_checkpoint(job):
@@ -84,6 +95,8 @@ def _make_first_checkpoint(job):
         # A plan that was measured once would come out a little different the next time.
         rundir.prepare(config, run_dir, None)
         return
+    if config.max_latency is not None and not config.warms_up:
+        _tell(job, "timing layers on LiteRT for --max_latency")
     plan = modeling.rank_plan(config, job.dense)
     model = modeling.build_model(config, job.dense, RankPlan() if config.warms_up else plan)
     rundir.prepare(config, run_dir, None if config.warms_up else plan)
@@ -119,7 +132,8 @@ def _train_from_checkpoint(job, rollbacks):
         if not progress.settled:
             progress = _fit(job, model, progress, job.config.longest_warmup, warms_up=True)
         if job.distribution.is_chief:
-            _switch(job, model, progress)
+            with job.request.at_once():
+                _switch(job, model, progress)
         job.distribution.wait_for_all()
         model, progress = _load(job, rollbacks)
         _tell(job, _headline(job, model, f"low-rank from epoch {progress.epoch + 1}"))
@@ -197,6 +211,14 @@ def _tell(job, text):
         print(text, flush=True)
 
 
+def _format(job):
+    """What the format of a run is called: those of its rank plan, where it was given one."""
+    if job.config.rank_plan is None:
+        return job.config.format
+    path = rundir.plan_path(job.run_dir)
+    return modeling.plan_format(RankPlan.load(path if os.path.exists(path) else job.config.rank_plan))
+
+
 def _is_low_rank(model):
     return any(isinstance(layer, elrt.layers.FactorizedLayer) for _, layer in iterate_layers(model))
 
@@ -236,7 +258,7 @@ def evaluate(model, data, config):
 def _headline(job, model, note):
     config, costs, dense_costs = job.config, elrt.count_costs(model), elrt.count_costs(job.dense)
     return (
-        f"{config.model} on {config.dataset}, {config.format}{note and f', {note}'}: "
+        f"{config.model} on {config.dataset}, {_format(job)}{note and f', {note}'}: "
         f"{costs.macs / 1e6:.2f} M MACs ({costs.macs / dense_costs.macs:.1%} of dense), "
         f"{costs.params:,} params ({costs.params / dense_costs.params:.1%})"
     )
@@ -261,7 +283,7 @@ def _summary(job):
         "model": config.model,
         "dataset": config.dataset,
         "class_names": list(job.data.class_names),
-        "format": config.format,
+        "format": _format(job),
         "epochs": config.epochs,
         "full_rank_epochs": sum(not int(row["low_rank"]) for row in rows),
         "seed": config.seed,

@@ -142,6 +142,9 @@ def test_open_size_needs_a_shape_and_a_failing_trace_restores_keras():
         elrt.count_costs(keras.Sequential([layers.Conv2D(4, 3)]))
     with pytest.raises(ValueError, match=r"all sizes known. Received: input_shape=\(None, 6, 2\)"):
         elrt.count_costs(model, input_shape=(None, 6, 2))
+    for shape in ((6, 6, 3), (6, 2)):
+        with pytest.raises(ValueError, match=r"one example of '.*', \(None, None, 2\). Received: input_shape=\(6, "):
+            elrt.count_costs(model, input_shape=shape)
     with pytest.raises(ValueError, match="Expected a Keras model. Received: model=None"):
         elrt.count_costs(None)
     assert elrt.count_costs(model, input_shape=(6, 6, 2)).macs == 16 * 9 * 8

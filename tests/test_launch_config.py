@@ -87,6 +87,7 @@ def test_dense_run_has_no_penalty():
         ({"rank_method": "energy"}, r"--initial_model or --warmup_epochs. Received: rank_method='energy'"),
         ({"factor_initializer": "decomposed"}, r"trained weights.*factor_initializer='decomposed'"),
         ({"rank_method": "vbmf", "rank_plan": "p.json", "warmup_epochs": "1"}, r"no ranks to choose"),
+        ({"multiple_of": 4, "rank_plan": "p.json"}, r"no ranks to choose.*multiple_of=4"),
         ({"max_macs": 1.4}, r"Received: max_macs=1.4"),
         ({"format": "dense", "max_macs": 0.5}, r"no budget.*Received: \['max_macs'\]"),
         ({"rank_plan": "p.json", "max_params": 0.5}, r"either a budget or a rank plan"),

@@ -196,6 +196,11 @@ def test_missing_data_is_named(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_archives_that_tfds_misses_are_named(tmp_path):
+    with pytest.raises(ValueError, match="could not download and prepare 'imagenet2012'.*ILSVRC2012_img_train.tar"):
+        data.load("imagenet2012", data_dir=str(tmp_path), download=True, image_size=32)
+
+
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no prepared CIFAR-10 beside the project")
 def test_cifar10_from_tfds():
     cifar = data.load("cifar10", data_dir=str(SHARED))

@@ -116,6 +116,13 @@ def test_a_folder_with_its_own_split_keeps_it(folder, tmp_path):
         load(tmp_path)
 
 
+def test_a_link_that_leads_back_adds_no_images(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / "cat" / "self").symlink_to(".")
+    images = load(tmp_path / "copy")
+    assert (images.train.count, images.test.count) == (48, 12)
+
+
 def test_a_lone_split_is_no_class(folder, tmp_path):
     for split in ("train", "holdout"):
         for name in CLASSES:

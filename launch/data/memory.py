@@ -103,7 +103,7 @@ def prepared(name, data_dir, download):
     """The TFDS builder of a data set that is on the disk.
 
     Raises:
-        ValueError: when it is not there and may not be downloaded.
+        ValueError: when it is not there and may not be downloaded, or TFDS cannot prepare it.
     """
     if data_dir is not None and not download and not os.path.isdir(data_dir):
         raise ValueError(f"Expected a TFDS data directory. Received: data_dir={data_dir!r}, which is no directory")
@@ -116,5 +116,9 @@ def prepared(name, data_dir, download):
                 f"Expected the prepared data set '{name}' in {str(builder.data_dir)!r}; pass --download to fetch it, "
                 f"or --data_dir for where it is. Received: data_dir={data_dir!r}"
             )
-        builder.download_and_prepare()
+        try:
+            builder.download_and_prepare()
+        except Exception as error:  # TFDS raises what its parts raise, and AssertionError for archives that are missing
+            reason = " ".join(str(error).split()) or repr(error)
+            raise ValueError(f"TFDS could not download and prepare '{name}'. Received: {reason}") from error
     return builder

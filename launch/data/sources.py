@@ -176,12 +176,14 @@ def _class_files(folder):
 
 
 def _image_files(folder):
-    found = (
-        os.path.join(where, name)
-        for where, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if name.lower().endswith(_SUFFIXES) and not name.startswith(".")
-    )
+    found, seen = [], set()
+    for where, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(where) in seen:  # a link has led back
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(where))
+        images = [name for name in names if name.lower().endswith(_SUFFIXES) and not name.startswith(".")]
+        found += [os.path.join(where, name) for name in images]
     return sorted(found)
 
 

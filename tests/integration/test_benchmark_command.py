@@ -34,6 +34,8 @@ def test_pipeline_and_step_are_measured_and_written(tmp_path):
         ([], "elrt-benchmark litert FILE… or data. Received: []"),
         (["speed"], "Received: ['speed']"),
         (["litert", "nowhere"], "Received: 'nowhere', which does not exist"),
+        (["data", "--plot=p.png"], "Expected flags of elrt-benchmark data alone; --help tells. Received: --plot"),
+        (["data", "--output="], "Expected a path that ends in the name of a file. Received: output=''"),
         (["data", "--output=no/where.json"], "Received: output='no/where.json'"),
         (["data", "--dataset=mnist"], "Received: dataset='mnist'"),
         (["data", "--batch_size=4000"], "Received: batch_size=4000"),

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 
-import elrt_keras  # noqa: F401  (its layers, for loading models)
+from elrt_keras.launch import quantized
 
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="export needs TensorFlow")
 KINDS = ("float32", "float16", "dynamic_int8", "int8")
@@ -103,13 +104,19 @@ def test_a_keras_file_in_other_formats(exported):
         (["run/model.keras", "--dataset=digits", "--image_size=8"], "'digits' has images of its own size"),
         (["run/model.keras", "--quantization=int8", "--output=x.tflite"], "expected representative_data"),
         (["run/model.keras", "--output=none/x.tflite"], "folder that can be written"),
-        (["run", "--max_accuracy_drop=-1", "--output=x.tflite"], "max_accuracy_drop"),
+        (["run", "--max_accuracy_drop=nan", "--output=x.tflite"], "Received: max_accuracy_drop=nan"),
+        (["run", "--format=onnx", "--output=x.tflite"], "Expected a path for 'onnx'. Received: output='x.tflite'"),
+        (["run", "--output=x.tflite/"], "Expected a path that ends in the name of a file. Received: path='x.tflite/'"),
+        (["run/model.keras", "--data_dir=d", "--output=x.tflite"], "Expected --dataset with these"),
+        (["unfinished"], "Expected a .keras file or a finished run. Received: 'unfinished', which holds no model"),
     ],
     ids=str,
 )
 def test_bad_input_is_one_line_and_no_file(exported, arguments, message):
     folder, _ = exported
     (folder / "text.keras").write_text("no model")
+    (folder / "unfinished").mkdir(exist_ok=True)
+    (folder / "unfinished" / "flags.txt").write_text("--model=resnet20")
     done = start("export", *arguments, cwd=folder)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "elrt-export: error: " in done.stderr and message in done.stderr, done.stderr[-1500:]
@@ -120,10 +127,11 @@ def test_bad_input_is_one_line_and_no_file(exported, arguments, message):
     "arguments, message",
     [
         (["litert"], "Expected .tflite files or run directories"),
-        (["litert", "none.tflite"], "Expected a LiteRT model. Received: none.tflite"),
+        (["litert", "none.tflite"], "Expected .tflite files or run directories. Received: 'none.tflite', which"),
         (["litert", "text.tflite"], "Expected a LiteRT model. Received: text.tflite"),
         (["litert", "empty"], "Expected LiteRT files in 'empty/export': run `elrt-export empty` first"),
         (["litert", "other.tflite"], "Expected a report of elrt-export. Received: 'other.tflite.json'"),
+        (["litert", "run", "--batch_size=8"], "Expected flags of elrt-benchmark litert alone"),
         (["litert", "run", "--plot=l.xyz"], "Expected a plot of a kind in"),
         (["litert", "plain.tflite", "--plot=p.png"], "Expected files with an accuracy"),
         (["litert", "run", "--output=/dev/null"], "Expected a path of a file. Received: output='/dev/null', a device"),
@@ -164,7 +172,16 @@ def test_quantisation_aware_fine_tuning_of_a_finished_run(exported):
     assert again.returncode == 0 and "Already finished: run/quantization_aware" in again.stdout
     other = start("train", *arguments[:2], "--quantization_aware_epochs=3", cwd=folder)
     assert other.returncode == 2 and "holds a fine-tuning with" in other.stderr
+    refused = start("train", *arguments, "--seed=7", cwd=folder)
+    assert refused.returncode == 2 and "another configuration. Received: --seed: there 0, now 7" in refused.stderr
     assert (tuned / "model.tflite").read_bytes() == before
+
+
+def test_a_fine_tuning_whose_numbers_go_wrong_ends_with_what_to_do(exported, tmp_path):
+    shutil.copytree(exported[0] / "run", tmp_path / "run", ignore=shutil.ignore_patterns("quantization_aware"))
+    with pytest.raises(ValueError, match="try a lower --quantization_aware_learning_rate"):
+        quantized.run(str(tmp_path / "run"), 1, 1e30)
+    assert not (tmp_path / "run" / "quantization_aware" / "summary.json").exists()
 
 
 def test_the_example_classifies_image_files(exported, tmp_path):

@@ -110,6 +110,16 @@ def test_told_to_stop_it_saves_within_the_epoch_and_goes_on_exactly(tmp_path, un
     assert history(run) == history(undisturbed)
 
 
+def test_told_to_stop_while_ranks_are_timed_it_ends_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("ELRT_CACHE_DIR", str(tmp_path / "cache"))
+    process = start(tmp_path, "--run_dir=run", "--smoke", "--model=resnet18_cifar", "--max_latency=0.9")
+    wait_until((tmp_path / "cache").exists, process)
+    process.send_signal(signal.SIGTERM)
+    code, output = finish(process, timeout=60)
+    assert code == 0 and "timing layers on LiteRT" in output and "told to stop (SIGTERM) between checkpoints" in output
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_damaged_newest_checkpoint_costs_one_epoch_and_no_digit(tmp_path, undisturbed):
     process = start(tmp_path, "--run_dir=run", *FLAGS)
     run = tmp_path / "run"

@@ -1,6 +1,7 @@
 """`elrt-train` and `elrt-evaluate` as a user runs them: real processes, real files, a real kill."""
 
 import csv
+import dataclasses
 import importlib
 import json
 import os
@@ -161,7 +162,7 @@ def test_stable_ranks_end_the_warm_up(tmp_path):
 def test_a_trained_model_is_decomposed_and_fine_tuned(tmp_path):
     dense = TrainConfig(format="dense", epochs=6, batch_size=128, augmentation="none")
     trained = training.run(dense, str(tmp_path / "dense"))
-    path = str(tmp_path / "dense" / "model.keras")
+    path = str(tmp_path / "dense")
     fields = {"max_macs": 0.6, "epochs": 2, "batch_size": 128, "learning_rate": 0.001, "augmentation": "none"}
     tuned = training.run(TrainConfig(initial_model=path, rank_method="energy", **fields), str(tmp_path / "tuned"))
     scratch = training.run(TrainConfig(**fields), str(tmp_path / "scratch"))
@@ -190,6 +191,32 @@ def test_bad_input_stops_before_anything_is_written(tmp_path, fields, message):
 
 
 @TENSORFLOW_ONLY
+def test_a_run_under_a_plan_has_the_formats_of_the_plan(tmp_path, capsys):
+    plan = elrt.plan_ranks(elrt.models.build("resnet20", (8, 8, 1), 10), format="svd", max_macs=0.6)
+    plan.save(tmp_path / "plan.json")
+    config = TrainConfig(smoke=True, epochs=1, rank_plan=str(tmp_path / "plan.json"))
+    assert training.run(config, str(tmp_path / "run"))["format"] == "svd"
+    assert "resnet20 on digits, svd: " in capsys.readouterr().out
+    with pytest.raises(ValueError, match="the format of the rank plan, 'svd'. Received: format='cp'"):
+        training.run(dataclasses.replace(config, format="cp"), str(tmp_path / "other"))
+
+
+@TENSORFLOW_ONLY
+def test_a_run_that_another_process_finishes_meanwhile_is_left_as_it_is(tmp_path, monkeypatch, capsys):
+    config, run_dir, load_data = TrainConfig(smoke=True, epochs=1), str(tmp_path / "run"), training.load_data
+
+    def slowly(*args, **kwargs):
+        monkeypatch.setattr(training, "load_data", load_data)
+        training.run(config, run_dir)
+        return load_data(*args, **kwargs)
+
+    monkeypatch.setattr(training, "load_data", slowly)
+    summary = training.run(config, run_dir)
+    assert capsys.readouterr().out.count("resnet20 on digits") == 1
+    assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
+
+
+@TENSORFLOW_ONLY
 def test_a_plan_for_other_layers_is_refused(tmp_path):
     plan = tmp_path / "plan.json"
     elrt.RankPlan({"conv_of_another_model": ("tucker2", (8, 8))}).save(plan)
@@ -200,6 +227,10 @@ def test_a_plan_for_other_layers_is_refused(tmp_path):
 
 @TENSORFLOW_ONLY
 def test_directories_that_are_no_place_for_a_run(tmp_path):
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(ValueError, match="which is a link to nothing"):
+        training.run(TrainConfig(), str(tmp_path / "link"))
+    (tmp_path / "link").unlink()
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ValueError, match="which is a file"):
         training.run(TrainConfig(), str(tmp_path / "file"))
@@ -217,6 +248,10 @@ def test_command_line_errors_are_one_line(tmp_path):
     assert "elrt-train: error: Expected one of ['resnet20'" in done.stderr
     done = start("train", "--run_dir=run", "--orthogonality=soft", cwd=tmp_path)
     assert done.returncode == 2 and "flag --orthogonality=soft" in done.stderr
+    done = start("train", "--run_dir=run", "--quantization_aware_learning_rate=nan", cwd=tmp_path)
+    assert done.returncode == 2 and "expected a finite number above 0" in done.stderr
+    done = start("train", "--run_dir=run", "--quantization_aware_epochs=2", cwd=tmp_path)
+    assert done.returncode == 2 and "Expected --quantization_aware with it" in done.stderr
     done = start("train", f"--flagfile={sys.executable}", "--run_dir=run", cwd=tmp_path)
     assert done.returncode == 2 and "Expected flag files of text" in done.stderr and "Traceback" not in done.stderr
     done = start("train", "--model=vgg16_cifar", "--run_dir=run", cwd=tmp_path)
