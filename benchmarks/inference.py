@@ -2,6 +2,7 @@
 
   python -m benchmarks.inference
   python -m benchmarks.inference --models=resnet20 --runs=200
+  python -m benchmarks.inference --models=resnet20 --name=amx   # a processor with AMX, beside the results of another
 
 One image at a time; all files of a model take turns. Weights are random: they do not change the time. One process per
 model. Files in `benchmarks/results/inference/`.
@@ -16,6 +17,7 @@ from benchmarks.variants import BATCHES, BUDGETS
 
 _MODELS = flags.DEFINE_list("models", list(BATCHES), "Builders.")
 _RUNS = flags.DEFINE_integer("runs", 50, "Inferences of each file.")
+_NAME = flags.DEFINE_string("name", None, "First word of the files' names, where this processor's stand beside others.")
 _ONE = flags.DEFINE_string("one", None, "The model of this process; the driver sets it.")
 
 VARIANTS = ("dense", *(f"low_rank_{budget}" for budget in BUDGETS), "thin_0.4")
@@ -48,7 +50,11 @@ def measure(name):
         "macs": {variant: elrt.count_costs(model).macs for variant, model in models.items()},
         "rows": rows,
     }
-    evidence.write("inference", name, result, f"python -m benchmarks.inference --models={name} --runs={_RUNS.value}")
+    command = f"python -m benchmarks.inference --models={name} --runs={_RUNS.value}"
+    if _NAME.value is None:
+        evidence.write("inference", name, result, command)
+    else:
+        evidence.write("inference", f"{_NAME.value}_{name}", result, f"{command} --name={_NAME.value}")
 
 
 def main(argv):

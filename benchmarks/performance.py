@@ -88,9 +88,14 @@ def peers_section():
     )
 
 
-def inference_section():
-    """Speed-ups on LiteRT."""
-    results = in_order(evidence.read("inference"))
+def inference_section(
+    start="",
+    title="Inference on LiteRT",
+    remark="Uniform ranks; ranks planned for measured time are in [results.md](results.md).",
+):
+    """Speed-ups on LiteRT, of the results whose files begin with a name."""
+    found = evidence.read("inference")
+    results = in_order({n.removeprefix(start): row for n, row in found.items() if n == f"{start}{row['model']}"})
     if not results:
         return ""
     rows = []
@@ -107,9 +112,9 @@ def inference_section():
             rows.append([result["model"], row["quantization"], row["threads"], f"{dense:.2f}", *cells])
     variants = [v.replace("_", " ") for v in results[0]["rows"][0]["seconds"] if v != "dense"]
     return section(
-        "Inference on LiteRT",
-        """One image, all files of a model in turns: speed-up against dense of the MACs reduction (and their ratio).
-        Uniform ranks; ranks planned for measured time are in [results.md](results.md).""",
+        title,
+        f"""One image, all files of a model in turns: speed-up against dense of the MACs reduction (and their ratio).
+        {remark}""",
         table(["model", "type", "threads", "dense, ms", *variants], rows),
         commands(results),
     )
@@ -214,6 +219,12 @@ def page(images):
         memory_section(),
         peers_section(),
         inference_section(),
+        inference_section(
+            "amx_",
+            "Inference where the processor multiplies int8 matrices",
+            """The same on a processor with AMX, which takes most of the time out of large int8 convolutions. Plans for
+            `max_latency` with `quantization="int8"` see that, and budgets that no ranks meet there are refused.""",
+        ),
         growth_section(images),
         rank_grid_section(images),
         imports_section(),

@@ -35,6 +35,7 @@ RECIPES = {
     "combined_longer": "decay on the composed kernels, any ranks, more epochs",
     "cp_combined": "CP format, decay on the composed kernels, any ranks",
     "cp_longer": "CP format, any ranks, more epochs",
+    "glorot_longer": "Glorot factors, more epochs",
     "spatial_svd_combined": "spatial SVD format, decay on the composed kernels, any ranks",
 }
 

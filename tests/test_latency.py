@@ -90,11 +90,18 @@ def test_chains_are_timed_quantised(quantization):
 def test_ranks_are_planned_for_the_time_of_int8_files(cache):
     model = small_model()
     float_plan = elrt.plan_ranks(model, max_latency=0.7)
-    plan = elrt.plan_ranks(model, max_latency=0.7, quantization="int8")
+    timed = latency.time_candidates(candidates_of(model), 8, latency.TimeTable(1, "int8"))
+    least = sum(min(c.times.values()) for c in timed) / sum(c.times[None] for c in timed)
     machines = sorted(json.loads(path.read_text())["machine"] for path in cache.iterdir())
     assert machines[1] == machines[0] + ", int8"
-    assert plan.latency["planned"] <= 0.7 * plan.latency["dense"] * (1 + 1e-9)
-    assert plan.latency["dense"] != float_plan.latency["dense"]
+    if least > 0.95:  # a processor that multiplies int8 so fast that hardly any chain of small products is quicker
+        with pytest.raises(ValueError, match="The budget cannot be met.*Expected max_latency ≥"):
+            elrt.plan_ranks(model, max_latency=least / 2, quantization="int8")
+    else:
+        part = (1 + least) / 2
+        plan = elrt.plan_ranks(model, max_latency=part, quantization="int8")
+        assert plan.latency["planned"] <= part * plan.latency["dense"] * (1 + 1e-9)
+        assert plan.latency["dense"] != float_plan.latency["dense"]
     dense = candidates_of(model)[0]
     key = latency._key(latency._stages(dense, None), (20, 20), "same")
     assert latency.TimeTable(1, "int8").get(key) != latency.TimeTable(1).get(key) is not None
