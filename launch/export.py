@@ -20,7 +20,6 @@ from absl import flags as absl_flags
 
 from elrt_keras.launch import cli
 
-_SUFFIXES = {"litert": ".tflite", "onnx": ".onnx"}
 _KINDS = ("float32", "float16", "dynamic_int8", "int8")
 
 
@@ -50,9 +49,6 @@ def _kinds(values):
         raise ValueError(f"--io_dtype is for int8. Received: io_dtype={values.io_dtype!r}, quantization={kinds}")
     if not 0 <= values.max_accuracy_drop <= 1:
         raise ValueError(f"Expected a part of 1. Received: max_accuracy_drop={values.max_accuracy_drop}")
-    suffix = os.path.splitext(values.output or "")[1]
-    if suffix in _SUFFIXES.values() and suffix != _SUFFIXES.get(values.format):
-        raise ValueError(f"Expected a path for {values.format!r}. Received: output={values.output!r}")
     return kinds
 
 
@@ -66,6 +62,9 @@ def run(argv):
     from elrt_keras import litert
     from elrt_keras.launch import exporting
 
+    suffix = os.path.splitext(values.output or "")[1]
+    if suffix in exporting.SUFFIXES.values() and suffix not in ("", exporting.SUFFIXES[values.format]):
+        raise ValueError(f"Expected a path for {values.format!r}. Received: output={values.output!r}")
     if values.format == "litert":
         litert.require_runtime()  # before data are read
     source = exporting.open_source(argv[1], values.dataset, values.data_dir, values.image_size)

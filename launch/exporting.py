@@ -12,6 +12,7 @@ from elrt_keras.launch.config import TrainConfig
 from elrt_keras.launch.data import is_streamed, plain_errors
 from elrt_keras.tables import render_table
 
+SUFFIXES = {"litert": ".tflite", "onnx": ".onnx", "saved_model": ""}
 _FUNCTIONS = {"onnx": export.to_onnx, "saved_model": export.to_saved_model}
 
 
@@ -94,8 +95,7 @@ def export_file(source, path, kind, file_format="litert", io_dtype="float32", **
         ValueError: as `to_litert`.
     """
     if path is None:
-        suffix = {"litert": ".tflite", "onnx": ".onnx", "saved_model": ""}[file_format]
-        path = os.path.join(_made(source.folder), f"{source.title}_{kind}{suffix}")
+        path = os.path.join(_made(source.folder), f"{source.title}_{kind}{SUFFIXES[file_format]}")
     print(f"{path}: exporting and comparing with Keras", flush=True)
     with contextlib.nullcontext() if source.data is None else plain_errors(source.data):
         if file_format == "litert":

@@ -53,7 +53,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def noting_sigterm():
-    """Within it SIGTERM is noted in the `StopRequest` it gives, and ends nothing."""
+    """Within it SIGTERM is noted in the `StopRequest` it gives, and ends nothing that is not to end `at_once`."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request  # only the main thread can set a handler

@@ -51,7 +51,7 @@ def run(config, run_dir, distribution=SINGLE):
             cannot be written, data that is missing, or a budget that cannot be met; later, for a disk that is full, a
             loss that is no number (`faults.NonFinite`) or a worker that is gone (`faults.WorkerLost`). The last good
             checkpoint is named.
-        faults.Stopped: after SIGTERM, once a checkpoint is saved.
+        faults.Stopped: after SIGTERM, once a checkpoint is saved; at once while ranks are chosen or kernels decomposed.
     """
     finished = _finished(config, run_dir)
     if finished is not None:

@@ -1,5 +1,7 @@
 """`factorize` and `merge`: equal outputs, nothing lost on the way, all or nothing."""
 
+import contextlib
+import os
 import subprocess
 import sys
 import warnings
@@ -306,6 +308,24 @@ def test_a_model_made_anew_from_the_config_of_a_decomposed_one_trains():
     anew = keras.models.clone_model(low_rank)
     deviations = [np.std(to_numpy(one.get_layer("a").kernel)) for one in (model, anew)]
     assert deviations[1] == pytest.approx(deviations[0], rel=0.5)
+
+
+def test_a_terminal_shows_how_far_decomposition_is():
+    pty = pytest.importorskip("pty")
+    told, terminal = pty.openpty()
+    program = """if True:
+        import keras, elrt_keras
+        layers = [keras.layers.Conv2D(64, 3, name=f"c{i}") for i in range(4)]
+        model = keras.Sequential([keras.Input((16, 16, 64)), *layers])
+        plan = {layer.name: ("tucker2", 16) for layer in layers}
+        elrt_keras.factorize(model, plan, factor_initializer="decomposed")"""
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=terminal, env={**os.environ, "TERM": "xterm"})
+    os.close(terminal)
+    shown = b""
+    with contextlib.suppress(OSError):  # which is how a terminal ends
+        while part := os.read(told, 4096):
+            shown += part
+    assert process.wait(timeout=100) == 0 and b"decomposing kernels" in shown
 
 
 def test_a_kernel_of_zeros_is_decomposed_without_warnings():

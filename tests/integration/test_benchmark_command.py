@@ -28,6 +28,14 @@ def test_pipeline_and_step_are_measured_and_written(tmp_path):
     assert f"{result['ratio']:.2f}× what the step consumes" in done.stdout and "pipeline: digits, crop" in done.stdout
 
 
+def test_what_has_a_budget_is_low_rank_and_times_are_finite(tmp_path):
+    done = benchmark("data", "--max_macs=0.5", "--seconds=0.01", "--rounds=1", cwd=tmp_path)
+    assert done.returncode == 0 and "training step: resnet20 tucker2" in done.stdout, done.stderr[-2000:]
+    assert "measuring, round 1 of 1" in done.stderr
+    done = benchmark("data", "--seconds=nan", cwd=tmp_path)
+    assert done.returncode == 2 and "expected a finite number" in done.stderr
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

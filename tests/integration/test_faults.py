@@ -152,6 +152,14 @@ def test_a_disk_that_fills_up_in_mid_run(tmp_path, undisturbed):
     assert_same_weights(run, undisturbed)
 
 
+def test_a_reader_that_goes_away_is_told_apart_from_a_full_disk(tmp_path):
+    piped = f"set -o pipefail; {' '.join(command('--run_dir=run', '--smoke'))} | head -1"
+    done = subprocess.run(["bash", "-c", piped], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and "Nobody reads the output any more. The last good checkpoint is run" in done.stderr
+    code, output = finish(start(tmp_path, "--run_dir=run", "--smoke"))
+    assert code == 0, output[-3000:]
+
+
 def test_a_directory_that_goes_away_in_mid_run(tmp_path):
     process = start(tmp_path, "--run_dir=run", *FLAGS)
     run = tmp_path / "run"

@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from benchmarks import accuracy_sections, cost_sections, performance, recipe_section, report
+from benchmarks import accuracy_sections, cost_sections, defaults_section, performance, recipe_section, report
 from benchmarks.first_hour import STEPS
 from benchmarks.first_hour_page import first_hour_page
 
@@ -58,6 +58,16 @@ def test_gains_count_where_another_seed_would_not_make_them(monkeypatch, tmp_pat
     assert f"What goes beyond a change of the seed: {changes}." in text
     assert "for 6 epochs instead of 2 the dense network reaches 85.00 (1) %" in text
     assert "goes from -5.00 (1) to -2.00 (1) points" in text
+
+
+def test_whether_a_lead_outlasts_the_schedule_is_told_once_it_was_measured():
+    def runs(accuracy, epochs):
+        return [{"config": {"seed": 0}, "summary": {"test_accuracy": accuracy}, "history": [{}] * epochs}]
+
+    groups = {"elrt": runs(0.78, 8), "glorot": runs(0.79, 8), "longer": runs(0.83, 24)}
+    assert "is open" in defaults_section._told_of_longer_runs(groups)
+    told = defaults_section._told_of_longer_runs({**groups, "glorot_longer": runs(0.8325, 24)})
+    assert told == "In 24 epochs glorot_uniform's lead goes from +1.00 (1) to +0.25 (1)."
 
 
 def test_training_is_counted_in_macs_of_its_epochs():
