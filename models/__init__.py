@@ -3,6 +3,7 @@
 ================  =========  =======  ===========  ===========  =====================================
 name                  input  classes   parameters         MACs  source
 ================  =========  =======  ===========  ===========  =====================================
+resnet8             32×32×3       10       75,290      12.24 M  arXiv 1512.03385, section 4.2 (n = 1)
 resnet20            32×32×3       10      269,722      40.55 M  arXiv 1512.03385, section 4.2
 resnet32            32×32×3       10      464,154      68.86 M  arXiv 1512.03385, section 4.2
 resnet44            32×32×3       10      658,586      97.17 M  arXiv 1512.03385, section 4.2
@@ -40,14 +41,14 @@ import keras  # noqa: E402
 from elrt_keras.models.blocks import Normalization, Plan  # noqa: E402
 from elrt_keras.models.mobilenet import mobilenet_v2  # noqa: E402
 from elrt_keras.models.resnet import resnet18, resnet18_cifar, resnet34, resnet50, resnet101, resnet152  # noqa: E402
-from elrt_keras.models.resnet_cifar import resnet20, resnet32, resnet44, resnet56, resnet110  # noqa: E402
+from elrt_keras.models.resnet_cifar import resnet8, resnet20, resnet32, resnet44, resnet56, resnet110  # noqa: E402
 from elrt_keras.models.vgg import vgg11, vgg13, vgg16, vgg16_cifar, vgg19  # noqa: E402
 from elrt_keras.models.wide_resnet import wide_resnet28_10  # noqa: E402
 
 _BUILDERS = {
     builder.__name__: builder
     for builder in (
-        *(resnet20, resnet32, resnet44, resnet56, resnet110),
+        *(resnet8, resnet20, resnet32, resnet44, resnet56, resnet110),
         *(resnet18_cifar, wide_resnet28_10, vgg16_cifar),
         *(resnet18, resnet34, resnet50, resnet101, resnet152),
         *(vgg11, vgg13, vgg16, vgg19),
@@ -64,7 +65,7 @@ def list_models() -> list[str]:
     Example:
 
     >>> elrt_keras.models.list_models()[:3]
-    ['resnet20', 'resnet32', 'resnet44']
+    ['resnet8', 'resnet20', 'resnet32']
     """
     return list(_BUILDERS)
 

@@ -1,7 +1,8 @@
 """The CIFAR ResNets of He et al., "Deep Residual Learning for Image Recognition" (arXiv 1512.03385), section 4.2.
 
 3×3 convolutions in three stages of 16, 32 and 64 channels, n blocks of two each (depth 6n + 2), strides 1, 2, 2, global
-average pooling, one classifier. Shortcuts without parameters (option A): subsampling and zero channels.
+average pooling, one classifier. Shortcuts without parameters (option A): subsampling and zero channels. The paper
+begins at depth 20; depth 8, n = 1, is the smallest of the family, for microcontrollers and quick trials.
 """
 
 import keras
@@ -62,4 +63,4 @@ def _builder(depth) -> Builder:
     )
 
 
-resnet20, resnet32, resnet44, resnet56, resnet110 = map(_builder, (20, 32, 44, 56, 110))
+resnet8, resnet20, resnet32, resnet44, resnet56, resnet110 = map(_builder, (8, 20, 32, 44, 56, 110))

@@ -7,6 +7,8 @@ import pytest
 
 from elrt_keras.atomic import write_bytes
 
+pytestmark = pytest.mark.tensorflow  # the same on every backend
+
 
 def test_content_and_permissions(tmp_path):
     (tmp_path / "plain").write_bytes(b"new")

@@ -71,7 +71,7 @@ def mixed(request):
     keras.utils.set_random_seed(0)
     for policy in ("float32", request.param):
         with defaults("float32", policy):
-            dense = elrt.models.build("resnet20", input_shape=(16, 16, 3), classes=4)
+            dense = elrt.models.build("resnet8", input_shape=(16, 16, 3), classes=4)
             low = elrt.factorize(dense, elrt.plan_ranks(dense, max_macs=0.4))
             inputs = keras.Input((16, 16, 3))
             model = keras.Model(inputs, layers.Rescaling(2.0, dtype="float32")(low(inputs)))

@@ -89,17 +89,17 @@ def test_chains_are_timed_quantised(quantization):
 
 def test_ranks_are_planned_for_the_time_of_int8_files(cache):
     model = small_model()
-    float_plan = elrt.plan_ranks(model, max_latency=0.7)
-    timed = latency.time_candidates(candidates_of(model), 8, latency.TimeTable(1, "int8"))
+    float_plan = elrt.plan_ranks(model, max_latency=0.7, multiple_of=16)
+    timed = latency.time_candidates(candidates_of(model), 16, latency.TimeTable(1, "int8"))
     least = sum(min(c.times.values()) for c in timed) / sum(c.times[None] for c in timed)
     machines = sorted(json.loads(path.read_text())["machine"] for path in cache.iterdir())
     assert machines[1] == machines[0] + ", int8"
     if least > 0.95:  # a processor that multiplies int8 so fast that hardly any chain of small products is quicker
         with pytest.raises(ValueError, match="The budget cannot be met.*Expected max_latency ≥"):
-            elrt.plan_ranks(model, max_latency=least / 2, quantization="int8")
+            elrt.plan_ranks(model, max_latency=least / 2, multiple_of=16, quantization="int8")
     else:
         part = (1 + least) / 2
-        plan = elrt.plan_ranks(model, max_latency=part, quantization="int8")
+        plan = elrt.plan_ranks(model, max_latency=part, multiple_of=16, quantization="int8")
         assert plan.latency["planned"] <= part * plan.latency["dense"] * (1 + 1e-9)
         assert plan.latency["dense"] != float_plan.latency["dense"]
     dense = candidates_of(model)[0]
@@ -109,11 +109,11 @@ def test_ranks_are_planned_for_the_time_of_int8_files(cache):
 
 def test_times_are_measured_once_and_kept(cache):
     model = small_model()
-    first = elrt.plan_ranks(model, max_latency=0.7)
+    first = elrt.plan_ranks(model, max_latency=0.7, multiple_of=16)
     (path,) = cache.iterdir()
     content = path.read_bytes()
     assert set(json.loads(content)) == {"machine", "seconds"}
-    second = elrt.plan_ranks(model, max_latency=0.7)
+    second = elrt.plan_ranks(model, max_latency=0.7, multiple_of=16)
     assert path.read_bytes() == content  # nothing was measured again
     for name in ("a", "b"):
         assert first.costs[name]["latency"] == pytest.approx(second.costs[name]["latency"], rel=0.5)
@@ -154,7 +154,7 @@ def test_ranks_that_are_slower_than_dense_are_never_taken(cache):
 def test_a_model_with_open_sizes_is_measured_at_the_size_that_is_given(cache):
     layers = [keras.Input((None, None, 3))] + [keras.layers.Conv2D(64, 3, padding="same", name=n) for n in "xy"]
     model = keras.Sequential([*layers, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(5)])
-    plan = elrt.plan_ranks(model, max_latency=0.7, input_shape=(20, 20, 3))
+    plan = elrt.plan_ranks(model, max_latency=0.7, multiple_of=16, input_shape=(20, 20, 3))
     assert plan["y"].ranks is not None and plan.latency["planned"] <= 0.7 * plan.latency["dense"]
 
 
@@ -178,11 +178,11 @@ def test_an_edited_plan_forgets_its_prediction(cache, tmp_path):
 
 def test_old_times_of_layers_and_a_new_one_of_the_model_fit_together(cache):
     """All layers seem a hundred times slower than they are now: so must the model."""
-    now = elrt.plan_ranks(small_model(), max_latency=0.9).latency["dense"]
+    now = elrt.plan_ranks(small_model(), max_latency=0.9, multiple_of=16).latency["dense"]
     (path,) = cache.iterdir()
     kept = json.loads(path.read_text())
     path.write_text(json.dumps({**kept, "seconds": {key: 100 * value for key, value in kept["seconds"].items()}}))
-    then = elrt.plan_ranks(small_model(), max_latency=0.9).latency["dense"]
+    then = elrt.plan_ranks(small_model(), max_latency=0.9, multiple_of=16).latency["dense"]
     assert 10 < then / now < 1000  # between the two the machine may have got busier
 
 

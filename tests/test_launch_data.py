@@ -10,6 +10,8 @@ from elrt_keras.launch import data
 from elrt_keras.launch.config import TrainConfig
 from elrt_keras.launch.data import augment
 
+pytestmark = pytest.mark.tensorflow  # the same on every backend
+
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data" / "tfds"
 
 

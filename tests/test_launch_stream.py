@@ -15,6 +15,8 @@ from elrt_keras.launch import data
 from elrt_keras.launch.config import TrainConfig
 from elrt_keras.launch.data import decode, sources
 
+pytestmark = pytest.mark.tensorflow  # the same on every backend
+
 CLASSES = ("cat", "dog", "eel")
 PER_CLASS = 20
 

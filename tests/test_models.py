@@ -10,6 +10,8 @@ import elrt_keras as elrt
 # Trainable parameters; MACs as published, in the unit and the digits of the source (tables of torchvision's weights for
 # large images, where "GFLOPS" counts multiply-accumulates; arXiv 1605.07146 for the wide ResNet).
 SIZES = {
+    # No source counts it: kernels of 432 + 2·2304, 4608 + 9216 and 18432 + 36864 weights at 32², 16² and 8² pixels.
+    "resnet8": (75_290, "12.24 M"),
     "resnet20": (269_722, "40.55 M"),
     "resnet32": (464_154, "68.86 M"),
     "resnet44": (658_586, "97.17 M"),
@@ -29,7 +31,7 @@ SIZES = {
     "vgg19": (143_678_248, "19.63 G"),
     "mobilenet_v2": (3_504_872, "0.30 G"),
 }
-SMALL_IMAGES = [name for name in SIZES if "cifar" in name or name[:6] == "resnet" and int(name[6:]) in (20, 56)]
+SMALL_IMAGES = [name for name in SIZES if "cifar" in name or name[:6] == "resnet" and int(name[6:]) in (8, 20, 56)]
 # A count is the same on every backend, and only TensorFlow makes a hundred million random numbers quickly.
 EVERY_BACKEND = (*SMALL_IMAGES, "resnet18", "mobilenet_v2")
 PARAMETERS = [

@@ -17,6 +17,8 @@ import elrt_keras as elrt
 from elrt_keras import records
 from elrt_keras.tables import short_names
 
+pytestmark = pytest.mark.tensorflow  # the same on every backend
+
 
 def bars(axis):
     """Widths and middles of all bars, in the order of drawing."""

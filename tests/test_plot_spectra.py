@@ -8,6 +8,8 @@ from common import compose, curves, dense_model, model_of, to_numpy
 import elrt_keras as elrt
 from elrt_keras.ranks.spectra import layer_spectra
 
+pytestmark = pytest.mark.tensorflow  # the same on every backend
+
 
 def unfolded(kernel):
     """The matrices that decide r_in and r_out of Tucker-2, by hand."""

@@ -8,6 +8,8 @@ import pytest
 import elrt_keras as elrt
 from elrt_keras import formats
 
+pytestmark = pytest.mark.tensorflow  # the same on every backend
+
 
 @pytest.fixture(scope="module")
 def resnet():

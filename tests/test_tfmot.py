@@ -148,7 +148,7 @@ def trained():
     x = images(400, 16, 16, 3, seed=2) / 2
     for image, label in zip(x, labels):
         image[:, 5 * label : 5 * label + 5] += 110
-    dense = elrt.models.build("resnet20", input_shape=(16, 16, 3), classes=3)
+    dense = elrt.models.build("resnet8", input_shape=(16, 16, 3), classes=3)
     model = elrt.factorize(dense, elrt.plan_ranks(dense, max_macs=0.5))
     model.compile(keras.optimizers.Adam(2e-3), "sparse_categorical_crossentropy", jit_compile=False)
     model.fit(x[:320], labels[:320], epochs=5, batch_size=32, verbose=0)

@@ -12,6 +12,8 @@ import elrt_keras as elrt
 from elrt_keras.ranks import vbmf
 from elrt_keras.ranks.estimates import vbmf_rank
 
+pytestmark = pytest.mark.tensorflow  # the same on every backend
+
 
 def free_energy(gamma, sigma2, a, b, sa2, sb2, ca2, cb2, short, long):
     """2F of one component, less that of the null solution: a and b are means, s variances, c prior variances.

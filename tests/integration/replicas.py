@@ -15,7 +15,7 @@ from elrt_keras.launch.config import TrainConfig
 devices, precision, steps, output, fields = sys.argv[1:]
 devices = int(devices)
 distribution = strategies.start("mirrored", num_cpus=devices) if devices > 1 else strategies.SINGLE
-config = TrainConfig(batch_size=64, max_macs=0.4, lr_schedule="constant", **json.loads(fields))
+config = TrainConfig(model="resnet8", batch_size=64, max_macs=0.4, lr_schedule="constant", **json.loads(fields))
 digits = data.load("digits")
 batches = distribution.spread(lambda shard: digits.train_batches(config, 0, shard), config.batch_size)
 # After the pipeline is made, whose images are float32: Keras' MixUp mixes them with numbers of the default type.

@@ -169,7 +169,15 @@ def few_images():
     return launch_data.ImageData("cifar10", images[:32], labels[:32], images[32:], labels[32:], tuple("abcdefghij"))
 
 
-SHORT = {"dataset": "cifar10", "epochs": 2, "batch_size": 16, "learning_rate": 0.01, "max_macs": 0.4, "multiple_of": 4}
+SHORT = {
+    "model": "resnet8",
+    "dataset": "cifar10",
+    "epochs": 2,
+    "batch_size": 16,
+    "learning_rate": 0.01,
+    "max_macs": 0.4,
+    "multiple_of": 4,
+}
 
 
 @pytest.mark.parametrize(("weights", "larger"), [([1.5, 1, 0.67], 1), ([0.67, 1, 1.5], 3)])
@@ -286,7 +294,7 @@ def test_an_epoch_tells_the_loss_and_accuracy_over_its_batches(few_images, tmp_p
     fields = {**SHORT, "epochs": 1, "batch_size": 8, "learning_rate": 1e-9, "augmentation": "none"}
     found = Run("run", {**fields, "format": "dense", "max_macs": None}, few_images, tmp_path / "run.npz").train()
     keras.utils.set_random_seed(found["config"]["seed"])
-    model = elrt.models.build("resnet20", (32, 32, 3), 10)
+    model = elrt.models.build("resnet8", (32, 32, 3), 10)
     order = np.random.default_rng((0, 0)).permutation(32).reshape(4, 8)
     outputs = [model(few_images.train_images[batch].astype("float32"), training=True) for batch in order]
     labels = few_images.train_labels[order]
@@ -327,6 +335,6 @@ def test_stable_ranks_do_not_end_a_warm_up_here(few_images):
 def test_a_thin_network_is_measured_against_the_full_width(few_images, tmp_path):
     fields = {**SHORT, "epochs": 1, "format": "dense", "max_macs": None, "width": 0.5}
     summary = Run("run", fields, few_images, tmp_path / "run.npz").train()["summary"]
-    thin, full = (elrt.count_costs(elrt.models.build("resnet20", width=width)) for width in (0.5, 1.0))
+    thin, full = (elrt.count_costs(elrt.models.build("resnet8", width=width)) for width in (0.5, 1.0))
     assert (summary["macs"], summary["params"]) == (thin.macs, thin.params)
     assert summary["macs_fraction"] == thin.macs / full.macs < 0.3

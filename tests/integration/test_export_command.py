@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import commands
 import keras
 import numpy as np
 import pytest
@@ -16,21 +17,16 @@ pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason=
 KINDS = ("float32", "float16", "dynamic_int8", "int8")
 
 
-def start(name, *arguments, cwd):
-    command = [sys.executable, "-m", f"elrt_keras.launch.{name}", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=500)
-
-
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """A finished run with every kind of LiteRT file, and its dense architecture in float32."""
     folder = tmp_path_factory.mktemp("export")
-    recipe = ("--epochs=5", "--batch_size=64", "--lr_schedule=one_cycle")
-    done = start("train", "--run_dir=run", *recipe, cwd=folder)
+    recipe = ("--model=resnet8", "--epochs=8", "--batch_size=64", "--lr_schedule=one_cycle")
+    done = commands.run("train", "--run_dir=run", *recipe, cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
-    done = start("export", "run", f"--quantization={','.join(KINDS)}", "--evaluation_examples=100", cwd=folder)
+    done = commands.run("export", "run", f"--quantization={','.join(KINDS)}", "--evaluation_examples=100", cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
-    merged = start("export", "run", "--merge", "--evaluation_examples=100", cwd=folder)
+    merged = commands.run("export", "run", "--merge", "--evaluation_examples=100", cwd=folder)
     assert merged.returncode == 0, merged.stderr[-3000:]
     return folder, done.stdout
 
@@ -57,7 +53,7 @@ def test_labels_are_in_the_file(exported):
 
 def test_latency_table_plot_and_android_commands(exported):
     folder, _ = exported
-    done = start("benchmark", "litert", "run", "--runs=7", "--plot=l.png", "--output=l.json", cwd=folder)
+    done = commands.run("benchmark", "litert", "run", "--runs=7", "--plot=l.png", "--output=l.json", cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = json.loads((folder / "l.json").read_text())
     assert len(rows) == 5 and all(row["runs"] == 7 and row["threads"] == 1 for row in rows)
@@ -79,7 +75,7 @@ def test_a_keras_file_in_other_formats(exported):
         ["--format=saved_model", "--output=saved", "--dataset=digits"],
         ["--quantization=int8", "--dataset=digits", "--output=m.tflite", "--io_dtype=uint8"],
     ):
-        done = start("export", model, *arguments, cwd=folder)
+        done = commands.run("export", model, *arguments, cwd=folder)
         assert done.returncode == 0, done.stderr[-3000:]
     assert (folder / "digits_float32.onnx").exists() and (folder / "saved" / "saved_model.pb").exists()
     from ai_edge_litert.interpreter import Interpreter
@@ -116,8 +112,8 @@ def test_bad_input_is_one_line_and_no_file(exported, arguments, message):
     folder, _ = exported
     (folder / "text.keras").write_text("no model")
     (folder / "unfinished").mkdir(exist_ok=True)
-    (folder / "unfinished" / "flags.txt").write_text("--model=resnet20")
-    done = start("export", *arguments, cwd=folder)
+    (folder / "unfinished" / "flags.txt").write_text("--model=resnet8")
+    done = commands.run("export", *arguments, cwd=folder)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "elrt-export: error: " in done.stderr and message in done.stderr, done.stderr[-1500:]
     assert not (folder / "x.tflite").exists() and not list(folder.glob("*.tmp"))
@@ -150,14 +146,14 @@ def test_bad_input_to_the_benchmark(exported, arguments, message):
     for name in ("plain", "other"):
         (folder / f"{name}.tflite").write_bytes((folder / "run" / "export" / "low_rank_int8.tflite").read_bytes())
     (folder / "other.tflite.json").write_text("[]")
-    done = start("benchmark", *arguments, cwd=folder)
+    done = commands.run("benchmark", *arguments, cwd=folder)
     assert done.returncode == 2 and f"elrt-benchmark: error: {message}" in done.stderr, done.stderr[-1500:]
 
 
 def test_quantisation_aware_fine_tuning_of_a_finished_run(exported):
     folder, _ = exported
     arguments = ("--run_dir=run", "--quantization_aware", "--quantization_aware_epochs=2")
-    done = start("train", *arguments, cwd=folder)
+    done = commands.run("train", *arguments, cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     tuned = folder / "run" / "quantization_aware"
     summary = json.loads((tuned / "summary.json").read_text())
@@ -168,11 +164,11 @@ def test_quantisation_aware_fine_tuning_of_a_finished_run(exported):
     assert f"int8 accuracy {summary['accuracy']:.2%}" in done.stdout
     assert len((tuned / "history.csv").read_text().splitlines()) == 3
     before = (tuned / "model.tflite").read_bytes()
-    again = start("train", *arguments, cwd=folder)
+    again = commands.run("train", *arguments, cwd=folder)
     assert again.returncode == 0 and "Already finished: run/quantization_aware" in again.stdout
-    other = start("train", *arguments[:2], "--quantization_aware_epochs=3", cwd=folder)
+    other = commands.run("train", *arguments[:2], "--quantization_aware_epochs=3", cwd=folder)
     assert other.returncode == 2 and "holds a fine-tuning with" in other.stderr
-    refused = start("train", *arguments, "--seed=7", cwd=folder)
+    refused = commands.run("train", *arguments, "--seed=7", cwd=folder)
     assert refused.returncode == 2 and "another configuration. Received: --seed: there 0, now 7" in refused.stderr
     assert (tuned / "model.tflite").read_bytes() == before
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import commands
 import keras
 import numpy as np
 import pytest
@@ -20,17 +21,19 @@ from elrt_keras.launch import checkpoints
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="one backend is enough: the command is the same"
 )
-# VGG-16 in miniature would have dropout too, but takes long to start; ResNet-20 has batch-norm and all else.
-FLAGS = ("--epochs=4", "--batch_size=128", "--max_macs=0.3", "--orthogonality_schedule=0:1e-2,2:1e-3")
-
-
-def command(*arguments):
-    return [sys.executable, "-m", "elrt_keras.launch.train", *map(str, arguments)]
+# VGG-16 in miniature would have dropout too, but takes long to start; ResNet-8 has batch-norm and all else.
+FLAGS = (
+    "--model=resnet8",
+    "--epochs=4",
+    "--batch_size=128",
+    "--max_macs=0.3",
+    "--orthogonality_schedule=0:1e-2,2:1e-3",
+)
 
 
 def start(folder, *arguments):
-    return subprocess.Popen(
-        command(*arguments), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    return commands.Command(
+        "elrt_keras.launch.train", *arguments, cwd=folder, log=folder / f"{time.monotonic_ns()}.log"
     )
 
 
@@ -153,10 +156,12 @@ def test_a_disk_that_fills_up_in_mid_run(tmp_path, undisturbed):
 
 
 def test_a_reader_that_goes_away_is_told_apart_from_a_full_disk(tmp_path):
-    piped = f"set -o pipefail; {' '.join(command('--run_dir=run', '--smoke'))} | head -1"
+    piped = (
+        f"set -o pipefail; {sys.executable} -m elrt_keras.launch.train --run_dir=run --model=resnet8 --smoke | head -1"
+    )
     done = subprocess.run(["bash", "-c", piped], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and "Nobody reads the output any more. The last good checkpoint is run" in done.stderr
-    code, output = finish(start(tmp_path, "--run_dir=run", "--smoke"))
+    code, output = finish(start(tmp_path, "--run_dir=run", "--model=resnet8", "--smoke"))
     assert code == 0, output[-3000:]
 
 
@@ -185,7 +190,7 @@ def test_logs_that_cannot_be_written_are_told_as_plainly(tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
-    code, output = finish(start(tmp_path, "--run_dir=run", *DIVERGING))
+    code, output = finish(start(tmp_path, "--run_dir=run", "--model=resnet8", *DIVERGING))
     assert code == 2 and "Traceback" not in output
     line = next(line for line in output.splitlines() if "elrt-train: error:" in line)
     assert "at step " in line and "The largest gradient norm of the last step" in line and "_conv/" in line
@@ -195,7 +200,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
 
 
 def test_rolled_back_with_half_the_learning_rate_it_ends(tmp_path):
-    code, output = finish(start(tmp_path, "--run_dir=run", *DIVERGING, "--on_nan=rollback"))
+    code, output = finish(start(tmp_path, "--run_dir=run", "--model=resnet8", *DIVERGING, "--on_nan=rollback"))
     assert code == 0, output[-3000:]
     assert "Back to that checkpoint with half the learning rate (1/3)" in output
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -204,7 +209,9 @@ def test_rolled_back_with_half_the_learning_rate_it_ends(tmp_path):
 
 
 def test_three_rollbacks_are_the_most(tmp_path):
-    code, output = finish(start(tmp_path, "--run_dir=run", *DIVERGING, "--learning_rate=50", "--on_nan=rollback"))
+    code, output = finish(
+        start(tmp_path, "--run_dir=run", "--model=resnet8", *DIVERGING, "--learning_rate=50", "--on_nan=rollback")
+    )
     assert code == 2 and "(3/3)" in output and "elrt-train: error:" in output
 
 

@@ -14,6 +14,8 @@ pytest.importorskip("ipykernel")
 
 from examples.notebooks import execute  # noqa: E402
 
+pytestmark = pytest.mark.tensorflow  # the same on every backend
+
 NOTEBOOKS = {path.stem: path for path in execute.notebooks()}
 NAMES = pytest.mark.parametrize("name", NOTEBOOKS)
 LARGEST = 300_000  # bytes
@@ -81,8 +83,10 @@ def test_there_are_notebooks():
     assert all(f"({name}.ipynb)" in index for name in NOTEBOOKS)
 
 
-@pytest.mark.tensorflow
-@NAMES
+# Each takes its kernel half a minute: the first stands for the others, which `make test-all` runs too.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name[:2] != "01")) for name in NOTEBOOKS]
+)
 def test_a_notebook_runs(name):
     notebook = execute.executed(NOTEBOOKS[name], more_cells=["\n".join(CHECKS[name])])
     *cells, checks = notebook.cells

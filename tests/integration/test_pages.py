@@ -8,6 +8,8 @@ from benchmarks import accuracy_sections, cost_sections, defaults_section, perfo
 from benchmarks.first_hour import STEPS
 from benchmarks.first_hour_page import first_hour_page
 
+pytestmark = pytest.mark.tensorflow  # the same on every backend
+
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import commands
 import keras
 import pytest
 
@@ -14,8 +15,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def plan(*arguments, cwd):
-    command = [sys.executable, "-m", "elrt_keras.launch.plan", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    return commands.run("plan", *arguments, cwd=cwd)
 
 
 def test_a_builder_is_planned_and_the_plan_written(tmp_path):
@@ -57,7 +57,7 @@ def test_the_model_of_a_run_with_formats_by_layer_and_a_method_that_reads_weight
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--model=resnet21", "--max_macs=0.4"], "Expected one of ['resnet20'"),
+        (["--model=resnet21", "--max_macs=0.4"], "Expected one of ['resnet8'"),
         (["--model=resnet20", "--max_macs=0.4", "--method=vbmf"], "reads trained weights"),
         (["--model=resnet20"], "Pass either `fraction` or a budget"),
         (["--model=resnet20", "--max_macs=0.01"], "The budget cannot be met"),
@@ -95,16 +95,16 @@ def test_an_image_size_is_an_input_shape(tmp_path):
 
 def test_a_budget_of_time(tmp_path, monkeypatch):
     monkeypatch.setenv("ELRT_CACHE_DIR", str(tmp_path / "cache"))
-    done = plan("--model=resnet20", "--max_latency=0.8", "--multiple_of=16", "--output=plan.json", cwd=tmp_path)
+    done = plan("--model=resnet8", "--max_latency=0.8", "--multiple_of=16", "--output=plan.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     written = elrt.RankPlan.load(tmp_path / "plan.json")
     assert written.latency["planned"] <= 0.8 * written.latency["dense"]
     assert "ms predicted" in done.stdout and "planned ms" in done.stdout
     assert len(list((tmp_path / "cache").iterdir())) == 1
-    small = "--model=resnet20", "--input_shape=16,16,3", "--max_latency=0.95", "--multiple_of=16"
+    small = "--model=resnet8", "--input_shape=16,16,3", "--max_latency=0.95", "--multiple_of=16"
     int8 = plan(*small, "--quantization=int8", cwd=tmp_path)
     # Some processors multiply int8 so fast that no chain of small products is any faster; then it says so.
     assert int8.returncode == 0 or "Expected max_latency ≥" in int8.stderr
     assert len(list((tmp_path / "cache").iterdir())) == 2
-    low = elrt.factorize(elrt.models.build("resnet20"), written)
-    assert elrt.count_costs(low).macs < elrt.count_costs(elrt.models.build("resnet20")).macs
+    low = elrt.factorize(elrt.models.build("resnet8"), written)
+    assert elrt.count_costs(low).macs < elrt.count_costs(elrt.models.build("resnet8")).macs

@@ -23,7 +23,7 @@ def float32_loss():
 
 def start_of_training(precision):
     """Losses of the first steps, and the compiled model."""
-    config = TrainConfig(precision=precision, orthogonality_strength=1.0, batch_size=64, max_macs=0.4)
+    config = TrainConfig(model="resnet8", precision=precision, orthogonality_strength=1.0, batch_size=64, max_macs=0.4)
     digits = data.load("digits")
     keras.utils.set_random_seed(0)
     with modeling.precision(config):
@@ -39,7 +39,7 @@ def test_layers_compute_in_16_bits_and_penalties_in_32(precision, float32_loss):
     np.testing.assert_allclose(losses, float32_loss[0], rtol=0.03)
     assert keras.config.dtype_policy().name == "float32"  # as it was
     low_rank = [layer for layer in model.layers if isinstance(layer, elrt.layers.FactorizedLayer)]
-    assert len(low_rank) > 10 and {layer.compute_dtype for layer in low_rank} == {precision.removeprefix("mixed_")}
+    assert len(low_rank) > 4 and {layer.compute_dtype for layer in low_rank} == {precision.removeprefix("mixed_")}
     assert model.get_layer("classifier").compute_dtype == "float32"
     assert {keras.backend.standardize_dtype(weight.dtype) for weight in model.trainable_weights} == {"float32"}
     # Two models with the same weights have the same penalty: to 32 bits, which 16 bits would miss by 1e-3.
@@ -56,7 +56,7 @@ def test_layers_compute_in_16_bits_and_penalties_in_32(precision, float32_loss):
 @pytest.mark.parametrize("precision", [pytest.param(PRECISIONS[0], marks=pytest.mark.slow), PRECISIONS[1]])
 def test_a_run_in_mixed_precision_leaves_a_float32_model(tmp_path, precision):
     """Through full-rank warm-up, a checkpoint and back, and to LiteRT."""
-    config = TrainConfig(precision=precision, smoke=True, warmup_epochs="1", checkpoint_minutes=1e-4)
+    config = TrainConfig(precision=precision, model="resnet8", smoke=True, warmup_epochs="1", checkpoint_minutes=1e-4)
     summary = training.run(config, str(tmp_path / "run"))
     assert summary["precision"] == precision and summary["full_rank_epochs"] == 1
     assert np.isfinite(summary["test_loss"])
@@ -121,5 +121,5 @@ def test_an_overflow_on_any_replica_skips_the_step_on_all(tmp_path):
 @pytest.mark.slow
 def test_an_overflow_on_any_worker_skips_the_step_on_all(tmp_path):
     (tmp_path / "program.py").write_text(OVERFLOW)
-    assert wait(start_workers(tmp_path, 2, "true", program=["program.py"]), 200) == [0, 0], logs(tmp_path, 1)[0][-3000:]
+    assert wait(start_workers(tmp_path, 2, "true", program="program.py"), 200) == [0, 0], logs(tmp_path, 1)[0][-3000:]
     assert [told(log) for log in logs(tmp_path, 2)] == [EXPECTED] * 2
