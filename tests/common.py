@@ -5,12 +5,18 @@ import math
 
 import keras
 import numpy as np
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from elrt_keras import formats, traversal
 
 # Distance from 1 to the next number: twice the relative error of one rounding.
 EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+
+
+def random_examples(count):
+    """A property is tried on so many examples; on JAX, which compiles for the shapes of each, on a quarter."""
+    return settings(max_examples=count if keras.backend.backend() != "jax" else max(count // 4, 3))
 
 
 def random_array(*shape, seed=0, scale=1.0):

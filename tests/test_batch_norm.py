@@ -33,7 +33,7 @@ def batch(seed, size):
     return rng.normal(3, 5, (size, 6, 7, 3)).astype("float32"), rng.normal(size=(size, 2)).astype("float32")
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15 if ON_TENSORFLOW else 2)  # elsewhere both are the stock layers
 @given(
     seed=st.integers(0, 99),
     size=st.sampled_from([1, 2, 9]),

@@ -13,10 +13,11 @@ from common import (
     numpy_conv,
     orthonormality,
     random_array,
+    random_examples,
     to_numpy,
     tucker2_compose,
 )
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import elrt_keras as elrt
@@ -43,7 +44,7 @@ def test_every_format_has_its_layers():
 
 
 @pytest.mark.parametrize("format_name", formats.names())
-@settings(max_examples=60)
+@random_examples(60)
 @given(data=st.data(), execution=st.sampled_from(("auto", "chain", "compose")), training=st.booleans())
 def test_layer_equals_convolving_with_its_composed_kernel(format_name, data, execution, training):
     case = data.draw(conv_cases(format_name=format_name))

@@ -15,10 +15,11 @@ from common import (
     numpy_conv,
     orthonormality,
     random_array,
+    random_examples,
     random_factors,
     to_numpy,
 )
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tensorly.cp_tensor import cp_to_tensor
 from tensorly.decomposition import parafac, partial_tucker, tensor_train
@@ -38,7 +39,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Trying to compute SVD with n_eig
 
 
 @pytest.mark.parametrize("name", formats.names())
-@settings(max_examples=60)
+@random_examples(60)
 @given(data=st.data())
 def test_chain_of_stages_equals_convolving_with_the_composed_kernel(name, data):
     case = data.draw(conv_cases(format_name=name))
@@ -75,7 +76,7 @@ def kernels(draw, name, smallest_size=1):
 
 
 @pytest.mark.parametrize("name", formats.names())
-@settings(max_examples=50)
+@random_examples(50)
 @given(data=st.data(), seed=st.integers(0, 999))
 def test_squared_norm_is_that_of_the_composed_kernel(name, data, seed):
     form, shape = formats.get(name), data.draw(kernels(name))
@@ -88,7 +89,7 @@ def test_squared_norm_is_that_of_the_composed_kernel(name, data, seed):
 
 
 @pytest.mark.parametrize("name", formats.names())
-@settings(max_examples=50)
+@random_examples(50)
 @given(data=st.data(), seed=st.integers(0, 999))
 def test_every_format_is_exact_at_full_rank(name, data, seed):
     form, shape = formats.get(name), data.draw(kernels(name))
@@ -100,7 +101,7 @@ def test_every_format_is_exact_at_full_rank(name, data, seed):
 
 
 @pytest.mark.parametrize("name", formats.names())
-@settings(max_examples=40)
+@random_examples(40)
 @given(data=st.data(), seed=st.integers(0, 999))
 def test_the_error_is_at_most_the_tails_of_the_spectra(name, data, seed):
     form, shape = formats.get(name), data.draw(kernels(name))

@@ -3,8 +3,8 @@
 import keras
 import numpy as np
 import pytest
-from common import EPS, gradients, random_array, to_numpy
-from hypothesis import given, settings
+from common import EPS, gradients, random_array, random_examples, to_numpy
+from hypothesis import given
 from hypothesis import strategies as st
 
 import elrt_keras as elrt
@@ -17,7 +17,7 @@ def product(layer):
     return first @ second
 
 
-@settings(max_examples=60)
+@random_examples(60)
 @given(
     leading=st.lists(st.integers(1, 3), min_size=1, max_size=3),
     channels=st.integers(1, 8),

@@ -234,6 +234,7 @@ def test_int8_is_added_to_a_run_that_was_trained_without_tensorflow(noise, tmp_p
     assert added == {key: value for key, value in trained.items() if key != "int8_accuracy"}
 
 
+@pytest.mark.tensorflow
 def test_runs_that_begin_with_the_same_dense_network_train_it_once(few_images, tmp_path):
     fields = {**SHORT, "fine_tuning": {"factor_initializer": "orthogonal_factors"}}
 

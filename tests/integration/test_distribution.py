@@ -40,7 +40,7 @@ def largest_difference(one, other):
     "fields",
     [
         {"orthogonality": "dso", "orthogonality_strength": 0.1, "weight_decay_kind": "frobenius", "weight_decay": 1e-2},
-        {"orthogonality": "stiefel", "augmentation": "crop,cutout,mixup"},
+        pytest.param({"orthogonality": "stiefel", "augmentation": "crop,cutout,mixup"}, marks=pytest.mark.tensorflow),
     ],
     ids=["penalties", "constraint"],
 )
