@@ -249,7 +249,7 @@ def _callbacks(job, progress, warms_up):
 
 def evaluate(model, data, config):
     """`{"accuracy", "loss"}` of a model on the test images (loss: cross-entropy alone)."""
-    model.compile(loss="categorical_crossentropy", metrics=["accuracy"], jit_compile=modeling.jit_compile())
+    model.compile(loss="categorical_crossentropy", metrics=[modeling.accuracy()], jit_compile=modeling.jit_compile())
     with data_module.plain_errors(data):
         results = model.evaluate(data.test_batches(config), verbose=0, return_dict=True)
     return {"accuracy": float(results["accuracy"]), "loss": float(results["loss"])}

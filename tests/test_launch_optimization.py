@@ -18,6 +18,18 @@ def rates(steps_per_epoch=10, **fields):
     return np.array([float(schedule(step)) for step in range(total)])
 
 
+@pytest.mark.tensorflow
+def test_a_training_step_is_traced_once(monkeypatch):
+    """Tracing is most of the time in which a run starts: of a ResNet, seconds."""
+    traced, train_step = [], keras.Model.train_step
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="softmax")])
+    modeling.compile_model(model, TrainConfig(), 2)
+    model.optimizer.build(model.trainable_variables)  # as in a model from a checkpoint
+    monkeypatch.setattr(model, "train_step", lambda data: traced.append(1) or train_step(model, data))
+    logs = model.fit(np.ones((8, 4)), np.eye(3)[[0, 1, 2, 0, 1, 2, 0, 0]], batch_size=4, verbose=0).history
+    assert set(logs) == {"accuracy", "loss"} and len(traced) == 1
+
+
 def test_cosine():
     expected = 0.1 * 0.5 * (1 + np.cos(np.pi * np.arange(40) / 40))
     np.testing.assert_allclose(rates(lr_schedule="cosine", learning_rate=0.1, epochs=4), expected, rtol=1e-5, atol=1e-8)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 
 import keras
 
@@ -62,7 +63,7 @@ class Command:
 
     def __init__(self, module, *arguments, cwd, env=None, log=None):
         self.args = [module, *map(str, arguments)]
-        self._output, self._errors = (_file(), _file()) if log is None else (log, log)
+        self._output, self._errors = (self._file(), self._file()) if log is None else (log, log)
         open(self._output, "w").close()
         environment = dict(os.environ if env is None else env)
         if PRELOADED:
@@ -76,6 +77,12 @@ class Command:
                     [sys.executable, "-m", *self.args], cwd=cwd, env=environment, stdout=out, stderr=err
                 )
         self.pid = self._process.pid
+
+    def _file(self):
+        descriptor, path = tempfile.mkstemp(prefix="command")
+        os.close(descriptor)
+        weakref.finalize(self, os.unlink, path)
+        return path
 
     @property
     def returncode(self):
@@ -115,12 +122,6 @@ class Command:
             self.kill()
             raise
         return self.stdout, self.stderr
-
-
-def _file():
-    descriptor, path = tempfile.mkstemp(prefix="command")
-    os.close(descriptor)
-    return path
 
 
 def _text(path):
