@@ -289,7 +289,8 @@ def test_factors_train_at_a_rate_of_their_own():
         assert np.abs(change).max() > 1e-5
 
 
-# JAX draws the batches on the device, and on PyTorch a run begins with other weights than the model made below.
+# JAX draws the batches on the device. On PyTorch a run begins with other weights than the model made below: between
+# its seed and its model it makes a configuration, whose checks draw numbers there.
 @pytest.mark.tensorflow
 def test_an_epoch_tells_the_loss_and_accuracy_over_its_batches(few_images, tmp_path):
     # So small a rate that the first epoch's four batches see one and the same network, in training mode.
