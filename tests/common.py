@@ -5,6 +5,7 @@ import math
 
 import keras
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 
@@ -12,6 +13,10 @@ from elrt_keras import formats, traversal
 
 # Distance from 1 to the next number: twice the relative error of one rounding.
 EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+
+
+# Marks of a test whose many operations JAX compiles one by one, for minutes.
+SLOW_ON_JAX = [pytest.mark.slow] if keras.backend.backend() == "jax" else []
 
 
 def random_examples(count):

@@ -14,8 +14,6 @@ import pytest
 
 import elrt_keras
 
-pytestmark = pytest.mark.tensorflow  # the same on every backend
-
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FOLDERS = {"elrt_keras": "elrt_keras", "models": "elrt_keras.models", "launch": "elrt_keras.launch"}
 LEVELS = {

@@ -9,8 +9,6 @@ import pytest
 from elrt_keras.launch import cli, flags, rundir
 from elrt_keras.launch.config import TrainConfig, parse_schedule
 
-pytestmark = pytest.mark.tensorflow  # the same on every backend
-
 
 def test_defaults_resolve_to_a_low_rank_run():
     config = TrainConfig()

@@ -5,12 +5,11 @@ import pathlib
 import numpy as np
 import pytest
 import tensorflow as tf
+from common import SLOW_ON_JAX
 
 from elrt_keras.launch import data
 from elrt_keras.launch.config import TrainConfig
 from elrt_keras.launch.data import augment
-
-pytestmark = pytest.mark.tensorflow  # the same on every backend
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data" / "tfds"
 
@@ -162,12 +161,13 @@ def test_grey_images_are_jittered_too():
     assert x.shape == (20, 8, 8, 1) and x.std() > 5
 
 
-def test_randaugment_keeps_the_range_and_differs_between_steps():
+@pytest.mark.parametrize("augmentation", [pytest.param("randaugment", marks=SLOW_ON_JAX)])
+def test_randaugment_keeps_the_range_and_differs_between_steps(augmentation):
     images = np.random.default_rng(0).integers(0, 256, (16, 16, 16, 3)).astype("uint8")
-    outputs = [augmented(("randaugment",), images, np.zeros(16, int), (0, step))[0] for step in range(6)]
+    outputs = [augmented((augmentation,), images, np.zeros(16, int), (0, step))[0] for step in range(6)]
     assert all(x.min() >= 0 and x.max() <= 255 for x in outputs)
     assert len({x.tobytes() for x in outputs}) > 3
-    np.testing.assert_array_equal(outputs[2], augmented(("randaugment",), images, np.zeros(16, int), (0, 2))[0])
+    np.testing.assert_array_equal(outputs[2], augmented((augmentation,), images, np.zeros(16, int), (0, 2))[0])
 
 
 def test_workers_get_their_share_of_each_batch(digits):

@@ -9,13 +9,12 @@ import hypothesis.strategies as st
 import keras
 import numpy as np
 import pytest
+from common import SLOW_ON_JAX
 from PIL import Image
 
 from elrt_keras.launch import data
 from elrt_keras.launch.config import TrainConfig
 from elrt_keras.launch.data import decode, sources
-
-pytestmark = pytest.mark.tensorflow  # the same on every backend
 
 CLASSES = ("cat", "dog", "eel")
 PER_CLASS = 20
@@ -235,7 +234,10 @@ def test_an_epoch_holds_each_image_once_and_labels_follow(folder):
     np.testing.assert_array_equal(y.argmax(axis=1), [by_pixels[key] for key in seen])
 
 
-@pytest.mark.parametrize("augmentation", ["crop,flip", "crop,flip,jitter,cutout,mixup,cutmix,randaugment"])
+@pytest.mark.parametrize(
+    "augmentation",
+    ["crop,flip", pytest.param("crop,flip,jitter,cutout,mixup,cutmix,randaugment", marks=SLOW_ON_JAX)],
+)
 def test_a_late_start_continues_the_same_stream(folder, augmentation):
     images = load(folder)
     config = config_of(folder, augmentation=augmentation, seed=3)

@@ -17,8 +17,6 @@ import elrt_keras as elrt
 from elrt_keras.launch import flags, rundir, training
 from elrt_keras.launch.config import TrainConfig
 
-pytestmark = pytest.mark.tensorflow  # the same on every backend
-
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SOURCES = [path for folder in ("elrt_keras", "models", "launch") for path in sorted((ROOT / folder).rglob("*.py"))]
 # How many random cases of each kind: a few hundred in every run of the suite, 21,000 in the long one.

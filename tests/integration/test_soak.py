@@ -50,7 +50,7 @@ def test_the_logs_of_many_steps_take_no_memory(tmp_path):
     # In a process of its own: in this one other tests leave much that may go at any moment.
     done = subprocess.run([sys.executable, "-c", MANY_STEPS, tmp_path], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert float(done.stdout) < 1.5  # MB; by Keras' own it is 4
+    assert float(done.stdout) < 1.5  # MB; by Keras' own it is 4.6
     assert list((tmp_path / "train").iterdir())
 
 
