@@ -35,6 +35,8 @@ RECIPES = {
     "combined_longer": "decay on the composed kernels, any ranks, more epochs",
     "cp_combined": "CP format, decay on the composed kernels, any ranks",
     "cp_longer": "CP format, any ranks, more epochs",
+    "cp_distillation": "CP format, any ranks, taught by the dense network",
+    "cp_distillation_longer": "CP format, any ranks, taught by the dense network, more epochs",
     "glorot_longer": "Glorot factors, more epochs",
     "spatial_svd_combined": "spatial SVD format, decay on the composed kernels, any ranks",
 }
@@ -95,7 +97,12 @@ def _told_decay(groups):
 def _told_combined(groups):
     """What the changes that help do together, beside dense networks with the same decay and as many epochs."""
     one_length = ("combined", "cp_combined", "spatial_svd_combined")
-    pairs = {**dict.fromkeys(one_length, "dense_frobenius"), "combined_longer": "dense_frobenius_longer"}
+    pairs = {
+        **dict.fromkeys(one_length, "dense_frobenius"),
+        "combined_longer": "dense_frobenius_longer",
+        "cp_distillation": "dense",
+        "cp_distillation_longer": "dense_longer",
+    }
     told = [
         f"{RECIPES[name]}: {mean_and_deviation(differences(groups[name], groups[dense]), '+')} points"
         for name, dense in pairs.items()

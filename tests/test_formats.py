@@ -289,6 +289,15 @@ def test_cp_where_orthogonal_terms_are_multiples_in_two_modes():
     assert np.linalg.norm(compose("cp", factors) - kernel) <= 1e-5 * np.linalg.norm(kernel)
 
 
+def test_a_large_cp_decomposition_is_as_close_as_many_plain_steps():
+    kernel = random_array(3, 3, 112, 112)
+    error = np.linalg.norm(compose("cp", formats.get("cp").decompose(kernel, (150,))) - kernel)
+    tensor = kernel.reshape(-1, 112, 112).astype("float64")
+    with tensorly.backend_context("numpy"):
+        cp = parafac(tensor, 150, random_state=0, n_iter_max=200, tol=1e-8)
+    assert error <= np.linalg.norm(tensor - cp_to_tensor(cp))
+
+
 @pytest.mark.parametrize("name, shape", [("tucker2", (1, 3, 8, 8)), ("tensor_train", (3, 3, 6, 6))])
 def test_ranks_above_the_usable_ones_add_nothing(name, shape):
     form = formats.get(name)

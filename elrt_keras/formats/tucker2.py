@@ -17,6 +17,8 @@ from elrt_keras.formats.base import Format, register
 from elrt_keras.formats.chain import Shape, Stage
 from elrt_keras.formats.iterative import tensorly_on_numpy
 
+_LARGE = 2**18  # elements of a kernel, 170 channels to as many at 3×3
+
 
 @register
 class Tucker2(Format):
@@ -66,7 +68,12 @@ class Tucker2(Format):
         modes = (kernel.ndim - 2, kernel.ndim - 1)
         with tensorly_on_numpy():
             (core, (left, right)), _ = partial_tucker(
-                kernel.astype("float64"), rank=list(ranks), modes=modes, n_iter_max=50, tol=1e-6, random_state=0
+                kernel.astype("float64"),
+                rank=list(ranks),
+                modes=modes,
+                n_iter_max=50,
+                tol=_tolerance(kernel),
+                random_state=0,
             )
         return as_factors((left, core, right.T), self.factor_shapes(kernel.shape, ranks), kernel.dtype)
 
@@ -92,3 +99,11 @@ class Tucker2(Format):
             np.ascontiguousarray(factor, dtype=core.dtype)
             for factor in (q_in @ small_in, small_core, small_out @ q_out.T)
         ]
+
+
+def _tolerance(kernel):
+    """By how much the relative error has to fall for the iteration to go on.
+
+    A large kernel takes seconds a step, and what the last ones gain is small (docs/performance.md, "Decomposing").
+    """
+    return 1e-6 if kernel.size <= _LARGE else 1e-4
