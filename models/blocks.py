@@ -118,13 +118,23 @@ def _conversion(arguments, plan, name):
 def _check(input_shape, classes, options):
     if not (isinstance(input_shape, (tuple, list)) and len(input_shape) == 3):
         raise ValueError(f"`input_shape` is (height, width, channels). Received: input_shape={input_shape!r}")
-    if isinstance(classes, bool) or not isinstance(classes, numbers.Integral) or classes < 1:
+    *image_size, channels = input_shape
+    if not (_is_count(channels) and all(size is None or _is_count(size) for size in image_size)):
+        raise ValueError(
+            "Height and width are ints of at least 1, or None where they vary; channels are an int of at least 1. "
+            f"Received: input_shape={input_shape!r}"
+        )
+    if not _is_count(classes):
         raise ValueError(f"`classes` is an int of at least 1. Received: classes={classes!r}")
     width, dropout = options["width"], options.get("dropout", 0.0)
     if not (isinstance(width, numbers.Real) and 0 < float(width) < math.inf):
         raise ValueError(f"`width` is a number above 0. Received: width={width!r}")
     if not (isinstance(dropout, numbers.Real) and 0 <= float(dropout) < 1):
         raise ValueError(f"`dropout` is a number in [0, 1). Received: dropout={dropout!r}")
+
+
+def _is_count(value):
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def widened(channels: int, width: float) -> int:

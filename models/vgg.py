@@ -32,6 +32,11 @@ def _features(repeats, use_bias):
 
 
 def _head(x, classes, activation, width, dropout):
+    if None in x.shape[1:3]:
+        raise ValueError(
+            "Expected a fixed height and width: the first dense layer has a weight for each place of the image. "
+            "`vgg16_cifar` and `include_top=False` leave them open. Received: None among them in `input_shape`"
+        )
     x = keras.layers.Flatten(name="flatten", data_format="channels_last")(x)
     for number in (1, 2):
         name = f"hidden{number}"

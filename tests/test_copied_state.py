@@ -50,6 +50,20 @@ def test_an_adapted_vocabulary_stays():
         np.testing.assert_allclose(to_numpy(copy(text)), to_numpy(model(text)), atol=1e-5)
 
 
+def test_inputs_without_names_keep_those_that_keras_gave_them():
+    images, mask, inner = keras.Input((8, 8, 3)), keras.Input((8, 8, 4), optional=True), keras.Input((8, 8, 4))
+    nested = keras.Model(inner, layers.Conv2D(4, 3, padding="same", name="b")(inner), name="nested")
+    outputs = nested(layers.Conv2D(4, 3, padding="same", name="a")(images))
+    model = keras.Model([images, mask], outputs + mask)
+    low_rank = elrt.factorize(model, {"a": ("svd", 2), "nested/b": ("svd", 2)})
+    for copy in (low_rank, elrt.merge(low_rank), elrt.expand(low_rank), elrt.shrink(low_rank, max_macs=0.9)):
+        for one, other in ((model, copy), (model.get_layer("nested"), copy.get_layer("nested"))):
+            kept, names = ([n.name for n in m.layers if isinstance(n, layers.InputLayer)] for m in (one, other))
+            assert kept == names and [x.name for x in one.inputs] == [x.name for x in other.inputs]
+        is_optional = {layer.name: layer.optional for layer in copy.layers if isinstance(layer, layers.InputLayer)}
+        assert sorted(is_optional.values()) == [False, True] and is_optional[mask._keras_history.operation.name]
+
+
 class Doubled:
     """An activation that is an object."""
 

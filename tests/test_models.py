@@ -184,6 +184,9 @@ def test_initial_weights_are_he_normal():
         ({"dropout": 0.5}, TypeError, r"resnet20 has no such arguments. Received: \['dropout'\]"),
         ({"classes": 0}, ValueError, "Received: classes=0"),
         ({"input_shape": (32, 32)}, ValueError, r"\(height, width, channels\). Received: input_shape=\(32, 32\)"),
+        ({"input_shape": (32, 32, None)}, ValueError, r"channels are an int.*Received: input_shape=\(32, 32, None\)"),
+        ({"input_shape": (32, 32, 0)}, ValueError, r"Received: input_shape=\(32, 32, 0\)"),
+        ({"input_shape": (32.0, None, 3)}, ValueError, r"Received: input_shape=\(32.0, None, 3\)"),
         ({"width": -1.0}, ValueError, "Received: width=-1.0"),
     ],
     ids=str,
@@ -191,6 +194,12 @@ def test_initial_weights_are_he_normal():
 def test_bad_builder_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
         elrt.models.build("resnet20", **arguments)
+
+
+def test_dense_layers_of_vgg_want_a_fixed_image_size():
+    with pytest.raises(ValueError, match="Expected a fixed height and width.*`vgg16_cifar`"):
+        elrt.models.build("vgg11", input_shape=(None, 64, 3))
+    assert elrt.models.build("vgg11", input_shape=(None, 64, 3), width=0.1, include_top=False).count_params() > 0
 
 
 def test_bad_dropout():

@@ -118,7 +118,17 @@ def _copied_graph(model, layers_for):
                 args = (earlier(*args),)
             return last(*args, **kwargs)
 
-        return keras.models.clone_model(model, clone_function=clone, call_function=call)
+        inputs = keras.tree.map_structure(_copied_input, model.input)
+        return keras.models.clone_model(model, inputs, clone_function=clone, call_function=call)
+
+
+def _copied_input(tensor):
+    """An input like another, by the names of its layer and its tensor, which differ where the user gave none."""
+    layer = tensor._keras_history.operation
+    tensor = keras.KerasTensor(tensor.shape, tensor.dtype, sparse=layer.sparse, ragged=layer.ragged, name=tensor.name)
+    options = {"ragged": layer.ragged, "optional": layer.optional, "name": layer.name}
+    keras.layers.InputLayer(input_tensor=tensor, **options)
+    return tensor
 
 
 def _copied_sequential(model, layers_for):
