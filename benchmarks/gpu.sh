@@ -9,7 +9,8 @@
 set -u
 seeds() { echo "$1_dense_seed$2,$1_elrt_seed$2"; }
 runs=$(seeds resnet20 0),$(seeds vgg16 0),$(seeds resnet20 1),$(seeds resnet20 2),$(seeds vgg16 1),$(seeds vgg16 2)
-runs=$runs,$(seeds resnet56 0),resnet20_glorot,$(seeds resnet32 0),resnet20_distillation,resnet20_any_ranks
+runs=$runs,$(seeds resnet56 0),resnet20_glorot,$(seeds resnet32 0),resnet20_cp_distillation
+runs=$runs,resnet20_distillation,resnet20_any_ranks
 runs=$runs,resnet20_cp,resnet20_thin,resnet20_weight_decay,$(seeds resnet56 1),$(seeds resnet56 2)
 runs=${3:-$runs,$(seeds resnet32 1),$(seeds resnet32 2)}
 data=$1 end=$(($(date +%s) + $2))

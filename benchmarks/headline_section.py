@@ -28,6 +28,7 @@ CHANGES = {
     "resnet20_glorot": "Glorot factors",
     "resnet20_weight_decay": "weight decay 1e-4 instead of 5e-4",
     "resnet20_distillation": "taught by the dense network",
+    "resnet20_cp_distillation": "CP format, any ranks, taught by the dense network",
 }
 _PUBLISHED = pathlib.Path(__file__).parent / "published.json"
 
