@@ -21,6 +21,7 @@ from benchmarks.training_sections import (
     training_section,
 )
 from benchmarks.variants import BUDGETS, in_order, ratios
+from elrt_keras.formats import tucker2
 
 _DOCS = pathlib.Path(__file__).parent.parent / "docs"
 
@@ -142,9 +143,10 @@ def decomposing_section():
             )
     return section(
         "Decomposing",
-        """What `factorize(…, factor_initializer="decomposed")` spends most of its time on: the Tucker-2 decomposition
-        of all kernels at half the MACs, by the tolerance at which the iteration ends. The package's is 1e-04 for
-        kernels of more than 2¹⁸ elements and 1e-06 for others. The error is ‖W − Ŵ‖ / ‖W‖, the mean of the kernels;
+        f"""What `factorize(…, factor_initializer="decomposed")` spends most of its time on: the Tucker-2 decomposition
+        of all kernels at half the MACs, by the tolerance at which the iteration ends. The package's is
+        {tucker2._TOLERANCE_OF_LARGE:.0e} for kernels of more than {tucker2._LARGE:,} elements and
+        {tucker2._TOLERANCE:.0e} for others. The error is ‖W − Ŵ‖ / ‖W‖, the mean of the kernels;
         *above the best*, the most of any kernel. The kernels are random; from trained ones, of which some directions
         stand out, the iteration needs fewer steps.""",
         table(["model", "kernels", "tolerance", "seconds", "error", "above the best"], rows),

@@ -138,9 +138,8 @@ def _copied_sequential(model, layers_for):
     if kind is keras.Sequential and all(len(chain) == 1 for chain in chains):
         twins = {id(layer): chain[0] for layer, chain in zip(model.layers, chains)}
         return keras.models.clone_model(model, clone_function=lambda layer: twins[id(layer)])
-    inputs = keras.Input(batch_shape=model.inputs[0].shape, dtype=model.inputs[0].dtype, name=model.inputs[0].name)
     layers = [layer for chain in chains for layer in chain]
-    return kind([inputs, *layers], name=model.name)
+    return kind([_copied_input(model.inputs[0]), *layers], name=model.name)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,8 @@ from elrt_keras.formats.base import Format, register
 from elrt_keras.formats.chain import Shape, Stage
 from elrt_keras.formats.iterative import tensorly_on_numpy
 
-_LARGE = 2**18  # elements of a kernel, 170 channels to as many at 3×3
+_TOLERANCE = 1e-6
+_LARGE, _TOLERANCE_OF_LARGE = 2**18, 1e-4  # elements of a kernel: 170 channels to as many at 3×3
 
 
 @register
@@ -106,4 +107,4 @@ def _tolerance(kernel):
 
     A large kernel takes seconds a step, and what the last ones gain is small (docs/performance.md, "Decomposing").
     """
-    return 1e-6 if kernel.size <= _LARGE else 1e-4
+    return _TOLERANCE if kernel.size <= _LARGE else _TOLERANCE_OF_LARGE
