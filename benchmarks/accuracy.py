@@ -1,5 +1,7 @@
 """Accuracy over a grid of runs: one JSON per run in `benchmarks/results/<grid>/`; skips what is done, resumes the rest.
 
+An unfinished run is written down every two minutes and goes on from there, however it ended.
+
   python -m benchmarks.accuracy --grid=benchmarks/grids/resnet20.json --data=TFDS_DIR
   KERAS_BACKEND=jax python -m benchmarks.accuracy --grid=… --data=… --parallel=8 --time_limit_s=560
 

@@ -21,6 +21,7 @@ from elrt_keras.launch import modeling
 from elrt_keras.launch.config import TrainConfig, parse_schedule
 
 _REPORTED_EVERY = 10  # epochs between two measurements of the factors
+_KEPT_EVERY = 120  # seconds after which a run writes down all there is: as much is lost where it is killed
 # Fields of the low-rank part, which the dense training before it does without.
 _LOW_RANK = ("max_macs", "max_params", "rank_plan", "rank_method", "factor_initializer", "warmup_epochs")
 
@@ -131,7 +132,7 @@ class Run:
         """Trains up to epoch `end`; whether it got there. `macs`: one image forward, a third of a training step."""
         schedule = parse_schedule(config.orthogonality_schedule)
         callback = elrt.callbacks.RegularizationSchedule(schedule) if schedule else None
-        loop = epochs_of(model, config, self.data)
+        loop, kept = epochs_of(model, config, self.data), time.monotonic()
         for epoch in range(len(self.history), end):
             if callback is not None:
                 loop.store()
@@ -150,9 +151,12 @@ class Run:
                 loop.store()
                 errors = list(elrt.callbacks.factor_errors(model).values())
                 row["orthogonality_error_mean"] = sum(errors) / len(errors) if errors else None
-            if stop_at is not None and time.time() > stop_at and len(self.history) < self._end:
+            stops = stop_at is not None and time.time() > stop_at and len(self.history) < self._end
+            if stops or time.monotonic() - kept > _KEPT_EVERY:
                 loop.store()
                 self._keep(model)
+                kept = time.monotonic()
+            if stops:
                 return False
         loop.store()
         return True
@@ -163,7 +167,7 @@ class Run:
         values = [keras.ops.convert_to_numpy(v) for v in (*model.variables, *model.optimizer.variables)]
         path.parent.mkdir(parents=True, exist_ok=True)
         if self.plan is not None:
-            self.plan.save(path.with_suffix(".plan.json"))
+            self.plan.save(path.with_suffix(".plan.json"))  # ahead of the rest, which tells whether it counts
         temporary = path.with_suffix(f".{os.getpid()}.npz")
         np.savez(temporary, *values, history=json.dumps(self.history))
         os.replace(temporary, path)
@@ -177,8 +181,8 @@ class Run:
         with np.load(path) as kept:
             self._values = [kept[f"arr_{index}"] for index in range(len(kept.files) - 1)]
             self.history = json.loads(str(kept["history"]))
-        plan = path.with_suffix(".plan.json")
-        self.plan = elrt.RankPlan.load(plan) if plan.exists() else None
+        if len(self.history) > self._before:  # until then the network is dense
+            self.plan = elrt.RankPlan.load(path.with_suffix(".plan.json"))
 
     def forget(self):
         """Removes what was kept of this run alone."""

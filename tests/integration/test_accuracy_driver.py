@@ -162,6 +162,37 @@ def test_runs_stop_at_the_time_limit_and_go_on_as_if_undisturbed(noise, tmp_path
     assert refused.returncode == 1 and "Received: --only=low_seed7" in refused.stderr
 
 
+@pytest.mark.tensorflow
+@pytest.mark.slow
+def test_a_killed_run_goes_on_from_what_it_wrote_down(noise, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    assert driver(whole, noise[0], "--only=low_seed0").returncode == 0
+    flags = [
+        f"--grid={whole}/grid.json",
+        f"--data={noise[0]}",
+        f"--results={killed}/results",
+        f"--state={killed}/state",
+    ]
+    always = "import runpy; from benchmarks import runs; runs._KEPT_EVERY = 0; "
+    always += "runpy.run_module('benchmarks.accuracy', run_name='__main__')"
+    training = subprocess.Popen(
+        [sys.executable, "-c", always, *flags, "--one=low_seed0"],
+        cwd=ROOT,
+        env={**os.environ, "KERAS_BACKEND": "jax", "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert any(line.startswith("low_seed0 2/3") for line in training.stdout)
+    training.kill()
+    assert training.wait() < 0 and not (killed / "results" / "low_seed0.json").exists()
+    again = driver(killed, noise[0], "--only=low_seed0")
+    assert "low_seed0 1/3" not in again.stdout and "low_seed0 3/3" in again.stdout
+    expected, got = (json.loads((f / "results" / "low_seed0.json").read_text()) for f in (whole, killed))
+    assert without_times(expected) == without_times(got)
+
+
 @pytest.fixture(scope="module")
 def few_images():
     rng = np.random.default_rng(0)
