@@ -234,7 +234,7 @@ def zoo_page():
         "convolutions larger than 1×1 and SVD for 1×1 convolutions and dense layers, ranks in multiples of 8, the "
         "first convolution and the classifier dense. *Layers* counts convolutions and dense layers, *low-rank* those "
         "that get cheaper at the smallest ranks. *Smallest* is what is left of the dense model at those ranks: a bound "
-        "on budgets, no recommendation. Depthwise and grouped convolutions stay as they are, which is why models built "
+        "on budgets, no recommendation. Depthwise convolutions stay as they are, which is why models built "
         "on them cannot get as small. The model at half its MACs (at the smallest ranks where that is more) was run, "
         "saved, reloaded, expanded and merged; the last three columns are the largest difference of an output, "
         "relative to the largest output.\n\n"

@@ -133,10 +133,11 @@ def layer_step(size, channels, rank, dense=False, *, batch_size):
         else elrt.layers.Tucker2Conv2D(channels, 3, ranks=rank, execution="chain", **options)
     )
     images = keras.ops.convert_to_tensor(np.random.default_rng(0).normal(size=(batch_size, size, size, channels)))
-    return _forward_and_backward(layer, keras.ops.cast(images, "float32"))
+    return forward_and_backward(layer, keras.ops.cast(images, "float32"))
 
 
-def _forward_and_backward(layer, images):
+def forward_and_backward(layer, images):
+    """A function that runs a layer forward and backward on a batch; already traced."""
     import tensorflow as tf
 
     layer.build(images.shape)

@@ -33,8 +33,10 @@ def factor_errors(model: keras.Model) -> dict[str, float]:
     for path, layer in iterate_sublayers(model):
         if isinstance(layer, FactorizedLayer):
             for view in layer.format.orthogonal_factors(layer.spatial_dims):
-                matrix = view.to_matrix(keras.ops.convert_to_tensor(layer.factors[view.index]))
-                errors[f"{path}/{layer.format.factor_names[view.index]}"] = orthogonality_error(matrix)
+                matrices = view.matrices(keras.ops.convert_to_tensor(layer.factors[view.index]))
+                of_groups = [orthogonality_error(matrix) for matrix in matrices]
+                error = float(np.sqrt(np.mean(np.square(of_groups))))  # that of their block-diagonal matrix
+                errors[f"{path}/{layer.format.factor_names[view.index]}"] = error
     return errors
 
 
@@ -203,4 +205,4 @@ class StableRankStopping(keras.callbacks.Callback):
             self.model.stop_training = True
 
     def _stable_ranks(self):
-        return np.array([stable_rank(matrix) for c in self._candidates for matrix in c.format.unfoldings(c.kernel())])
+        return np.array([rank for c in self._candidates for rank in c.format.rank_estimates(c.kernel(), stable_rank)])

@@ -117,9 +117,8 @@ class OrthogonalFactors(FactorInitializer):
             for stream, shape in zip(streams, shapes)
         ]
         for view in factor_format.orthogonal_factors(len(kernel_shape) - 2):
-            factor = factors[view.index]
-            matrix = _semi_orthogonal(keras.ops.convert_to_numpy(view.to_matrix(factor)))
-            factors[view.index] = keras.ops.convert_to_numpy(view.from_matrix(matrix, factor.shape))
+            orthogonal = view.apply(_semi_orthogonal, factors[view.index])
+            factors[view.index] = keras.ops.convert_to_numpy(orthogonal)
         return _scaled_to(factor_format, factors, self._dense_kernel(kernel_shape))
 
 
@@ -284,6 +283,7 @@ def _one_each(initializer, shapes):
 
 def _semi_orthogonal(matrix):
     """A uniformly distributed semi-orthogonal matrix from a Gaussian one (QR with the signs of R taken out)."""
+    matrix = keras.ops.convert_to_numpy(matrix)
     rows, columns = matrix.shape
     tall = matrix if rows >= columns else matrix.T
     q, r = np.linalg.qr(tall.astype("float64"))

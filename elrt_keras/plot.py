@@ -274,7 +274,9 @@ def _draw_ranks(axis, plan):
         if planned.is_dense:
             axis.annotate("dense", (0, y), (2, 0), textcoords="offset points", va="center", size=6, color="gray")
             continue
-        layer_format, shape = formats.get(planned.format), plan.costs.get(name, {}).get("kernel_shape")
+        costs = plan.costs.get(name, {})
+        layer_format = formats.grouped(formats.get(planned.format), costs.get("groups", 1))  # pyright: ignore
+        shape = costs.get("kernel_shape")
         fits = shape is not None and len(shape) - 2 in layer_format.spatial_dims
         full = layer_format.max_ranks(shape) if fits else (math.nan,) * len(planned.ranks)  # pyright: ignore
         height = 0.8 / len(planned.ranks)

@@ -119,16 +119,18 @@ def test_what_stays_dense_and_why():
     x = layers.Conv2D(16, 3, name="stem")(inputs)
     x = layers.Conv2D(32, 3, groups=2, name="grouped")(x)
     x = layers.DepthwiseConv2D(3, name="depthwise")(x)
+    x = layers.Conv2D(32, 3, groups=32, name="single_channels")(x)
     x = layers.Conv2D(64, 1, name="pointwise")(x)
     x = layers.Conv2D(32, 3, kernel_constraint="non_neg", name="constrained")(x)
     nested = keras.Sequential([keras.Input((None, None, 32)), layers.Conv2D(64, 3, name="conv")], name="nested")
     x = layers.Dense(3, name="head")(layers.GlobalAveragePooling2D()(nested(x)))
     plan = elrt.plan_ranks(keras.Model(inputs, x), fraction=0.5)
-    assert plan.factorized() == {"pointwise": ("svd", (16,)), "nested/conv": ("tucker2", (16, 32))}
+    planned = {"grouped": ("tucker2", (4, 8)), "pointwise": ("svd", (16,)), "nested/conv": ("tucker2", (16, 32))}
+    assert plan.factorized() == planned
     for name, words in {
         "stem": "excluded",
-        "grouped": "grouped",
         "depthwise": "depthwise",
+        "single_channels": "depthwise",
         "constrained": "constraint",
         "head": "excluded",
     }.items():

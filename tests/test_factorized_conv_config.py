@@ -20,7 +20,7 @@ ARGUMENTS = {
     "padding": "same",
     "data_format": "channels_first",
     "dilation_rate": (1, 1),
-    "groups": 1,
+    "groups": 2,
     "activation": "tanh",
     "use_bias": True,
     "factor_initializer": elrt.initializers.Spectral("glorot_uniform", seed=4),

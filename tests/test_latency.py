@@ -39,7 +39,7 @@ def written(cache, times):
     for candidate in candidates_of(small_model()):
         table = latency.TimeTable(1)
         for ranks in [None, *latency.measured_ranks(candidate, 8)]:
-            key = latency._key(latency._stages(candidate, ranks), (20, 20), "same")
+            key = latency._key(candidate.stages(ranks), (20, 20), "same")
             table.add({key: times(candidate, ranks)})
 
 
@@ -48,7 +48,7 @@ def test_chains_compute_what_the_format_says():
     model = small_model()
     for candidate in candidates_of(model):
         for ranks in (None, (16, 24)):
-            content = litert.chain_to_litert(latency._stages(candidate, ranks), (20, 20), candidate.padding)
+            content = litert.chain_to_litert(candidate.stages(ranks), (20, 20), candidate.padding)
             assert litert.operators(content) == {"CONV_2D": 1 if ranks is None else 3}
             out = litert.Runner(content)(np.ones((1, 20, 20, candidate.kernel_shape[-2]), "float32"))
             assert out.shape == (1, 20, 20, candidate.kernel_shape[-1])
@@ -103,7 +103,7 @@ def test_ranks_are_planned_for_the_time_of_int8_files(cache):
         assert plan.latency["planned"] <= part * plan.latency["dense"] * (1 + 1e-9)
         assert plan.latency["dense"] != float_plan.latency["dense"]
     dense = candidates_of(model)[0]
-    key = latency._key(latency._stages(dense, None), (20, 20), "same")
+    key = latency._key(dense.stages(None), (20, 20), "same")
     assert latency.TimeTable(1, "int8").get(key) != latency.TimeTable(1).get(key) is not None
 
 
@@ -207,10 +207,11 @@ def test_bad_arguments(options, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("quantization", [None, "int8"])
-def test_the_predicted_speed_up_is_the_measured_one(quantization):
+# Processors that multiply int8 matrices (AMX) leave less to gain there.
+@pytest.mark.parametrize(("quantization", "max_latency"), [(None, 0.6), ("int8", 0.8)])
+def test_the_predicted_speed_up_is_the_measured_one(quantization, max_latency):
     model = elrt.models.build("resnet18", input_shape=(128, 128, 3))
-    plan = elrt.plan_ranks(model, max_latency=0.6, quantization=quantization)
+    plan = elrt.plan_ranks(model, max_latency=max_latency, quantization=quantization)
     images = np.random.default_rng(0).integers(0, 256, (4, 128, 128, 3)).astype("float32")
     contents = [litert.model_to_litert(m, quantization, images) for m in (model, elrt.factorize(model, plan))]
     dense, fast = latency.measure(contents, 1)

@@ -71,11 +71,13 @@ def test_spectra_by_a_plan_for_a_dense_model(format_name):
 
 def test_spectra_of_shared_nested_grouped_and_zero_layers():
     shared = keras.layers.Conv2D(6, 3, padding="same", name="shared", kernel_initializer="zeros")
-    inner = model_of(shared, keras.layers.Conv2D(6, 3, groups=2, name="grouped"))
+    grouped = keras.layers.Conv2D(6, 3, groups=2, name="two")
+    inner = keras.Sequential([keras.Input((8, 8, 6)), shared, grouped], name="inner")
     inputs = keras.Input((8, 8, 6))
     model = keras.Model(inputs, inner(shared(inputs)))
     figure = elrt.plot.spectra(model)
-    assert titles(figure) == ["shared"]
+    assert titles(figure) == ["shared", "inner/two"]
+    assert [len(curve) for curve in curves(figure.axes[1]).values()] == [3, 3]  # full ranks of a group
     assert np.all(curves(figure.axes[0])["r_in"] == 0)
 
 

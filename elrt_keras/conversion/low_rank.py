@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import keras
 import numpy as np
 
-from elrt_keras import formats, initializers
+from elrt_keras import initializers
 from elrt_keras.conversion.rebuild import check_convertible, rebuild
 from elrt_keras.initializers import Identifier
 from elrt_keras.layers.arguments import dense_arguments
@@ -136,6 +136,6 @@ def _checked_target(layer, entry):
         where = f"{dims}-D" if dims else "a dense layer"
         raise ValueError(f"no layer of format '{entry.format}' for {where}. Received: a {type(layer).__name__}")
     # Makes the layer once, unbuilt, so that whatever its constructor refuses is refused here.
-    target(**{**dense_arguments(target, layer), "ranks": entry.ranks})
-    formats.get(entry.format).resolve_ranks(tuple(layer.kernel.shape), entry.ranks)
+    low_rank = target(**{**dense_arguments(target, layer), "ranks": entry.ranks})
+    low_rank.format.resolve_ranks(tuple(layer.kernel.shape), entry.ranks)
     return target

@@ -6,8 +6,9 @@ import pkgutil
 from elrt_keras.formats.arrays import MatrixView
 from elrt_keras.formats.base import Format, get, names, register
 from elrt_keras.formats.chain import ChainCosts, Stage
+from elrt_keras.formats.grouped import grouped
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["ChainCosts", "Format", "MatrixView", "Stage", "get", "names", "register"]
+__all__ = ["ChainCosts", "Format", "MatrixView", "Stage", "get", "grouped", "names", "register"]

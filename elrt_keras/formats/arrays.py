@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import keras
@@ -25,6 +25,8 @@ class MatrixView:
     Attributes:
         index: int, the factor's position in the chain.
         rows, columns: tuples of ints, all axes of the factor between them.
+        groups: int, the number of such matrices that lie side by side along `group_axis`.
+        group_axis: int, an axis of the factor.
 
     Example:
 
@@ -36,19 +38,43 @@ class MatrixView:
     index: int
     rows: tuple[int, ...]
     columns: tuple[int, ...]
+    groups: int = 1
+    group_axis: int = -1
+
+    def matrices(self, factor: Tensor) -> list[Tensor]:
+        """The factor as tensors of shape `(rows, columns)`, one per group."""
+        return [self.to_matrix(part) for part in split(factor, self.groups, self.group_axis)]
+
+    def apply(self, function: Callable[[Tensor], Tensor], factor: Tensor) -> Tensor:
+        """The factor with `function`, which keeps the shape, applied to each of its matrices."""
+        parts = split(factor, self.groups, self.group_axis)
+        results = [self.from_matrix(function(self.to_matrix(part)), part.shape) for part in parts]
+        return joined(results, self.group_axis)
 
     def to_matrix(self, factor: Tensor) -> Tensor:
-        """The factor as a tensor of shape `(rows, columns)`."""
+        """A factor of one group as a tensor of shape `(rows, columns)`."""
         shape = factor.shape
         rows = math.prod(shape[axis] for axis in self.rows)
         columns = math.prod(shape[axis] for axis in self.columns)
         return ops.reshape(ops.transpose(factor, self.rows + self.columns), (rows, columns))
 
     def from_matrix(self, matrix: Tensor, shape: Shape) -> Tensor:
-        """The inverse of `to_matrix` for a factor of shape `shape`."""
+        """The inverse of `to_matrix` for a factor of one group, of shape `shape`."""
         axes = self.rows + self.columns
         permuted = ops.reshape(matrix, tuple(shape[axis] for axis in axes))
         return ops.transpose(permuted, tuple(axes.index(axis) for axis in range(len(axes))))
+
+
+def split(tensor: Tensor, parts: int, axis: int) -> list[Tensor]:
+    """A tensor in as many equal parts along an axis."""
+    if parts == 1:
+        return [tensor]
+    return list((np if isinstance(tensor, np.ndarray) else ops).split(tensor, parts, axis=axis))
+
+
+def joined(tensors: Sequence[Tensor], axis: int) -> Tensor:
+    """Tensors side by side along an axis: the inverse of `split`."""
+    return tensors[0] if len(tensors) == 1 else ops.concatenate(tensors, axis=axis)
 
 
 def channel_product(factor: Tensor, matrix: Tensor) -> Tensor:

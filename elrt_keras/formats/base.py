@@ -10,7 +10,7 @@ import fractions
 import functools
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -44,6 +44,7 @@ class Format:
         rank_names: tuple of str, one per rank.
         factor_names: tuple of str, one per factor, in the order of the chain.
         core_index: int, the factor that carries the scale: initializers scale it to reach the dense variance.
+        groups: int, 1 but for what `grouped` makes of a format.
 
     Example:
 
@@ -58,6 +59,7 @@ class Format:
     rank_names: tuple[str, ...] = ()  # one name per rank, for messages and tables
     factor_names: tuple[str, ...] = ()  # one name per factor, in the order of the chain
     core_index: int = 0  # the factor that carries the scale: initializers scale it to reach the dense variance
+    groups: int = 1
 
     def max_ranks(self, kernel_shape: Shape) -> tuple[int, ...]:
         """The full ranks: one int per rank of the format. At these every kernel is composed exactly."""
@@ -86,6 +88,10 @@ class Format:
     def unfoldings(self, kernel: np.ndarray) -> list[np.ndarray]:
         """The matrices (NumPy) whose singular values decide the ranks, one per rank of the format."""
         raise NotImplementedError
+
+    def rank_estimates(self, kernel: np.ndarray, estimate: Callable[[np.ndarray], float]) -> list[float]:
+        """What a function of a matrix says of each of the `unfoldings`."""
+        return [estimate(matrix) for matrix in self.unfoldings(kernel)]
 
     def spectra(self, kernel: np.ndarray) -> list[np.ndarray]:
         """Squared singular values by rank, each in descending order, as many as the full rank.

@@ -16,7 +16,8 @@ class Stage:
         kernel_size, strides, dilation_rate: tuples of ints, one per spatial axis.
         in_channels, out_channels: ints.
         depthwise: whether each channel is convolved by itself; the factor then has shape `(*kernel_size, C, 1)`,
-            otherwise `(*kernel_size, in_channels, out_channels)`.
+            otherwise `(*kernel_size, in_channels / groups, out_channels)`.
+        groups: int: the channels fall into as many groups, of which none sees another.
 
     Example:
 
@@ -31,6 +32,12 @@ class Stage:
     strides: tuple[int, ...]
     dilation_rate: tuple[int, ...]
     depthwise: bool = False
+    groups: int = 1
+
+    def of_one_group(self) -> "Stage":
+        """What the stage is within each of its groups."""
+        channels = {"in_channels": self.in_channels // self.groups, "out_channels": self.out_channels // self.groups}
+        return dataclasses.replace(self, **channels, groups=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +84,7 @@ def chain_costs(stages: Sequence[Stage], input_size: Shape, padding: str) -> Cha
     size = tuple(input_size)
     for stage in stages:
         size = conv_output_size(size, stage.kernel_size, stage.strides, padding, stage.dilation_rate)
-        inputs_per_output = 1 if stage.depthwise else stage.in_channels
+        inputs_per_output = 1 if stage.depthwise else stage.in_channels // stage.groups
         weights = math.prod(stage.kernel_size) * inputs_per_output * stage.out_channels
         params += weights
         macs += weights * math.prod(size)
@@ -85,7 +92,8 @@ def chain_costs(stages: Sequence[Stage], input_size: Shape, padding: str) -> Cha
     return ChainCosts(params, macs, activations)
 
 
-def dense_stage(kernel_shape: Shape, strides: Shape, dilation_rate: Shape) -> Stage:
-    """The dense convolution itself, as a chain of one stage."""
+def dense_stage(kernel_shape: Shape, strides: Shape, dilation_rate: Shape, groups: int = 1) -> Stage:
+    """The dense convolution itself, as a chain of one stage. `kernel_shape`: `(*kernel_size, C_in / groups, C_out)`."""
     *kernel_size, in_channels, out_channels = kernel_shape
-    return Stage(tuple(kernel_size), in_channels, out_channels, tuple(strides), tuple(dilation_rate))
+    geometry = tuple(strides), tuple(dilation_rate)
+    return Stage(tuple(kernel_size), in_channels * groups, out_channels, *geometry, groups=groups)

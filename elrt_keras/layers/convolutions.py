@@ -26,7 +26,8 @@ _DOCUMENT = """{dims}-D convolution {title}
         ranks: `({ranks})`; or an int for {each}; or a float in (0, 1], a fraction of the full ranks
             `{full}`, rounded up.
         strides, padding, data_format, dilation_rate, activation, use_bias: as in `keras.layers.Conv{dims}D`.
-        groups: must be 1, since the groups of a kernel share no factors.
+        groups: int that divides C_in and C_out. Each group is a kernel of C_in/groups to C_out/groups channels with
+            factors of its own, all at the ranks given; full ranks are those of such a kernel.
         factor_initializer: an initializer of `elrt_keras.initializers` (all factors together) or of Keras (each factor
             on its own), by name or object.
         factor_regularizer: acts on each orthogonal factor, read as a matrix: {orthogonal}.
@@ -40,7 +41,7 @@ _DOCUMENT = """{dims}-D convolution {title}
         **kwargs: `name`, `dtype`, `trainable`.
 
     Raises:
-        ValueError: for ranks out of range, `groups` above 1, strides and dilation both above 1, or what the stock
+        ValueError: for ranks out of range, strides and dilation both above 1, or what the stock
             layer refuses.
 
     Example:

@@ -10,6 +10,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from elrt_keras import formats
+from elrt_keras.formats.arrays import joined, split
 from elrt_keras.formats.base import Ranks
 from elrt_keras.formats.chain import chain_costs, conv_output_size, dense_stage
 from elrt_keras.initializers import Identifier
@@ -97,11 +99,7 @@ class FactorizedConv(FactorizedLayer):
             activity_regularizer=activity_regularizer,
             **kwargs,
         )
-        if self.groups != 1:
-            raise ValueError(
-                "A low-rank convolution has groups=1: the groups of a grouped kernel share no factors, so each would "
-                f"need a chain of its own. Keep a grouped convolution dense. Received: groups={groups}"
-            )
+        self.format = formats.grouped(self.format, self.groups)
         self.input_spec = keras.layers.InputSpec(min_ndim=self.spatial_dims + 2)
 
     def build(self, input_shape: Sequence[int | None]) -> None:
@@ -111,36 +109,46 @@ class FactorizedConv(FactorizedLayer):
                 f"The channel axis of the input must be known to build '{self.name}'. "
                 f"Received: input_shape={tuple(input_shape)}"
             )
+        if channels % self.groups:
+            raise ValueError(
+                f"The channels of the input of '{self.name}' are a multiple of groups={self.groups}. "
+                f"Received: input_shape={tuple(input_shape)}"
+            )
         self.input_spec = keras.layers.InputSpec(min_ndim=self.spatial_dims + 2, axes={self._channel_axis: channels})
-        kernel_shape = (*self.kernel_size, channels, self.filters)
+        kernel_shape = (*self.kernel_size, channels // self.groups, self.filters)
         self.compute_output_shape(input_shape)
         ranks = self.format.resolve_ranks(kernel_shape, self._ranks)
         self._stages = tuple(self.format.stages(kernel_shape, ranks, self.strides, self.dilation_rate))
-        self._dense = (dense_stage(kernel_shape, self.strides, self.dilation_rate),)
+        self._dense = dense_stage(kernel_shape, self.strides, self.dilation_rate, self.groups)
         self._runs_chain = self._chooses_chain(input_shape)
         self._build_factors(kernel_shape, ranks)
         self.built = True
 
     def _run(self, inputs, *factors):
-        if not self._runs_chain:
-            return self._convolve(inputs, self.format.compose(list(factors)), *self._dense)
-        for stage, factor in zip(self._stages, factors):
-            inputs = self._convolve(inputs, factor, stage)
+        for stage, kernel in self._convolutions(factors):
+            inputs = self._convolve(inputs, kernel, stage)
         return inputs
 
     def _run_training(self, inputs, *factors):
-        # On TensorFlow stages of one position are quicker as matrix products over the pixels, above all their gradient.
-        # When not training they stay convolutions, which is what an exported graph shall have.
-        as_products = keras.backend.backend() == "tensorflow" and self.data_format == "channels_last"
-        return (self._run_as_products if as_products else self._run)(inputs, *factors)
-
-    def _run_as_products(self, inputs, *factors):
-        if not self._runs_chain:
-            return self._run(inputs, *factors)
-        for stage, factor in zip(self._stages, factors):
-            run = _mix_channels if _mixes_channels(stage) else self._convolve
-            inputs = run(inputs, factor, stage)
+        for stage, kernel in self._convolutions(factors):
+            inputs = self._convolve_training(inputs, kernel, stage)
         return inputs
+
+    def _convolutions(self, factors):
+        """What inputs run through, as pairs of a stage and its kernel: the chain, or the composed kernel."""
+        return zip(self._stages, factors) if self._runs_chain else [(self._dense, self.format.compose(list(factors)))]
+
+    def _convolve_training(self, inputs, kernel, stage):
+        """As `_convolve`, in ways whose gradient is quicker; an exported graph shall have plain convolutions."""
+        if stage.groups > 1 and _trains_groups_slowly():
+            parts = split(inputs, stage.groups, self._channel_axis), split(kernel, stage.groups, -1)
+            outputs = [self._convolve_training(*part, stage.of_one_group()) for part in zip(*parts)]
+            return joined(outputs, self._channel_axis)
+        # On TensorFlow a stage of one position is quicker as a matrix product over the pixels.
+        as_products = keras.backend.backend() == "tensorflow" and self.data_format == "channels_last"
+        if as_products and _mixes_channels(stage):
+            return _mix_channels(inputs, kernel, stage)
+        return self._convolve(inputs, kernel, stage)
 
     def _add_bias(self, outputs):
         if self.bias is None:
@@ -215,11 +223,11 @@ class FactorizedConv(FactorizedLayer):
         }
         if stage.depthwise:
             return _DEPTHWISE[self.spatial_dims](**arguments)
-        return self.stock_class(stage.out_channels, **arguments)
+        return self.stock_class(stage.out_channels, groups=stage.groups, **arguments)
 
     def _costs(self, input_shape, chain):
         spatial = [NOMINAL_SIZE if size is None else size for size in self._spatial_size(input_shape)]
-        return chain_costs(self._stages if chain else self._dense, spatial, self.padding)
+        return chain_costs(self._stages if chain else [self._dense], spatial, self.padding)
 
     @property
     def _channel_axis(self):
@@ -236,7 +244,8 @@ class FactorizedConv(FactorizedLayer):
 
 def _mixes_channels(stage):
     """Whether a stage computes each position of its output from that position of its input alone."""
-    return not stage.depthwise and set(stage.kernel_size) == {1} and set(stage.strides) == {1}
+    is_whole = not stage.depthwise and stage.groups == 1
+    return is_whole and set(stage.kernel_size) == {1} and set(stage.strides) == {1}
 
 
 def _mix_channels(inputs, kernel, stage):
@@ -244,6 +253,13 @@ def _mix_channels(inputs, kernel, stage):
     matrix = ops.reshape(kernel, (stage.in_channels, stage.out_channels))
     outputs = ops.matmul(ops.reshape(inputs, (-1, stage.in_channels)), matrix)
     return ops.reshape(outputs, (*ops.shape(inputs)[:-1], stage.out_channels))
+
+
+def _trains_groups_slowly():
+    """Whether the gradient of a grouped convolution costs G times what it should: XLA's, where there are but CPUs."""
+    if keras.backend.backend() not in ("tensorflow", "jax"):
+        return False
+    return all(device.startswith("cpu") for device in keras.distribution.list_devices())
 
 
 _DEPTHWISE = {1: keras.layers.DepthwiseConv1D, 2: keras.layers.DepthwiseConv2D}

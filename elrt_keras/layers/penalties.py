@@ -22,13 +22,13 @@ class _Sum(keras.regularizers.Regularizer):
 
 
 class _Projection(keras.constraints.Constraint):
-    """A constraint on a factor read as a matrix."""
+    """A constraint on a factor read as a matrix, or one per group."""
 
     def __init__(self, constraint, view):
         self._constraint, self._view = constraint, view
 
     def __call__(self, factor):
-        return self._view.from_matrix(self._constraint(self._view.to_matrix(factor)), factor.shape)
+        return self._view.apply(self._constraint, factor)
 
 
 def penalty_of(layer: "FactorizedLayer", index: int, view: MatrixView | None) -> keras.regularizers.Regularizer | None:
@@ -41,7 +41,7 @@ def penalty_of(layer: "FactorizedLayer", index: int, view: MatrixView | None) ->
     """
     terms = []
     if view is not None and layer.factor_regularizer is not None:
-        terms.append(lambda factor: layer.factor_regularizer(view.to_matrix(factor)))
+        terms.append(lambda factor: sum(map(layer.factor_regularizer, view.matrices(factor))))
     if index == layer.format.core_index and layer.kernel_regularizer is not None:
         terms.append(lambda core: _kernel_penalty(layer, core))
     return _Sum(terms) if terms else None

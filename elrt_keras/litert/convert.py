@@ -233,7 +233,7 @@ def chain_to_litert(
 
 def _apply(stage, image, padding, random):
     inputs, outputs = stage.in_channels, stage.out_channels
-    channels = (inputs, outputs // inputs) if stage.depthwise else (inputs, outputs)
+    channels = (inputs, outputs // inputs) if stage.depthwise else (inputs // stage.groups, outputs)
     shape = (*stage.kernel_size, *channels)
     kernel = random.standard_normal(shape, "float32") / np.float32(math.sqrt(math.prod(shape[:-1])))
     if not stage.kernel_size:

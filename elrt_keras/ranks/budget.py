@@ -145,7 +145,7 @@ def _bases(candidates, method):
     if method == "uniform":
         return {c.name: c.limits for c in candidates}
     estimate = ESTIMATES[method]
-    return {c.name: [estimate(matrix) for matrix in c.format.unfoldings(c.kernel())] for c in candidates}
+    return {c.name: c.format.rank_estimates(c.kernel(), estimate) for c in candidates}
 
 
 def _validated_limits(fraction, max_macs, max_params, max_latency, method):
@@ -231,6 +231,7 @@ def _to_plan(model, candidates, chosen, reasons, method):
             dense, planned = candidate.dense_costs(), candidate.costs(ranks)
             costs[path] = {
                 "kernel_shape": list(candidate.kernel_shape),
+                **({"groups": candidate.format.groups} if candidate.format.groups > 1 else {}),
                 **dense,
                 **{f"planned_{resource}": planned[resource] for resource in dense},
             }

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from elrt_keras import formats
-from elrt_keras.formats.chain import chain_costs, dense_stage
+from elrt_keras.formats.chain import Stage, chain_costs, dense_stage
 from elrt_keras.layers.factorized import Execution, FactorizedLayer
 from elrt_keras.ranks.grid import grid
 
@@ -50,6 +50,13 @@ class Candidate:
         on_grid = zip(usable, self.limits, self.steps(multiple_of))
         return usable if all(rank == limit or rank % step == 0 for rank, limit, step in on_grid) else ranks
 
+    def stages(self, ranks: tuple[int, ...] | None) -> list[Stage]:
+        """The chain at `ranks`; for `None` the dense layer, as a chain of one stage."""
+        geometry = self.strides, self.dilation_rate
+        if ranks is None:
+            return [dense_stage(self.kernel_shape, *geometry, self.format.groups)]
+        return self.format.stages(self.kernel_shape, ranks, *geometry)
+
     def dense_costs(self) -> dict[str, float]:
         """`{"macs", "params"}` of the dense layer (without the bias, which it keeps)."""
         return self._totals(self._dense_by_size)
@@ -59,7 +66,7 @@ class Candidate:
         if ranks is None:
             return self._totals(self._dense_by_size)
         if ranks not in self._known_costs:
-            stages = self.format.stages(self.kernel_shape, ranks, self.strides, self.dilation_rate)
+            stages = self.stages(ranks)
             totals = self._totals(self._by_size(stages))
             if not self._runs_chain(ranks, stages):
                 totals["macs"] = self._totals(self._dense_by_size)["macs"]
@@ -80,15 +87,11 @@ class Candidate:
 
     @functools.cached_property
     def _dense_by_size(self):
-        return self._by_size([self._dense_stage])
+        return self._by_size(self.stages(None))
 
     @functools.cached_property
     def _dense_where_built(self):
-        return chain_costs([self._dense_stage], self.built_at, self.padding).macs
-
-    @property
-    def _dense_stage(self):
-        return dense_stage(self.kernel_shape, self.strides, self.dilation_rate)
+        return chain_costs(self.stages(None), self.built_at, self.padding).macs
 
     def _by_size(self, stages):
         return [chain_costs(stages, size, self.padding) for size, _ in self.sizes]

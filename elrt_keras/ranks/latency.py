@@ -22,7 +22,7 @@ import numpy as np
 
 from elrt_keras import litert
 from elrt_keras.atomic import write_bytes
-from elrt_keras.formats.chain import chain_costs, dense_stage
+from elrt_keras.formats.chain import chain_costs
 from elrt_keras.litert.convert import Quantization
 from elrt_keras.progress import progress_bar
 from elrt_keras.ranks.candidate import Candidate
@@ -158,7 +158,7 @@ def measured_ranks(candidate: Candidate, multiple_of: int) -> list[tuple[int, ..
 
 
 def _times(candidate, choices, size, table):
-    chains = {ranks: _stages(candidate, ranks) for ranks in choices}
+    chains = {ranks: candidate.stages(ranks) for ranks in choices}
     keys = {ranks: _key(chain, size, candidate.padding) for ranks, chain in chains.items()}
     missing = [ranks for ranks in choices if table.get(keys[ranks]) is None]
     if missing:
@@ -178,19 +178,13 @@ def _parts(choices, candidate, size):
     """The choices in parts whose weights and activations fit into memory together; one empty part for none."""
     parts, room = [[]], _MEMORY
     for ranks in choices:
-        costs = chain_costs(_stages(candidate, ranks), size, candidate.padding)
+        costs = chain_costs(candidate.stages(ranks), size, candidate.padding)
         needed = 8 * (costs.params + costs.activations)  # float32, in the file and as the runtime packs it
         if needed > room and parts[-1]:
             parts, room = [*parts, []], _MEMORY
         parts[-1].append(ranks)
         room -= needed
     return parts
-
-
-def _stages(candidate, ranks):
-    if ranks is None:
-        return [dense_stage(candidate.kernel_shape, candidate.strides, candidate.dilation_rate)]
-    return candidate.format.stages(candidate.kernel_shape, ranks, candidate.strides, candidate.dilation_rate)
 
 
 def _key(stages, size, padding):
@@ -266,7 +260,7 @@ def _total(content, candidates, table):
         return float(measure([content], table.threads)[0])
     slowest = max(candidates, key=lambda candidate: candidate.times[None])
     (size, _), *_ = slowest.sizes
-    stages = _stages(slowest, None)
+    stages = slowest.stages(None)
     layer = litert.chain_to_litert(stages, size, slowest.padding, table.quantization)
     # The times of layers may be old. The slowest of them takes turns with the model, and says what has changed.
     whole, now = measure([content, layer], table.threads)

@@ -60,8 +60,7 @@ class RankPlan(collections.abc.MutableMapping[str, LayerPlan]):
         reasons: mapping of layer names to why the planner left the layer dense.
         costs: mapping of layer names to `{"kernel_shape", "macs", "params", "planned_macs", "planned_params"}`, filled
             by `plan_ranks` for the table, with `"latency"` and `"planned_latency"` in seconds where they were measured;
-            an edited entry loses its costs,
-            and the plan its `latency`.
+            and with `"groups"` where there are several; an edited entry loses its costs, and the plan its `latency`.
         latency: `{"dense", "planned"}`, measured and predicted seconds of the whole model, or `None`.
 
     Raises:
@@ -176,6 +175,7 @@ class RankPlan(collections.abc.MutableMapping[str, LayerPlan]):
         for name, entry in self.items():
             costs = self.costs.get(name, {})
             kernel = "×".join(map(str, costs.get("kernel_shape", ())))
+            kernel += f", {costs['groups']} groups" if "groups" in costs else ""
             ranks = self.reasons.get(name, "") if entry.is_dense else "×".join(map(str, entry.ranks))  # pyright: ignore
             rows.append((name, kernel, entry.format, ranks, *_before_after(costs, columns)))
         header = ["layer", "kernel", "format", "ranks", *columns.values()]

@@ -72,11 +72,11 @@ def _kernel_layers(model, format, plan) -> dict[str, tuple[keras.layers.Layer, f
         seen.add(id(layer))
         if isinstance(layer, FactorizedLayer):
             found[path] = layer, layer.format
-        elif type(layer) in REPLACEABLE and getattr(layer, "groups", 1) == 1:
+        elif type(layer) in REPLACEABLE:
             planned = path in plan and not plan[path].is_dense
             layer_format = formats.get(plan[path].format if planned else suitable_format(layer, format))
             if planned or REPLACEABLE[type(layer)] in layer_format.spatial_dims:
-                found[path] = layer, layer_format
+                found[path] = layer, formats.grouped(layer_format, getattr(layer, "groups", 1))
     if not found:
         raise ValueError(
             f"Expected a model with built convolutions or dense layers for format {format!r}. "

@@ -76,7 +76,8 @@ def survey(
         if reason:
             reasons[path] = reason
         else:
-            candidates.append(_candidate(path, layer, formats.get(layer_format), input_shapes))
+            layer_format = formats.grouped(formats.get(layer_format), getattr(layer, "groups", 1))
+            candidates.append(_candidate(path, layer, layer_format, input_shapes))
     return candidates, reasons | _closed_layers(model)
 
 
@@ -151,12 +152,11 @@ def _why_dense(layer, name, input_shapes):
     """Why a layer cannot be factorised, or an empty string."""
     if name == "dense":
         return "no format asked for"
-    if isinstance(layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)):
+    one_channel_each = getattr(layer, "groups", 1) > 1 and layer.kernel.shape[-2] == 1
+    if one_channel_each or isinstance(layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)):
         return "depthwise: each channel has a kernel of its own"
     if type(layer) not in REPLACEABLE:
         return f"no low-rank {type(layer).__name__}"
-    if getattr(layer, "groups", 1) != 1:
-        return "grouped: its groups share no factors"
     dims = REPLACEABLE[type(layer)]
     target = layer_class(name, dims)
     if target is None:
