@@ -71,7 +71,7 @@ def run_as_products(model):
 
     for _, layer in elrt.traversal.iterate_layers(model):
         if isinstance(layer, FactorizedConv):
-            layer._run_training = layer._run_as_products
+            layer._trains_as_products = lambda: True
     return model
 
 

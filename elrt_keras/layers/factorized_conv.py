@@ -144,11 +144,13 @@ class FactorizedConv(FactorizedLayer):
             parts = split(inputs, stage.groups, self._channel_axis), split(kernel, stage.groups, -1)
             outputs = [self._convolve_training(*part, stage.of_one_group()) for part in zip(*parts)]
             return joined(outputs, self._channel_axis)
-        # On TensorFlow a stage of one position is quicker as a matrix product over the pixels.
-        as_products = keras.backend.backend() == "tensorflow" and self.data_format == "channels_last"
-        if as_products and _mixes_channels(stage):
+        if self._trains_as_products() and _mixes_channels(stage):
             return _mix_channels(inputs, kernel, stage)
         return self._convolve(inputs, kernel, stage)
+
+    def _trains_as_products(self):
+        """Whether a stage of one position is quicker as a matrix product over the pixels."""
+        return keras.backend.backend() == "tensorflow" and self.data_format == "channels_last"
 
     def _add_bias(self, outputs):
         if self.bias is None:
