@@ -1,5 +1,7 @@
 """Grouped convolutions: each group a convolution with factors of its own, in layers, plans, conversions and export."""
 
+import collections
+
 import keras
 import numpy as np
 import pytest
@@ -308,6 +310,44 @@ def test_export_of_grouped_layers(quantization, tmp_path):
     report = elrt.export.to_litert(low, tmp_path / "model.tflite", quantization, images)
     assert report.operators["CONV_2D"] + report.operators.get("DEPTHWISE_CONV_2D", 0) == 7
     assert report.rms_difference < (1e-5 if quantization is None else 0.1)
+
+
+@ON_TENSORFLOW
+@pytest.mark.parametrize(
+    ("made", "shape"),
+    [
+        (lambda: elrt.factorize(grouped_model(), PLAN), (12, 12, 3)),
+        (grouped_model, (12, 12, 3)),
+        (
+            lambda: model_of(
+                layers.Conv1D(8, 3, 2, padding="causal", groups=2, activation="relu"),
+                elrt.layers.Tucker2Conv1D(12, 3, 0.5, groups=4, padding="causal", dilation_rate=2, execution="chain"),
+                shape=(16, 6),
+            ),
+            (16, 6),
+        ),
+        (
+            lambda: model_of(
+                layers.Conv2D(8, 3, groups=2, data_format="channels_first", use_bias=False),
+                elrt.layers.CPConv2D(8, 3, 2, groups=2, strides=2, padding="same", data_format="channels_first"),
+                shape=(6, 12, 12),
+            ),
+            (6, 12, 12),
+        ),
+    ],
+    ids=["low_rank", "stock", "one_dimensional", "channels_first"],
+)
+def test_onnx_has_grouped_convolutions(made, shape, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    model, images = made(), random_array(4, *shape)
+    report = elrt.export.to_onnx(model, tmp_path / "model.onnx", evaluation_data=images)
+    assert report.max_difference <= 1e-4 * np.abs(to_numpy(model(images))).max()
+    nodes = [node for node in onnx.load(report.path).graph.node if node.op_type == "Conv"]
+    found = [attribute.i for node in nodes for attribute in node.attribute if attribute.name == "group"]
+    stock = elrt.expand(model) if any(isinstance(layer, FactorizedConv) for layer in model.layers) else model
+    expected = [layer.groups for layer in stock.layers if getattr(layer, "groups", 1) > 1]
+    assert not collections.Counter(expected) - collections.Counter(found)
 
 
 @ON_TENSORFLOW

@@ -16,6 +16,7 @@ from elrt_keras.export import checks
 from elrt_keras.export.examples import check_batches, check_range
 from elrt_keras.export.files import move_folder, write_file
 from elrt_keras.export.litert import check_model, check_weights
+from elrt_keras.export.plain_groups import with_plain_groups
 from elrt_keras.litert.convert import INPUT, OUTPUT, for_inference, plain_errors, save_archive
 
 
@@ -121,8 +122,10 @@ def to_onnx(
     with tempfile.TemporaryDirectory() as folder:
         file = os.path.join(folder, "model.onnx")
         signature = [keras.InputSpec(shape=(None, *model.inputs[0].shape[1:]), dtype="float32", name=INPUT)]
-        with plain_errors(model, "ONNX"), for_inference(model):
-            model.export(file, format="onnx", input_signature=signature, verbose=False)
+        with plain_errors(model, "ONNX"):
+            convertible = with_plain_groups(model)
+        with plain_errors(model, "ONNX"), for_inference(convertible):
+            convertible.export(file, format="onnx", input_signature=signature, verbose=False)
             with open(file, "rb") as exported:
                 content = exported.read()
             session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
