@@ -4,6 +4,8 @@ On TensorFlow Keras has XLA compile them, as calls of functions in the graph. A 
 none of these, but has grouped convolutions.
 """
 
+from typing import Any
+
 import keras
 
 from elrt_keras.conversion.dense import expand, is_low_rank
@@ -12,35 +14,34 @@ from elrt_keras.layers.arguments import copy_arguments
 from elrt_keras.traversal import held_layers, is_container
 
 
-class _OneOperation:
-    """In front of a stock convolution: its call with the convolution as one operation."""
+def _one_operation(layer, inputs):
+    """The call of a stock convolution, with the convolution as one operation."""
+    import tensorflow as tf
 
+    padding, last = layer.padding, layer.data_format == "channels_last"
+    if padding == "causal":
+        inputs, padding = keras.ops.pad(inputs, layer._compute_causal_padding()), "valid"
+    arguments: dict[str, Any] = {
+        "strides": layer.strides,
+        "padding": padding.upper(),
+        "data_format": {1: "NWC", 2: "NHWC"}[layer.rank] if last else {1: "NCW", 2: "NCHW"}[layer.rank],
+        "dilations": layer.dilation_rate,
+    }
+    outputs = tf.nn.convolution(inputs, keras.ops.convert_to_tensor(layer.kernel), **arguments)
+    if layer.use_bias:
+        ones = (1,) * layer.rank
+        outputs += keras.ops.reshape(layer.bias, (1, *ones, -1) if last else (1, -1, *ones))
+    return layer.activation(outputs)
+
+
+class _Conv1D(keras.layers.Conv1D):
     def call(self, inputs):
-        import tensorflow as tf
-
-        padding, last = self.padding, self.data_format == "channels_last"
-        if padding == "causal":
-            inputs, padding = keras.ops.pad(inputs, self._compute_causal_padding()), "valid"
-        outputs = tf.nn.convolution(
-            inputs,
-            keras.ops.convert_to_tensor(self.kernel),
-            strides=self.strides,
-            padding=padding.upper(),
-            data_format={1: "NWC", 2: "NHWC"}[self.rank] if last else {1: "NCW", 2: "NCHW"}[self.rank],
-            dilations=self.dilation_rate,
-        )
-        if self.use_bias:
-            ones = (1,) * self.rank
-            outputs += keras.ops.reshape(self.bias, (1, *ones, -1) if last else (1, -1, *ones))
-        return self.activation(outputs)
+        return _one_operation(self, inputs)
 
 
-class _Conv1D(_OneOperation, keras.layers.Conv1D):
-    pass
-
-
-class _Conv2D(_OneOperation, keras.layers.Conv2D):
-    pass
+class _Conv2D(keras.layers.Conv2D):
+    def call(self, inputs):
+        return _one_operation(self, inputs)
 
 
 _PLAIN = {keras.layers.Conv1D: _Conv1D, keras.layers.Conv2D: _Conv2D}
