@@ -284,7 +284,7 @@ def test_the_table_file_and_plot_of_a_plan_know_the_groups(tmp_path):
     widths = [patch.get_width() for patch in axis.patches]
     assert max(widths) == 32  # the full rank of a group's outputs
     figure = elrt.plot.spectra(grouped_model())
-    assert "grouped" in [panel.get_title() for panel in figure.axes]
+    assert [panel.get_title() for panel in figure.axes] == ["stem", "grouped", "pointwise", "head"]
 
 
 def test_group_sizes_that_do_not_fit_are_told():
@@ -296,6 +296,13 @@ def test_group_sizes_that_do_not_fit_are_told():
         elrt.layers.Tucker2Conv2D(8, 3, (4, 2), groups=4).build((None, 8, 8, 8))
     with pytest.raises(ValueError, match="'grouped': r_in is at most the full rank, 16"):
         elrt.factorize(grouped_model(), {"grouped": ("tucker2", (17, 1))})
+    with pytest.raises(ValueError, match=r"full rank, 2, for a kernel of shape \(3, 3, 2, 8\) in 4 groups"):
+        elrt.layers.Tucker2Conv2D(8, 3, (2, 4), groups=4).build((None, 8, 8, 8))
+    for groups in (0, 2.0, True):
+        with pytest.raises(ValueError, match=f"int of at least 1. Received: groups={groups}"):
+            formats.grouped("svd", groups)
+    with pytest.raises(ValueError, match="Expected C_out a multiple of groups=3. Received: "):
+        formats.grouped("svd", 3).max_ranks((3, 3, 8, 16))
 
 
 @ON_TENSORFLOW
@@ -334,8 +341,16 @@ def test_export_of_grouped_layers(quantization, tmp_path):
             ),
             (6, 12, 12),
         ),
+        (
+            lambda: model_of(
+                elrt.layers.Tucker2Conv3D(8, 3, 1, groups=2, execution="chain", name="conv", activation="tanh"),
+                layers.Conv3D(8, 1, name="conv_core"),  # as a layer of the chain is called
+                shape=(5, 5, 5, 4),
+            ),
+            (5, 5, 5, 4),
+        ),
     ],
-    ids=["low_rank", "stock", "one_dimensional", "channels_first"],
+    ids=["low_rank", "stock", "one_dimensional", "channels_first", "three_dimensional"],
 )
 def test_onnx_has_grouped_convolutions(made, shape, tmp_path):
     onnx = pytest.importorskip("onnx")
@@ -345,9 +360,44 @@ def test_onnx_has_grouped_convolutions(made, shape, tmp_path):
     assert report.max_difference <= 1e-4 * np.abs(to_numpy(model(images))).max()
     nodes = [node for node in onnx.load(report.path).graph.node if node.op_type == "Conv"]
     found = [attribute.i for node in nodes for attribute in node.attribute if attribute.name == "group"]
-    stock = elrt.expand(model) if any(isinstance(layer, FactorizedConv) for layer in model.layers) else model
-    expected = [layer.groups for layer in stock.layers if getattr(layer, "groups", 1) > 1]
+    stock = [layer.stock_layers() if isinstance(layer, FactorizedConv) else [(layer, ())] for layer in model.layers]
+    expected = [layer.groups for chain in stock for layer, _ in chain if getattr(layer, "groups", 1) > 1]
+    expected *= len(shape) < 4  # with three dimensions the groups are split
     assert not collections.Counter(expected) - collections.Counter(found)
+
+
+class Unknown(layers.Layer):
+    """A layer that cannot be made again: its configuration lacks an argument. Its `groups` are no number."""
+
+    groups = None
+
+    def __init__(self, by):
+        super().__init__()
+        self.by = by
+
+    def call(self, x):
+        return x + self.by
+
+
+@ON_TENSORFLOW
+def test_onnx_of_models_that_cannot_be_rebuilt(tmp_path):
+    pytest.importorskip("onnxruntime")
+    model = model_of(layers.Conv2D(8, 3), layers.GroupNormalization(4), Unknown(0.5), shape=(8, 8, 4))
+    assert elrt.export.to_onnx(model, tmp_path / "model.onnx").max_difference < 1e-4
+    frames = layers.TimeDistributed(elrt.layers.Tucker2Conv2D(8, 3, 2, padding="same"))
+    grouped = elrt.layers.Tucker2Conv2D(8, 3, 2, groups=2, execution="chain")
+    model = model_of(frames, layers.Reshape((24, 8, 8)), grouped, shape=(3, 8, 8, 4))
+    assert elrt.export.to_onnx(model, tmp_path / "frames.onnx", input_range=(0, 1)).max_difference < 1e-4
+
+
+@ON_TENSORFLOW
+def test_what_litert_cannot_take_is_told_before_layers_are_timed(tmp_path, monkeypatch):
+    pytest.importorskip("ai_edge_litert")
+    monkeypatch.setenv("ELRT_CACHE_DIR", str(tmp_path))
+    model = model_of(layers.Conv3D(32, 1, name="a"), layers.Conv3D(64, 3, groups=2), shape=(6, 6, 6, 4))
+    with pytest.raises(ValueError, match="Expected a model that LiteRT can take"):
+        elrt.plan_ranks(model, max_latency=0.9, exclude=[])
+    assert not list(tmp_path.iterdir())
 
 
 @ON_TENSORFLOW

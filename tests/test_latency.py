@@ -8,6 +8,7 @@ import pytest
 
 import elrt_keras as elrt
 from elrt_keras import litert
+from elrt_keras.formats import Stage
 from elrt_keras.ranks import latency
 from elrt_keras.ranks.survey import survey
 
@@ -41,6 +42,12 @@ def written(cache, times):
         for ranks in [None, *latency.measured_ranks(candidate, 8)]:
             key = latency._key(candidate.stages(ranks), (20, 20), "same")
             table.add({key: times(candidate, ranks)})
+
+
+def test_tables_from_before_there_were_groups_are_read():
+    plain, grouped = (Stage((3, 3), 4, 8, (1, 1), (1, 1), groups=groups) for groups in (1, 2))
+    assert latency._key([plain], (8, 8), "same") == '[[8, 8], "same", [[[3, 3], 4, 8, [1, 1], [1, 1], false]]]'
+    assert latency._key([grouped], (8, 8), "same") == '[[8, 8], "same", [[[3, 3], 4, 8, [1, 1], [1, 1], false, 2]]]'
 
 
 def test_chains_compute_what_the_format_says():

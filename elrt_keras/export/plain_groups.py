@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from elrt_keras.conversion.dense import expand, is_low_rank
+from elrt_keras.conversion.dense import is_low_rank
 from elrt_keras.conversion.rebuild import rebuild
 from elrt_keras.layers.arguments import copy_arguments
 from elrt_keras.traversal import held_layers, is_container
@@ -21,13 +21,20 @@ def _one_operation(layer, inputs):
     padding, last = layer.padding, layer.data_format == "channels_last"
     if padding == "causal":
         inputs, padding = keras.ops.pad(inputs, layer._compute_causal_padding()), "valid"
+    axes = "DHW"[3 - layer.rank :]
     arguments: dict[str, Any] = {
         "strides": layer.strides,
         "padding": padding.upper(),
-        "data_format": {1: "NWC", 2: "NHWC"}[layer.rank] if last else {1: "NCW", 2: "NCHW"}[layer.rank],
+        "data_format": f"N{axes}C" if last else f"NC{axes}",
         "dilations": layer.dilation_rate,
     }
-    outputs = tf.nn.convolution(inputs, keras.ops.convert_to_tensor(layer.kernel), **arguments)
+    kernel = keras.ops.convert_to_tensor(layer.kernel)
+    if layer.rank < 3:
+        outputs = tf.nn.convolution(inputs, kernel, **arguments)
+    else:  # which the converter takes for a convolution without groups
+        axis = -1 if last else 1
+        parts = tf.split(inputs, layer.groups, axis), tf.split(kernel, layer.groups, -1)
+        outputs = tf.concat([tf.nn.convolution(*part, **arguments) for part in zip(*parts)], axis)
     if layer.use_bias:
         ones = (1,) * layer.rank
         outputs += keras.ops.reshape(layer.bias, (1, *ones, -1) if last else (1, -1, *ones))
@@ -44,7 +51,12 @@ class _Conv2D(keras.layers.Conv2D):
         return _one_operation(self, inputs)
 
 
-_PLAIN = {keras.layers.Conv1D: _Conv1D, keras.layers.Conv2D: _Conv2D}
+class _Conv3D(keras.layers.Conv3D):
+    def call(self, inputs):
+        return _one_operation(self, inputs)
+
+
+_PLAIN = {keras.layers.Conv1D: _Conv1D, keras.layers.Conv2D: _Conv2D, keras.layers.Conv3D: _Conv3D}
 
 
 def with_plain_groups(model: keras.Model) -> keras.Model:
@@ -52,14 +64,24 @@ def with_plain_groups(model: keras.Model) -> keras.Model:
 
     Such a model is there to be converted: TensorFlow may not run it.
     """
-    grouped = [layer for layer in held_layers(model) if getattr(layer, "groups", 1) > 1]
-    if not grouped or not is_container(model):
+    if not is_container(model) or not any(map(_is_grouped, held_layers(model))):
         return model
-    if any(map(is_low_rank, grouped)):
-        model = expand(model)
-    return rebuild(model, lambda layer: type(layer) in _PLAIN and layer.groups > 1, _plain)
+    return rebuild(model, _is_grouped, _plain)
+
+
+def _is_grouped(layer):
+    return (type(layer) in _PLAIN or is_low_rank(layer)) and getattr(layer, "groups", 1) > 1
 
 
 def _plain(layer):
-    arguments = {**copy_arguments(layer), "dtype": layer.dtype_policy}
-    return [(_PLAIN[type(layer)](**arguments), layer.get_weights())]
+    """What stands in for a grouped layer, stock or low-rank, as `rebuild` takes it."""
+    if not is_low_rank(layer):
+        return [(_twin(layer), layer.get_weights())]
+    chain = layer.stock_layers()
+    twins = [_twin(one) if _is_grouped(one) else one for one, _ in chain]
+    # In a model of its own, where the names of the chain meet no others.
+    return [(keras.Sequential(twins, name=layer.name), [array for _, arrays in chain for array in arrays])]
+
+
+def _twin(layer):
+    return _PLAIN[type(layer)](**{**copy_arguments(layer), "dtype": layer.dtype_policy})

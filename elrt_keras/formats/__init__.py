@@ -6,7 +6,7 @@ import pkgutil
 from elrt_keras.formats.arrays import MatrixView
 from elrt_keras.formats.base import Format, get, names, register
 from elrt_keras.formats.chain import ChainCosts, Stage
-from elrt_keras.formats.grouped import grouped
+from elrt_keras.formats.groups import grouped
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

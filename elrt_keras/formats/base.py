@@ -163,10 +163,11 @@ class Format:
         resolved = tuple(
             _rounded_up(rank, limit) if isinstance(rank, float) else rank for rank, limit in zip(given, full)
         )
+        groups = f" in {self.groups} groups" if self.groups > 1 else ""
         for name, rank, limit in zip(self.rank_names, resolved, full):
             if rank > limit:
                 raise ValueError(
-                    f"{name} is at most the full rank, {limit}, for a kernel of shape {tuple(kernel_shape)}. "
+                    f"{name} is at most the full rank, {limit}, for a kernel of shape {tuple(kernel_shape)}{groups}. "
                     f"Received: ranks={ranks}"
                 )
         return resolved

@@ -28,7 +28,8 @@ class FactorizedLayer(keras.layers.Layer):
     Attributes:
         ranks: as given until the layer is built, then a tuple of ints, one per rank of the format.
         factors: list of variables, in the order of the chain.
-        kernel: the composed dense kernel, `(*kernel_size, C_in, C_out)`; `(C_in, C_out)` for a dense layer.
+        kernel: the composed dense kernel, `(*kernel_size, C_in, C_out)`; `(C_in, C_out)` for a dense layer. For
+            a grouped convolution C_in counts the channels of one group, as in Keras.
 
     Args:
         shared: dict of the constructor arguments that the stock layer has too. The stock layer checks and normalises

@@ -189,7 +189,9 @@ def _parts(choices, candidate, size):
 
 def _key(stages, size, padding):
     """What decides the time of a chain, as text."""
-    return json.dumps([list(size), padding, [list(dataclasses.astuple(stage)) for stage in stages]])
+    fields = [dataclasses.astuple(stage) for stage in stages]
+    # Without the number of groups where it is one, as in tables from before there were any.
+    return json.dumps([list(size), padding, [one[:-1] if one[-1] == 1 else one for one in fields]])
 
 
 def measure(contents: Sequence[bytes], threads: int) -> np.ndarray:
@@ -238,13 +240,14 @@ def timed(
     if quantization not in litert.QUANTIZATIONS:
         raise ValueError(f"Expected one of {litert.QUANTIZATIONS}. Received: quantization={quantization!r}")
     litert.require_runtime()
+    shape = input_shape or model.inputs[0].shape[1:]
+    examples = np.random.default_rng(0).standard_normal((2, *shape), "float32")  # times do not depend on them
+    # Ahead of the times of layers: whatever LiteRT cannot take is told before these minutes.
+    content = litert.model_to_litert(model, quantization, examples, "float32", input_shape)
     table = TimeTable(threads, quantization)
     candidates = time_candidates(
         budget.candidates, multiple_of, table, functools.partial(progress_bar, told="timing layers")
     )
-    shape = input_shape or model.inputs[0].shape[1:]
-    examples = np.random.default_rng(0).standard_normal((2, *shape), "float32")  # times do not depend on them
-    content = litert.model_to_litert(model, quantization, examples, "float32", input_shape)
     total = _total(content, candidates, table)
     dense = sum(candidate.times[None] for candidate in candidates)
     if dense > total:

@@ -9,7 +9,7 @@ import numpy as np
 from elrt_keras import formats
 from elrt_keras.layers import FactorizedLayer
 from elrt_keras.ranks.plan import Entry, RankPlan
-from elrt_keras.ranks.survey import REPLACEABLE, suitable_format
+from elrt_keras.ranks.survey import REPLACEABLE, is_depthwise, suitable_format
 from elrt_keras.traversal import iterate_replaceable, select
 
 
@@ -72,7 +72,7 @@ def _kernel_layers(model, format, plan) -> dict[str, tuple[keras.layers.Layer, f
         seen.add(id(layer))
         if isinstance(layer, FactorizedLayer):
             found[path] = layer, layer.format
-        elif type(layer) in REPLACEABLE:
+        elif type(layer) in REPLACEABLE and not is_depthwise(layer):
             planned = path in plan and not plan[path].is_dense
             layer_format = formats.get(plan[path].format if planned else suitable_format(layer, format))
             if planned or REPLACEABLE[type(layer)] in layer_format.spatial_dims:

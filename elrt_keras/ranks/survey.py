@@ -20,7 +20,6 @@ from elrt_keras.traversal import held_layers, is_container, iterate_replaceable,
 
 # The stock layers that have low-rank twins, and their numbers of spatial dimensions.
 REPLACEABLE = {keras.layers.Conv1D: 1, keras.layers.Conv2D: 2, keras.layers.Conv3D: 3, keras.layers.Dense: 0}
-_DEPTHWISE = "depthwise: each channel has a kernel of its own"
 _LIKELY = (
     *REPLACEABLE,
     keras.layers.DepthwiseConv1D,
@@ -149,12 +148,20 @@ def suitable_format(layer: keras.layers.Layer, name: str) -> str:
     return "svd" if pointwise and name != "dense" else name
 
 
+def is_depthwise(layer: keras.layers.Layer) -> bool:
+    """Whether a stock layer is a depthwise convolution, written as a grouped one (if it is built) or not."""
+    if isinstance(layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)):
+        return True
+    grouped = type(layer) in REPLACEABLE and getattr(layer, "groups", 1) > 1
+    return grouped and layer.built and layer.kernel.shape[-2] == 1
+
+
 def _why_dense(layer, name, input_shapes):
     """Why a layer cannot be factorised, or an empty string."""
     if name == "dense":
         return "no format asked for"
-    if isinstance(layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)):
-        return _DEPTHWISE
+    if is_depthwise(layer):
+        return "depthwise: each channel has a kernel of its own"
     if type(layer) not in REPLACEABLE:
         return f"no low-rank {type(layer).__name__}"
     dims = REPLACEABLE[type(layer)]
@@ -163,8 +170,6 @@ def _why_dense(layer, name, input_shapes):
         return f"no '{name}' layer for {dims}-D"
     if not input_shapes:
         return "not called"
-    if getattr(layer, "groups", 1) > 1 and layer.kernel.shape[-2] == 1:
-        return _DEPTHWISE
     try:
         dense_arguments(target, layer)
     except ValueError as error:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from elrt_keras.formats.arrays import MatrixView, Tensor, joined, split
-from elrt_keras.formats.base import Format
+from elrt_keras.formats.base import Format, get
 from elrt_keras.formats.chain import Shape, Stage
 
 
@@ -88,6 +88,8 @@ class Grouped(Format):
 
     def _shape(self, kernel_shape):
         """The kernel shape of one group."""
+        if kernel_shape[-1] % self.groups:
+            raise ValueError(f"Expected C_out a multiple of groups={self.groups}. Received: {tuple(kernel_shape)}")
         return (*kernel_shape[:-1], kernel_shape[-1] // self.groups)
 
     def _kernels(self, kernel):
@@ -104,16 +106,28 @@ class Grouped(Format):
 
 
 @functools.cache
-def grouped(one: Format, groups: int) -> Format:
+def grouped(one: str | Format, groups: int) -> Format:
     """A format for convolutions with that many groups; the format itself for one.
+
+    Of the format it needs that its chain has a stage for each factor, and that the outputs of a factor are its last
+    axis.
+
+    Args:
+        one: the format of each group, or its name.
+        groups: int ≥ 1.
+
+    Raises:
+        ValueError: for an unknown format, or another number of groups.
 
     Example:
 
-    >>> tucker2 = elrt_keras.formats.grouped(elrt_keras.formats.get("tucker2"), 4)
+    >>> tucker2 = elrt_keras.formats.grouped("tucker2", 4)
     >>> tucker2.factor_shapes((3, 3, 8, 64), (4, 6))  # 32 channels to 64 in groups of 8 to 16
     [(1, 1, 8, 16), (3, 3, 4, 24), (1, 1, 6, 64)]
     """
-    return one if groups == 1 else Grouped(one, groups)
+    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
+        raise ValueError(f"`groups` is an int of at least 1. Received: groups={groups!r}")
+    return get(one) if groups == 1 else Grouped(get(one), groups)
 
 
 def _summed(by_group):
