@@ -175,9 +175,9 @@ def grouped_section():
         "Grouped convolutions",
         f"""A 3×3 convolution of {channels} channels to as many at {size}×{size} pixels, and Tucker-2 at half the full
         ranks of each group: how many times faster than the stock layer. Forward and backward of {result["batch"]}
-        images: on a processor the gradient that TensorFlow has for grouped convolutions costs as many times what it
-        should as there are groups, so low-rank layers train group by group (*as convolutions*: if they did not). On
-        LiteRT one image, one thread: a small chain can take longer in int8 than the stock layer, as without groups.""",
+        images: on a processor the time of TensorFlow's gradient of grouped convolutions grows with the groups, where
+        the work shrinks, so low-rank layers train group by group (*as convolutions*: if they did not). On LiteRT one
+        image, one thread: a small chain can take longer in int8 than the stock layer, as without groups.""",
         table(["groups", "stock, ms", *names], training),
         table(["groups", "float32, ms", "chain", "int8, ms", "chain, int8"], inference),
         commands([result]),

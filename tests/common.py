@@ -269,6 +269,24 @@ def dense_model():
     )
 
 
+def grouped_model():
+    """A stem, two grouped convolutions of which one has single channels, a pointwise one, and a classifier."""
+    return randomized(
+        model_of(
+            keras.layers.Conv2D(32, 3, padding="same", name="stem"),
+            keras.layers.Conv2D(64, 3, padding="same", groups=2, activation="relu", name="grouped"),
+            keras.layers.Conv2D(64, 3, padding="same", groups=64, name="depthwise"),
+            keras.layers.Conv2D(64, 1, groups=4, name="pointwise"),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(5, name="head"),
+            shape=(12, 12, 3),
+        )
+    )
+
+
+GROUPED_PLAN = {"grouped": ("tucker2", (8, 16)), "pointwise": ("svd", 4)}
+
+
 def curves(axis):
     """`{label: y}` of the lines on a plot's axis that are no rank."""
     return {line.get_label(): line.get_ydata() for line in axis.get_lines() if line.get_gid() != "rank"}

@@ -258,7 +258,7 @@ def _mix_channels(inputs, kernel, stage):
 
 
 def _trains_groups_slowly():
-    """Whether the gradient of a grouped convolution costs G times what it should: XLA's, where there are but CPUs."""
+    """Whether the time of a grouped convolution's gradient grows with the groups: XLA's, where there are but CPUs."""
     if keras.backend.backend() not in ("tensorflow", "jax"):
         return False
     return all(device.startswith("cpu") for device in keras.distribution.list_devices())
