@@ -30,7 +30,7 @@ class LayerCosts:
         params: number of its trained parameters.
         macs: multiply-accumulates of all its calls.
         activation_bytes: bytes of the outputs of all its calls.
-        calls: how often it runs: more than once for a shared layer.
+        calls: how often it runs: more than once for a shared layer, or one that a `TimeDistributed` runs step by step.
         input_shape, output_shape: those of the first call, with a batch size of 1.
 
     Example:
@@ -158,9 +158,6 @@ def _macs(layer, input_shape, output_shape):
 def _macs_of_one(layer, input_shape, output_shape):
     if hasattr(layer, "compute_macs"):
         return layer.compute_macs(input_shape)
-    if isinstance(layer, keras.layers.TimeDistributed):
-        one = input_shape[2:]
-        return input_shape[1] * sum(_macs(*call) for call in trace_calls(layer.layer, one))
     if isinstance(layer, keras.layers.RNN):
         cells = getattr(layer.cell, "cells", [layer.cell])
         return input_shape[1] * sum(_cell_macs(cell, output_shape) for cell in cells)

@@ -7,7 +7,7 @@ import keras
 
 from elrt_keras.traversal import own_weights
 
-# Layers that run others once for each position or step, which one symbolic call does not show.
+# Layers that run others once for each step, past their `__call__`, which records calls.
 _REPEATING = (keras.layers.TimeDistributed, keras.layers.RNN)
 
 
@@ -17,8 +17,8 @@ def trace_calls(
     """All calls of layers that compute something themselves, for one example: `(layer, input shape, output shape)`.
 
     They come in the order in which they end. Those are layers that call no others, or have weights beside those of the
-    others: a convolution may have a layer as its activation. The shapes hold a batch axis of 1. Arguments and errors
-    are those of `count_costs`.
+    others: a convolution may have a layer as its activation. In the place of a `TimeDistributed` there are the calls of
+    what it runs, for every step. The shapes hold a batch axis of 1. Arguments and errors are those of `count_costs`.
     """
 
     class Trace(keras.layers.Layer):
@@ -30,7 +30,20 @@ def trace_calls(
         # Keras derives the output of a layer without a shape rule by running its `call` symbolically.
         Trace(name="trace").compute_output_spec(inputs)
     batch = keras.tree.flatten(inputs)[0].shape[0]
-    return [(layer, _of_one(batch, shape), _of_one(batch, output_shape)) for layer, shape, output_shape in calls]
+    calls = [(layer, _of_one(batch, shape), _of_one(batch, output_shape)) for layer, shape, output_shape in calls]
+    return [one for call in calls for one in _with_steps(*call)]
+
+
+def _with_steps(layer, input_shape, output_shape):
+    """A call, or of a `TimeDistributed` the calls of all its steps."""
+    if not isinstance(layer, keras.layers.TimeDistributed):
+        return [(layer, input_shape, output_shape)]
+    examples, steps, *shape = input_shape
+    calls = [
+        (inner, (first[0] * examples, *first[1:]), (last[0] * examples, *last[1:]))
+        for inner, first, last in trace_calls(layer.layer, shape)
+    ]
+    return calls * steps
 
 
 def has_own_rule(layer: keras.layers.Layer) -> bool:

@@ -14,15 +14,21 @@ from elrt_keras.opened import opened
 def iterate_layers(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
     """All layers of a model that are no models themselves, as `(path, layer)`.
 
-    The path of a layer is its name, with the names of the nested models that hold it in front: `"backbone/conv1"`. It
-    is the key of the layer in a rank plan.
+    The path of a layer is its name, with the names of the nested models that hold it in front, or of the
+    `TimeDistributed` that runs it: `"backbone/conv1"`. It is the key of the layer in a rank plan.
     """
     for layer in model.layers:
-        path = f"{prefix}{layer.name}"
-        if isinstance(layer, keras.Model):
-            yield from iterate_layers(layer, f"{path}/")
-        else:
-            yield path, layer
+        yield from _layers_at(f"{prefix}{layer.name}", layer)
+
+
+def _layers_at(path, layer):
+    if isinstance(layer, keras.Model):
+        yield from iterate_layers(layer, f"{path}/")
+        return
+    yield path, layer
+    step = step_layer(layer)
+    if step is not None:
+        yield from _layers_at(f"{path}/{step.name}", step)
 
 
 def iterate_sublayers(model: keras.Model) -> Iterator[tuple[str, keras.layers.Layer]]:
@@ -51,15 +57,28 @@ def iterate_replaceable(model: keras.Model, prefix: str = "") -> Iterator[tuple[
     """As `iterate_layers`, but of the layers that a rebuilt model can have others in the place of.
 
     Subclassed models nested in the model are layers here. Custom layers made of other layers are walked into where they
-    can be opened (see `opened`).
+    can be opened (see `opened`), and of a `TimeDistributed` there is what it runs.
     """
     for layer in model.layers:
-        path = f"{prefix}{layer.name}"
-        inner = layer if is_container(layer) else opened(layer)
-        if inner is None:
-            yield path, layer
-        else:
-            yield from iterate_replaceable(inner, f"{path}/")
+        yield from _replaceable_at(f"{prefix}{layer.name}", layer)
+
+
+def _replaceable_at(path, layer):
+    step = step_layer(layer)
+    if step is not None:
+        yield from _replaceable_at(f"{path}/{step.name}", step)
+        return
+    inner = layer if is_container(layer) else opened(layer)
+    if inner is None:
+        yield path, layer
+    else:
+        yield from iterate_replaceable(inner, f"{path}/")
+
+
+def step_layer(layer: keras.layers.Layer) -> keras.layers.Layer | None:
+    """The layer or model that a `TimeDistributed` runs at every step; `None` for any other layer."""
+    # What a subclass does with its layer is its own affair.
+    return layer.layer if type(layer) is keras.layers.TimeDistributed else None
 
 
 def matching(paths: Iterable[str], pattern: str) -> list[str]:

@@ -17,7 +17,7 @@ def merge(model: keras.Model) -> keras.Model:
 
     Raises:
         ValueError: if the model holds no low-rank layer, or one inside a layer that cannot be opened, such as a
-            `TimeDistributed`.
+            subclassed model.
 
     Example:
 
@@ -45,7 +45,7 @@ def expand(model: keras.Model) -> keras.Model:
 
     Raises:
         ValueError: if the model holds no low-rank layer, or one inside a layer that cannot be opened, such as a
-            `TimeDistributed`; if two layers would get one name.
+            subclassed model; if two layers would get one name.
 
     Example:
 

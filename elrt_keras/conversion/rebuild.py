@@ -8,7 +8,7 @@ import keras
 
 from elrt_keras.layers.arguments import copy_arguments
 from elrt_keras.opened import opened
-from elrt_keras.traversal import held_layers, is_container, iterate_replaceable
+from elrt_keras.traversal import held_layers, is_container, iterate_replaceable, step_layer
 
 # Layers without weights whose configuration lacks a part: a function that Keras could not load again, an adapted table.
 _REUSED = (
@@ -40,8 +40,9 @@ def rebuild(
 ) -> keras.Model:
     """A copy of a model with its own weights, in which some layers are replaced.
 
-    Names, shared layers (also between a model and one nested in it) and nested models stay; the copy is not compiled. A
-    custom layer becomes a nested functional model of its name if a layer in it is replaced, and is copied otherwise.
+    Names, shared layers (also between a model and one nested in it) and nested models stay; the copy is not compiled.
+    What a `TimeDistributed` runs is replaced in it, several layers as a model of theirs. A custom layer becomes a
+    nested functional model of its name if a layer in it is replaced, and is copied otherwise.
 
     Args:
         model: a built Functional or Sequential model.
@@ -64,6 +65,9 @@ def rebuild(
             return [layer]  # an operation such as x + y: no state, so the copy can use it too
         if is_container(layer):
             return [copied_graph(layer, layer)]
+        step = step_layer(layer)
+        if step is not None:
+            return [_time_distributed(layer, layers_for(step))]
         if not is_replaced(layer):
             inner = opened(layer)
             if inner is not None and any(is_replaced(one) for _, one in iterate_replaceable(inner)):
@@ -97,6 +101,15 @@ def _copied(layer):
     copy = type(layer).from_config(copy_arguments(layer))
     copy.name = layer.name  # which a custom layer's configuration may lack
     return copy
+
+
+def _time_distributed(layer, chain):
+    """A `TimeDistributed` like another, that runs a chain of layers at every step."""
+    step = chain[0]
+    if len(chain) > 1:
+        step = keras.Sequential(chain, name=layer.layer.name)
+        step.dtype_policy = layer.layer.dtype_policy
+    return type(layer)(step, name=layer.name, trainable=layer.trainable, dtype=layer.dtype_policy)
 
 
 def _copied_graph(model, layers_for):
