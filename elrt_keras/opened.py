@@ -1,4 +1,4 @@
-"""Looking into custom layers: one made of other layers, as a functional model of these."""
+"""Looking into layers made of other layers: custom ones and separable convolutions, as functional models of these."""
 
 import inspect
 import itertools
@@ -8,20 +8,20 @@ from typing import Any
 import keras
 import numpy as np
 
+from elrt_keras.separable import is_separable, separable_stages
+
 _OPENED = weakref.WeakKeyDictionary()  # layer → (the input it was opened for, the model or `None`)
 
 
 def opened(layer: keras.layers.Layer) -> keras.Model | None:
-    """A custom layer made of other layers as a functional model of these, sharing them; `None` if it is no such layer.
+    """A layer made of other layers as a functional model of these, sharing them; `None` if it is no such layer.
 
-    Its `call` is run on a symbolic input. That works where it takes one tensor and computes with layers and
-    `keras.ops`, as the blocks of keras-hub's models do, the same each time and while training. Other layers stay
-    closed, as do those that penalise their outputs, take masks, tell a layer in them whether it trains, or that the
-    model calls with further arguments.
+    A separable convolution becomes a depthwise and a pointwise one, with its weights. Of a custom layer `call` is run
+    on a symbolic input. That works where it takes one tensor and computes with layers and `keras.ops`, as the blocks of
+    keras-hub's models do, the same each time and while training. Other layers stay closed, as do those that penalise
+    their outputs, take masks, tell a layer in them whether it trains, or that the model calls with further arguments.
     """
-    if isinstance(layer, keras.Model) or type(layer).__module__.split(".")[0] == "keras" or not layer.built:
-        return None
-    if not _holds_layers(layer):
+    if not (is_separable(layer) or _is_custom(layer)) or not layer.built:
         return None
     signature = _input_signature(layer)
     if signature is None:
@@ -29,6 +29,11 @@ def opened(layer: keras.layers.Layer) -> keras.Model | None:
     if layer not in _OPENED or _OPENED[layer][0] != signature:
         _OPENED[layer] = signature, _opened(layer, *signature)
     return _OPENED[layer][1]
+
+
+def _is_custom(layer):
+    is_stock = isinstance(layer, keras.Model) or type(layer).__module__.split(".")[0] == "keras"
+    return not is_stock and _holds_layers(layer)
 
 
 def symbolic_calls(layer: keras.layers.Layer) -> list[Any]:
@@ -63,10 +68,13 @@ def _is_shape(shape):
 
 
 def _opened(layer, shape, dtype):
+    inputs = keras.Input(batch_shape=shape, dtype=dtype, name="input")
+    if is_separable(layer):
+        depthwise, pointwise = separable_stages(layer)
+        return keras.Model(inputs, pointwise(depthwise(inputs)), name=layer.name)
     accepts = inspect.signature(layer.call).parameters
     if layer.activity_regularizer is not None or "mask" in accepts:
         return None
-    inputs = keras.Input(batch_shape=shape, dtype=dtype, name="input")
     # Twice as it is: what differs then is random.
     modes = [{}, {}, *([{"training": True}, {"training": False}] if "training" in accepts else [])]
     try:

@@ -84,13 +84,23 @@ def step_layer(layer: keras.layers.Layer) -> keras.layers.Layer | None:
 def matching(paths: Iterable[str], pattern: str) -> list[str]:
     """The paths that a shell-style pattern stands for; one that is a path itself, brackets and all, is no pattern.
 
+    One that stands for a nested model stands for all that is in it.
+
     Example:
 
     >>> elrt_keras.traversal.matching(["conv1", "conv2", "head"], "conv*")
     ['conv1', 'conv2']
+    >>> elrt_keras.traversal.matching(["stem", "backbone/conv1", "backbone/conv2"], "backbone")
+    ['backbone/conv1', 'backbone/conv2']
     """
     paths = list(paths)
-    return [pattern] if pattern in paths else [path for path in paths if fnmatch.fnmatchcase(path, pattern)]
+    return [pattern] if pattern in paths else [path for path in paths if _stands_for(pattern, path)]
+
+
+def _stands_for(pattern, path):
+    parts = path.split("/")
+    within = ("/".join(parts[:count]) for count in range(1, len(parts) + 1))
+    return any(one == pattern or fnmatch.fnmatchcase(one, pattern) for one in within)
 
 
 def select(paths: Iterable[str], patterns: Any, argument: str) -> list[str]:

@@ -196,7 +196,7 @@ def test_spectra_are_found_in_it():
     assert {"smooth/conv", "frames/network/stem", "frames/network/body", "frames/network/tail"} <= set(spectra)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="LiteRT files are made on TensorFlow")
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("quantization", [None, "int8"])
 def test_litert_files_agree(tmp_path, quantization):
     pytest.importorskip("ai_edge_litert")
@@ -209,7 +209,7 @@ def test_litert_files_agree(tmp_path, quantization):
     assert report.macs == elrt.count_costs(low_rank).macs
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="LiteRT files are made on TensorFlow")
+@pytest.mark.tensorflow
 def test_ranks_by_measured_time_count_every_frame(tmp_path, monkeypatch):
     pytest.importorskip("ai_edge_litert")
     monkeypatch.setenv("ELRT_CACHE_DIR", str(tmp_path))
@@ -221,7 +221,7 @@ def test_ranks_by_measured_time_count_every_frame(tmp_path, monkeypatch):
     np.testing.assert_allclose(all_frames["frames/conv"]["latency"], FRAMES * one["conv"]["latency"], rtol=1e-6)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf_keras runs on TensorFlow")
+@pytest.mark.tensorflow
 def test_what_tf_keras_cannot_take_is_named():
     pytest.importorskip("tf_keras")
     model = model_of(layers.TimeDistributed(layers.Conv2D(4, 3), name="frames"), shape=(2, 8, 8, 6))

@@ -13,9 +13,10 @@ from elrt_keras.layers.arguments import dense_arguments
 from elrt_keras.layers.convolutions import layer_class
 from elrt_keras.layers.factorized import FactorizedLayer
 from elrt_keras.layers.factorized_conv import NOMINAL_SIZE
-from elrt_keras.opened import symbolic_calls
+from elrt_keras.opened import opened, symbolic_calls
 from elrt_keras.ranks.candidate import Candidate
-from elrt_keras.tracing import trace_calls
+from elrt_keras.separable import is_separable
+from elrt_keras.tracing import trace_calls, trace_calls_on
 from elrt_keras.traversal import held_layers, is_container, iterate_replaceable, select
 
 # The stock layers that have low-rank twins, and their numbers of spatial dimensions.
@@ -56,7 +57,7 @@ def survey(
     """
     if not isinstance(model, keras.Model):
         raise ValueError(f"Expected a Keras model. Received: model={model!r}")
-    calls = trace_calls(model, input_shape)
+    calls = [one for call in trace_calls(model, input_shape) for one in _with_stages(*call)]
     likely = _likely_layers(model)
     automatic = exclude is None
     excluded = _stem_and_classifiers(model, likely, calls) if automatic else select(likely, exclude, "exclude")
@@ -79,6 +80,12 @@ def survey(
             layer_format = formats.grouped(formats.get(layer_format), getattr(layer, "groups", 1))
             candidates.append(_candidate(path, layer, layer_format, input_shapes))
     return candidates, reasons | _closed_layers(model)
+
+
+def _with_stages(layer, input_shape, output_shape):
+    """A call, or of a separable convolution the calls of its stages."""
+    inner = opened(layer) if is_separable(layer) else None
+    return [(layer, input_shape, output_shape)] if inner is None else trace_calls_on(inner, input_shape)
 
 
 def survey_low_rank(model: keras.Model, input_shape: Sequence[int] | None = None) -> list[Candidate]:
