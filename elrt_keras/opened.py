@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from elrt_keras.separable import is_separable, separable_stages
+from elrt_keras.separable import is_separable, open_sizes, separable_stages
 
 _OPENED = weakref.WeakKeyDictionary()  # layer → (the input it was opened for, the model or `None`)
 
@@ -26,8 +26,10 @@ def opened(layer: keras.layers.Layer) -> keras.Model | None:
     signature = _input_signature(layer)
     if signature is None:
         return None
+    if is_separable(layer):
+        signature += tuple(separable_stages(layer))
     if layer not in _OPENED or _OPENED[layer][0] != signature:
-        _OPENED[layer] = signature, _opened(layer, *signature)
+        _OPENED[layer] = signature, _opened(layer, *signature[:2])
     return _OPENED[layer][1]
 
 
@@ -51,6 +53,8 @@ def _input_signature(layer):
     if any(len(call.args) != 1 or not set(call.kwargs) <= {"training", "mask"} for call in calls):
         return None
     shape = (layer.get_build_config() or {}).get("input_shape")
+    if not calls and is_separable(layer):  # run by another layer, on sizes that may differ
+        shape = open_sizes(layer)
     tensors = [call.args[0] for call in calls]
     shapes = [shape, *(getattr(tensor, "shape", None) for tensor in tensors)]
     if not all(_is_shape(one) and len(one) == len(shapes[0]) for one in shapes):

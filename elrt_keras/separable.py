@@ -1,5 +1,6 @@
 """Separable convolutions as the two stock layers that they are made of."""
 
+import weakref
 from typing import Any
 
 import keras
@@ -9,6 +10,18 @@ _STAGES = {
     keras.layers.SeparableConv1D: (keras.layers.DepthwiseConv1D, keras.layers.Conv1D),
     keras.layers.SeparableConv2D: (keras.layers.DepthwiseConv2D, keras.layers.Conv2D),
 }
+# What can change about a layer after it was built.
+_STATE = (
+    "trainable",
+    "dtype_policy",
+    "activation",
+    *(f"{stage}_{kind}" for stage in ("depthwise", "pointwise", "bias") for kind in ("regularizer", "constraint")),
+    "activity_regularizer",
+    "depthwise_kernel",
+    "pointwise_kernel",
+    "bias",
+)
+_MADE = weakref.WeakKeyDictionary()  # layer → (its state, its stages)
 
 
 def is_separable(layer: keras.layers.Layer) -> bool:
@@ -16,11 +29,24 @@ def is_separable(layer: keras.layers.Layer) -> bool:
     return type(layer) in _STAGES
 
 
+def open_sizes(layer: Any) -> tuple[int | None, ...]:
+    """The shape of the inputs of a separable convolution, known in the channels alone."""
+    return _open_sizes(layer.depthwise_kernel, layer.data_format)
+
+
 def separable_stages(layer: Any) -> list[keras.layers.Layer]:
     """A depthwise and a pointwise convolution that compute what a built separable one does, and share its weights.
 
-    Their names are the layer's, with `_depthwise` and `_pointwise` behind.
+    Their names are the layer's, with `_depthwise` and `_pointwise` behind. They are the same ones each time, until
+    something about the layer changes.
     """
+    state = [getattr(layer, name) for name in _STATE]
+    if layer not in _MADE or any(old is not new for old, new in zip(_MADE[layer][0], state)):
+        _MADE[layer] = state, _made(layer)
+    return _MADE[layer][1]
+
+
+def _made(layer):
     depthwise_class, pointwise_class = _STAGES[type(layer)]
     common = {"data_format": layer.data_format, "dtype": layer.dtype_policy, "trainable": layer.trainable}
     depthwise = depthwise_class(
@@ -61,8 +87,11 @@ def _share(layer, kernel, bias=None):
     weights = {"kernel": kernel, "bias": bias}
     # What `build` asks for its weights.
     layer.add_weight = lambda name, **_: weights[name]
+    layer.build(_open_sizes(kernel, layer.data_format))
+    del layer.add_weight
+
+
+def _open_sizes(kernel, data_format):
     channels = kernel.shape[-2]
     any_size = (None,) * (len(kernel.shape) - 2)
-    last = layer.data_format == "channels_last"
-    layer.build((None, *any_size, channels) if last else (None, channels, *any_size))
-    del layer.add_weight
+    return (None, *any_size, channels) if data_format == "channels_last" else (None, channels, *any_size)

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any
 
 import keras
 
@@ -40,16 +39,11 @@ def _with_steps(layer, input_shape, output_shape):
     if not isinstance(layer, keras.layers.TimeDistributed):
         return [(layer, input_shape, output_shape)]
     examples, steps, *shape = input_shape
-    return trace_calls_on(layer.layer, (examples, *shape)) * steps
-
-
-def trace_calls_on(layer: keras.layers.Layer, input_shape: Sequence[int]) -> list[tuple[Any, ...]]:
-    """As `trace_calls`, of a layer or model on an input whose first axis counts examples."""
-    examples, *shape = input_shape
-    return [
+    calls = [
         (inner, (first[0] * examples, *first[1:]), (last[0] * examples, *last[1:]))
-        for inner, first, last in trace_calls(layer, shape)
-    ]
+        for inner, first, last in trace_calls(layer.layer, shape)
+    ] * steps
+    return [*calls, (layer, input_shape, output_shape)] if own_weights(layer) else calls
 
 
 def has_own_rule(layer: keras.layers.Layer) -> bool:

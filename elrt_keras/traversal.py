@@ -8,7 +8,8 @@ from typing import Any
 
 import keras
 
-from elrt_keras.opened import opened
+from elrt_keras.opened import opened, symbolic_calls
+from elrt_keras.separable import is_separable
 
 
 def iterate_layers(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
@@ -63,16 +64,26 @@ def iterate_replaceable(model: keras.Model, prefix: str = "") -> Iterator[tuple[
         yield from _replaceable_at(f"{prefix}{layer.name}", layer)
 
 
-def _replaceable_at(path, layer):
+def _replaceable_at(path, layer, masked=False):
     step = step_layer(layer)
     if step is not None:
-        yield from _replaceable_at(f"{path}/{step.name}", step)
+        yield from _replaceable_at(f"{path}/{step.name}", step, masked or _takes_masks(layer))
         return
     inner = layer if is_container(layer) else opened(layer)
-    if inner is None:
+    # A `TimeDistributed` hands its masks to models, so a custom layer that became one would get what it never got.
+    if inner is None or (masked and inner is not layer and not is_separable(layer)):
         yield path, layer
     else:
         yield from iterate_replaceable(inner, f"{path}/")
+
+
+def _takes_masks(layer):
+    """Whether a model calls a layer with a mask. Keras keeps that of a tensor under a private name only."""
+    return any(
+        call.kwargs.get("mask") is not None
+        or any(getattr(tensor, "_keras_mask", None) is not None for tensor in call.args)
+        for call in symbolic_calls(layer)
+    )
 
 
 def step_layer(layer: keras.layers.Layer) -> keras.layers.Layer | None:

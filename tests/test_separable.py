@@ -130,6 +130,85 @@ def test_one_that_is_called_on_two_sizes_stays_shared():
     np.testing.assert_allclose(to_numpy(elrt.merge(low_rank)(x)), to_numpy(low_rank(x)), atol=1e-5)
 
 
+class Heads(layers.Layer):
+    """Runs one separable convolution on each of its inputs, as detectors do; it takes a list, so it stays closed."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.head = separable(8, name="head")
+
+    def call(self, inputs):
+        return [self.head(x) for x in inputs]
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+class Lazy(layers.Layer):
+    """Has no `build`: its layers are built when it is called."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.down = layers.Conv2D(8, 3, strides=2, padding="same", name="down")
+        self.separable = separable(8)
+
+    def call(self, inputs):
+        return self.separable(self.down(inputs))
+
+
+def test_sizes_that_differ_from_that_of_the_build():
+    inputs = keras.Input((16, 16, 3))
+    stem = layers.Conv2D(8, 3, padding="same", name="stem")(inputs)
+    down = layers.Conv2D(8, 3, strides=2, padding="same", name="down")(stem)
+    model = keras.Model(inputs, Heads(name="heads")([stem, down]))
+    model(random_array(1, 16, 16, 3))
+    plan = elrt.plan_ranks(model, exclude="stem", fraction=0.25, multiple_of=1)
+    assert set(plan.factorized()) == {"down"}
+    frames = layers.TimeDistributed(separable(), name="frames")
+    inputs = [keras.Input((2, size, size, 16)) for size in (8, 6)]
+    model = keras.Model(inputs, [frames(one) for one in inputs])
+    plan = elrt.plan_ranks(model, exclude=[], fraction=0.25, multiple_of=1)
+    assert plan.costs[f"frames/{POINTWISE}"]["macs"] == 2 * (64 + 36) * 16 * 24
+    low_rank = elrt.factorize(model, plan)
+    assert elrt.count_costs(low_rank).macs == 2 * (64 + 36) * (9 * 16 + 4 * (16 + 24))
+    x = [random_array(1, 2, size, size, 16) for size in (8, 6)]
+    for one, other in zip(elrt.merge(low_rank)(x), low_rank(x)):
+        np.testing.assert_allclose(to_numpy(one), to_numpy(other), atol=1e-5)
+
+
+def test_plans_of_layers_built_late_are_the_same_each_time():
+    model = model_of(Lazy(name="block"), shape=(8, 8, 8))
+    plans = [elrt.plan_ranks(model, exclude=[], fraction=0.25, multiple_of=1) for _ in range(3)]
+    assert set(plans[0].factorized()) == {"block/down", f"block/{POINTWISE}"}
+    assert plans[0] == plans[1] == plans[2] and plans[0].reasons == plans[1].reasons == plans[2].reasons
+
+
+def test_what_changes_after_planning_counts():
+    layer = separable(16, activation="relu", trainable=False)
+    model = model_of(layer, shape=(8, 8, 16))
+    plan = elrt.plan_ranks(model, fraction=1.0, exclude=[], break_even=False)
+    layer.activation, layer.trainable = keras.activations.linear, True
+    layer.depthwise_regularizer = keras.regularizers.L2(1.0)
+    low_rank = elrt.factorize(model, plan, factor_initializer="decomposed")
+    x = random_array(2, 8, 8, 16)
+    np.testing.assert_allclose(to_numpy(low_rank(x)), to_numpy(model(x)), atol=1e-5)
+    assert len(low_rank.trainable_weights) == 4 and len(low_rank.losses) == 1
+
+
+def test_one_that_is_called_by_keyword_says_so():
+    inputs = keras.Input((8, 8, 16))
+    model = keras.Model(inputs, layers.Conv2D(16, 3, name="conv")(separable()(inputs=inputs)))
+    plan = elrt.plan_ranks(model, fraction=0.25, exclude=[])
+    assert plan.reasons["separable"] == "a separable convolution that is not called with one tensor by its position"
+
+
+@pytest.mark.tensorflow
+def test_a_dense_one_is_one_in_tf_keras():
+    pytest.importorskip("tf_keras")
+    legacy = elrt.export.to_tf_keras(model_of(separable(), shape=(8, 8, 16)))
+    assert type(legacy.get_layer("separable")).__name__ == "SeparableConv2D"
+
+
 def test_in_a_time_distributed():
     model = model_of(layers.TimeDistributed(separable(), name="frames"), shape=(3, 8, 8, 16))
     plan = elrt.plan_ranks(model, fraction=0.25, exclude=[], multiple_of=1)

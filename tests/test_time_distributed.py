@@ -180,6 +180,88 @@ def test_custom_blocks_are_opened_in_it_and_subclasses_stay_closed():
     np.testing.assert_allclose(outputs(elrt.merge(low_rank), x), outputs(low_rank, x), atol=1e-5)
 
 
+class Pool(layers.Layer):
+    """Means over the second axis, which heed masks, and a dense layer."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.pool, self.dense = layers.GlobalAveragePooling1D(), layers.Dense(8, name="dense")
+
+    def build(self, input_shape):
+        self.pool.build(input_shape)
+        self.dense.build((input_shape[0], input_shape[-1]))
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], 8)
+
+    def call(self, inputs):
+        return self.dense(self.pool(inputs))
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_custom_layers_that_take_no_masks_are_handed_none(masks):
+    inputs = keras.Input((3, 6, 8))
+    x = layers.Masking()(inputs) if masks else inputs
+    x = layers.TimeDistributed(Pool(name="pool"), name="frames")(x)
+    model = keras.Model(inputs, layers.Dense(8, name="last")(layers.Flatten()(x)))
+    plan = elrt.plan_ranks(model, fraction=1.0, exclude=[], break_even=False)
+    assert ("frames/pool" in plan.reasons) == masks and ("frames/pool/dense" in plan.factorized()) != masks
+    low_rank = elrt.factorize(model, plan, factor_initializer="decomposed")
+    x = random_array(2, 3, 6, 8)
+    x[0, 1, 2:] = 0
+    np.testing.assert_allclose(outputs(low_rank, x), outputs(model, x), atol=1e-5)
+
+
+@keras.saving.register_keras_serializable("elrt_tests")
+class Subclassed(keras.Model):
+    """A model that has no graph and a rule for its shape, so that nothing builds it by running it."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.conv = layers.Conv2D(8, 3, name="conv")
+
+    def call(self, inputs):
+        return self.conv(inputs)
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], 6, 6, 8)
+
+
+def test_what_stays_as_it_is_is_copied_whole():
+    inputs = keras.Input((2, 8, 8, 4))
+    penalised = {"activity_regularizer": keras.regularizers.L2(1.0)}
+    frames = layers.TimeDistributed(Subclassed(name="subclassed"), name="frames", **penalised)
+    model = keras.Model(inputs, layers.Conv3D(4, 1, name="last")(frames(inputs)))
+    x = random_array(1, 2, 8, 8, 4)
+    outputs(model, x)
+    low_rank = elrt.factorize(model, {"last": ("svd", 1.0)}, factor_initializer="decomposed")
+    np.testing.assert_allclose(outputs(low_rank, x), outputs(model, x), atol=1e-5)
+    np.testing.assert_allclose(*(to_numpy(one.losses[0]) for one in (model, low_rank)), rtol=1e-5)
+
+
+def test_weights_of_a_subclass_count():
+    class Scaled(layers.TimeDistributed):
+        """Has a weight beside those of its layer."""
+
+        def build(self, input_shape):
+            super().build(input_shape)
+            self.scale = self.add_weight(shape=(5,), name="scale")
+
+    model = model_of(Scaled(layers.Conv2D(4, 3)), shape=(2, 8, 8, 3))
+    assert elrt.count_costs(model).params == model.count_params() == 4 * 27 + 4 + 5
+
+
+def test_open_sizes_are_planned_as_the_layers_decide():
+    model = model_of(
+        layers.TimeDistributed(layers.Conv2D(32, 3, strides=2, name="c"), name="t"), shape=(2, None, None, 32)
+    )
+    shape = (2, 4, 4, 32)
+    options = {"exclude": [], "input_shape": shape, "break_even": False, "multiple_of": 1}
+    plan = elrt.plan_ranks(model, max_params=0.6, **options)
+    low_rank = elrt.factorize(model, plan)
+    assert plan.costs["t/c"]["planned_macs"] == elrt.count_costs(low_rank, shape).macs
+
+
 def test_an_open_number_of_frames_is_asked_for():
     model = model_of(layers.TimeDistributed(layers.Conv2D(32, 3, name="conv"), name="frames"), shape=(None, 8, 8, 32))
     with pytest.raises(ValueError, match="leaves its input size open; pass `input_shape`"):

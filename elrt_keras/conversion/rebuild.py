@@ -1,6 +1,7 @@
 """Copying a model with some of its layers replaced."""
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -72,7 +73,7 @@ def rebuild(
             inner = opened(layer)
             if inner is not None and any(is_replaced(one) for _, one in iterate_replaceable(inner)):
                 return [copied_graph(inner, layer)]
-        new = replacement(layer) if is_replaced(layer) else [(_copied(layer), layer.get_weights())]
+        new = replacement(layer) if is_replaced(layer) else [(_copied(layer), functools.partial(_take_weights, layer))]
         values.extend(new)
         return [one for one, _ in new]
 
@@ -95,6 +96,12 @@ def _finalize(layer):
             one.finalize_state()
 
 
+def _take_weights(layer, copy):
+    if len(copy.weights) < len(layer.weights):  # where a `TimeDistributed` runs it, it is not called by itself
+        copy.build_from_config(layer.get_build_config())
+    copy.set_weights(layer.get_weights())
+
+
 def _copied(layer):
     if isinstance(layer, _REUSED):
         return layer
@@ -109,7 +116,13 @@ def _time_distributed(layer, chain):
     if len(chain) > 1:
         step = keras.Sequential(chain, name=layer.layer.name)
         step.dtype_policy = layer.layer.dtype_policy
-    return type(layer)(step, name=layer.name, trainable=layer.trainable, dtype=layer.dtype_policy)
+    return type(layer)(
+        step,
+        name=layer.name,
+        trainable=layer.trainable,
+        dtype=layer.dtype_policy,
+        activity_regularizer=layer.activity_regularizer,
+    )
 
 
 def _copied_graph(model, layers_for):

@@ -14,6 +14,7 @@ from elrt_keras.conversion.dense import is_low_rank
 from elrt_keras.export.litert import check_model
 from elrt_keras.litert import for_inference, only_output
 from elrt_keras.opened import opened
+from elrt_keras.separable import is_separable
 from elrt_keras.traversal import is_container, iterate_sublayers
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def _replayed(model, inputs, twins):
 def _called(layer, args, kwargs, twins):
     if isinstance(layer, keras.layers.InputLayer):
         return args[0]
-    inner = layer if is_container(layer) else opened(layer)
+    inner = layer if is_container(layer) else None if is_separable(layer) else opened(layer)
     if inner is not None:
         return _replayed(inner, args[0], twins)
     if not isinstance(layer, keras.layers.Layer):

@@ -13,10 +13,10 @@ from elrt_keras.layers.arguments import dense_arguments
 from elrt_keras.layers.convolutions import layer_class
 from elrt_keras.layers.factorized import FactorizedLayer
 from elrt_keras.layers.factorized_conv import NOMINAL_SIZE
-from elrt_keras.opened import opened, symbolic_calls
+from elrt_keras.opened import symbolic_calls
 from elrt_keras.ranks.candidate import Candidate
-from elrt_keras.separable import is_separable
-from elrt_keras.tracing import trace_calls, trace_calls_on
+from elrt_keras.separable import is_separable, separable_stages
+from elrt_keras.tracing import trace_calls
 from elrt_keras.traversal import held_layers, is_container, iterate_replaceable, select
 
 # The stock layers that have low-rank twins, and their numbers of spatial dimensions.
@@ -84,8 +84,11 @@ def survey(
 
 def _with_stages(layer, input_shape, output_shape):
     """A call, or of a separable convolution the calls of its stages."""
-    inner = opened(layer) if is_separable(layer) else None
-    return [(layer, input_shape, output_shape)] if inner is None else trace_calls_on(inner, input_shape)
+    if not is_separable(layer):
+        return [(layer, input_shape, output_shape)]
+    depthwise, pointwise = separable_stages(layer)
+    between = tuple(depthwise.compute_output_shape(input_shape))
+    return [(depthwise, input_shape, between), (pointwise, between, output_shape)]
 
 
 def survey_low_rank(model: keras.Model, input_shape: Sequence[int] | None = None) -> list[Candidate]:
@@ -169,6 +172,8 @@ def _why_dense(layer, name, input_shapes):
         return "no format asked for"
     if is_depthwise(layer):
         return "depthwise: each channel has a kernel of its own"
+    if is_separable(layer):
+        return "a separable convolution that is not called with one tensor by its position"
     if type(layer) not in REPLACEABLE:
         return f"no low-rank {type(layer).__name__}"
     dims = REPLACEABLE[type(layer)]
@@ -187,6 +192,8 @@ def _why_dense(layer, name, input_shapes):
 def _size_where_built(layer, channels_last, first):
     """The spatial size that a low-rank layer in the place of `layer` is built for, which may leave it open."""
     shapes = [getattr(call.args[0], "shape", ()) for call in symbolic_calls(layer) if call.args]
+    if not shapes:  # of what a `TimeDistributed` runs
+        shapes = [(layer.get_build_config() or {}).get("input_shape") or ()]
     sizes = [shape[1:-1] if channels_last else shape[2:] for shape in shapes]
     open_sizes = [size for size in sizes if None in size and len(size) == len(first)]
     return tuple(NOMINAL_SIZE if size is None else size for size in open_sizes[-1]) if open_sizes else first
