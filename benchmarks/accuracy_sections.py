@@ -24,8 +24,8 @@ PENALTIES = {
     "elrt": "DSO",
     "dso_orthogonality_strength0.1": "DSO",
     "so": "SO",
-    **{f"mc_orthogonality_strength{strength}": "MC" for strength in (0.001, 0.01, 0.1)},
-    **{f"srip_orthogonality_strength{strength}": "SRIP" for strength in (0.001, 0.01, 0.1)},
+    **{f"mc_orthogonality_strength{strength}": "MC" for strength in (0.001, 0.01, 0.1, 1.0)},
+    **{f"srip_orthogonality_strength{strength}": "SRIP" for strength in (0.001, 0.01, 0.1, 1.0)},
     "stiefel": "Stiefel constraint",
 }
 STARTS = {
@@ -156,6 +156,21 @@ def noise(groups):
     )
 
 
+def _best_strengths(groups):
+    """Each penalty at the best of its strengths, as a sentence."""
+    tried = collections.defaultdict(dict)
+    for name, label in PENALTIES.items():
+        if name in groups:
+            tried[label][strengths(groups[name])] = accuracies(groups[name])
+    best = {
+        label: max(found, key=lambda strength: statistics.mean(found[strength]))
+        for label, found in tried.items()
+        if len(found) > 1
+    }
+    told = [f"{label} {strength}, {mean_and_deviation(tried[label][strength])} %" for label, strength in best.items()]
+    return f"Of several strengths the best: {'; '.join(told)}." if told else ""
+
+
 def penalties_section(images):
     """Penalties side by side, and how far the two that must agree do."""
     groups, _ = runs_of("resnet20")
@@ -166,7 +181,8 @@ def penalties_section(images):
         first, last = (abs(so["history"][i]["val_accuracy"] - dso["history"][i]["val_accuracy"]) for i in (0, -1))
         agreement = f"""SO at 2ρ has the gradient of DSO at ρ, so these two runs with one seed differ by rounding alone:
         by {100 * first:.2f} points of test accuracy after the first epoch and {100 * last:.2f} after the last."""
-    text = f"""What holds the factors orthonormal, at the strengths that were tried. {agreement}"""
+    text = f"""What holds the factors orthonormal, at the strengths that were tried. {_best_strengths(groups)}
+    {agreement}"""
     with_strength = {
         name: f"{label}, {strengths(groups[name])}" if label in ("DSO", "SO", "MC", "SRIP") else label
         for name, label in PENALTIES.items()

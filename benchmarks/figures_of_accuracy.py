@@ -85,6 +85,7 @@ def twins(networks, path):
         axis.set_ylabel("test accuracy (%)", fontsize=figures.SMALL)
         axis.grid(alpha=0.3)
         axis.tick_params(labelsize=figures.SMALL)
+    axes[-1].xaxis.get_major_locator().set_params(integer=True)
     axes[-1].set_xlabel("epoch", fontsize=figures.MEDIUM)
     figures.add_legend(figure, "outside lower center", 2)
     figures.finish(figure, path)
