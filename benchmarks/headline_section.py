@@ -4,7 +4,8 @@ import json
 import pathlib
 import statistics
 
-from benchmarks import figures_of_accuracy
+from benchmarks import evidence, figures_of_accuracy
+from benchmarks.accuracy import expanded
 from benchmarks.accuracy_sections import (
     accuracies,
     differences,
@@ -31,6 +32,7 @@ CHANGES = {
     "resnet20_cp_distillation": "CP format, any ranks, taught by the dense network",
 }
 _PUBLISHED = pathlib.Path(__file__).parent / "published.json"
+_GRIDS = pathlib.Path(__file__).parent / "grids"
 
 
 def headline_section(images):
@@ -93,6 +95,7 @@ def _full_blocks(pairs, images):
         _table(pairs),
         f"![Test accuracy over the epochs: mean and span of the seeds](images/{picture.name})",
         *_changes(),
+        *_missing(),
     ]
 
 
@@ -111,6 +114,16 @@ def _changes():
     ]
     header = ["resnet20, at as many MACs", "test accuracy, %", "against ELRT", "training MACs of dense"]
     return [table(header, rows)] if rows else []
+
+
+def _missing():
+    """Which runs of the full grid there are no results of, as a list of one text."""
+    grid = json.loads((_GRIDS / "full.json").read_text(encoding="utf-8"))
+    missing = [f"`{name}`" for name in expanded(grid) if name not in evidence.read("full")]
+    if not missing:
+        return []
+    again = "`bash benchmarks/gpu.sh TFDS_DIR SECONDS` goes on with them."
+    return [f"Not run on the full schedule, which takes a GPU: {', '.join(missing)}. {again}"]
 
 
 def _told_fit(pairs):
