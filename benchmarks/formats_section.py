@@ -8,6 +8,7 @@ from benchmarks.accuracy_sections import (
     beside_dense,
     differences,
     mean_and_deviation,
+    noise,
     orthogonality_error,
     runs_of,
     sources,
@@ -47,7 +48,8 @@ def formats_section(images):
     return section(
         "Formats, deeper networks",
         f"""The formats that did best on ResNet-20, each at the same part of the MACs, with DSO, at the learning rate of
-        Tucker-2. {_told(networks)} Short schedule: {epochs} epochs of one cycle. The curves are those of seed 0.""",
+        Tucker-2. {_told(networks)} Short schedule: {epochs} epochs of one cycle. {noise(groups)}
+        The curves are those of seed 0.""",
         table([*header, "MACs", "parameters", "factor error"], rows),
         f"![Test accuracy over the epochs](images/{picture.name})",
         sources([run for found in networks.values() for runs in found.values() for run in runs]),

@@ -119,7 +119,8 @@ def _changes():
 def _missing():
     """Which runs of the full grid there are no results of, as a list of one text."""
     grid = json.loads((_GRIDS / "full.json").read_text(encoding="utf-8"))
-    missing = [f"`{name}`" for name in expanded(grid) if name not in evidence.read("full")]
+    found = evidence.read("full")
+    missing = [f"`{name}`" for name in expanded(grid) if name not in found]
     if not missing:
         return []
     again = "`bash benchmarks/gpu.sh TFDS_DIR SECONDS` goes on with them."

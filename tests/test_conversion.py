@@ -12,7 +12,6 @@ import pytest
 from common import functional, layer_table, random_array, randomized, to_numpy
 
 import elrt_keras as elrt
-from elrt_keras import formats
 
 layers = keras.layers
 
@@ -159,58 +158,6 @@ def test_bad_plans_change_nothing(plan, message):
         np.testing.assert_array_equal(to_numpy(weight), value)
 
 
-@pytest.mark.parametrize("name", formats.names())
-@pytest.mark.parametrize("execution", ["chain", "compose"])
-def test_every_format_goes_in_and_out(name, execution, tmp_path):
-    model = functional()
-    ranks = {"shared": 0.6, "nested/conv": 0.7}
-    low = elrt.factorize(model, {path: (name, rank) for path, rank in ranks.items()} | {"head": ("svd", 2)})
-    for _, layer in elrt.traversal.iterate_layers(low):
-        if isinstance(layer, elrt.layers.FactorizedLayer):
-            layer._runs_chain = execution == "chain"
-    inputs = random_array(3, 10, 10, 3, seed=2)
-    outputs = to_numpy(low(inputs))
-    merged, expanded = elrt.merge(low), elrt.expand(low)
-    assert layer_table(merged) == layer_table(model)
-    for stock in (merged, expanded):
-        assert {type(layer).__module__.split(".")[0] for _, layer in elrt.traversal.iterate_layers(stock)} == {"keras"}
-        np.testing.assert_allclose(to_numpy(stock(inputs)), outputs, atol=2e-5 * np.abs(outputs).max())
-    names = [path for path, _ in elrt.traversal.iterate_layers(expanded)]
-    if execution == "chain":
-        factors = formats.get(name).factor_names
-        assert [n for n in names if n.startswith("shared")] == [f"shared_{factor}" for factor in factors]
-        assert f"nested/conv_{factors[0]}" in names and "head_factor_out" in names
-        calls = {row.name: row.calls for row in elrt.count_costs(expanded).layers}
-        assert calls[f"shared_{factors[0]}"] == 2
-        assert elrt.count_costs(expanded).macs == elrt.count_costs(low).macs
-    else:
-        assert names == [path for path, _ in elrt.traversal.iterate_layers(model)]
-    for copy in (low, merged, expanded):
-        copy.save(tmp_path / "model.keras")
-        revived = keras.models.load_model(tmp_path / "model.keras")
-        np.testing.assert_allclose(to_numpy(revived(inputs)), to_numpy(copy(inputs)), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"padding": "causal", "dilation_rate": 2},
-        {"strides": 2, "padding": "same"},
-        {"data_format": "channels_first", "use_bias": False},
-    ],
-    ids=str,
-)
-def test_expanded_layers_take_over_every_argument(arguments):
-    stock = layers.Conv1D(6, 3, activation="tanh", bias_initializer="ones", name="conv", **arguments)
-    model = keras.Sequential([keras.Input((8, 6)), stock], name="seq")
-    for name in ("tucker2", "svd", "cp"):
-        low = elrt.factorize(model, {"conv": (name, 2)})
-        expanded = elrt.expand(low)
-        inputs = random_array(2, 8, 6)
-        np.testing.assert_allclose(to_numpy(expanded(inputs)), to_numpy(low(inputs)), atol=1e-5)
-        assert type(expanded) is keras.Sequential and expanded.name == "seq"
-
-
 def test_a_layer_shared_with_a_nested_model_stays_shared():
     shared = layers.Conv2D(8, 3, padding="same", name="shared")
     inner_input = keras.Input((8, 8, 8))
@@ -283,25 +230,6 @@ def test_models_that_cannot_be_converted():
         elrt.factorize(constrained, {"a": ("tucker2", 1)})
 
 
-def test_names_that_two_layers_would_get_are_refused():
-    model = keras.Sequential([keras.Input((8, 8, 4))])
-    model.add(elrt.layers.Tucker2Conv2D(4, 3, ranks=2, name="conv"))
-    model.add(layers.Conv2D(4, 3, name="conv_core"))
-    with pytest.raises(ValueError, match="different names. Received: 'conv_core' of 'conv' and of 'conv_core'"):
-        elrt.expand(model)
-    both = elrt.factorize(model, {"conv_core": ("tucker2", 2)})  # now both are chains, of other names
-    assert [layer.name for layer in elrt.expand(both).layers][1::3] == ["conv_core", "conv_core_core"]
-
-
-def test_an_expanded_model_needs_no_penalty_of_this_package():
-    penalty = elrt.regularizers.SoftOrthogonality(0.1)
-    conv = elrt.layers.Tucker2Conv2D(6, 3, 2, execution="compose", kernel_regularizer=penalty)
-    head = elrt.layers.LowRankDense(4, 2, execution="compose", kernel_regularizer=penalty)
-    model = keras.Sequential([keras.Input((6, 6, 4)), conv, layers.Flatten(), head])
-    assert model.losses and not elrt.expand(model).losses
-    assert "elrt_keras" not in elrt.expand(model).to_json()
-
-
 def test_a_model_made_anew_from_the_config_of_a_decomposed_one_trains():
     model = keras.Sequential([keras.Input((6, 6, 4)), layers.Conv2D(4, 3, name="a"), layers.Flatten(), layers.Dense(3)])
     low_rank = elrt.factorize(model, {"a": ("tucker2", 2)}, factor_initializer="decomposed")
@@ -344,13 +272,6 @@ def test_quantised_layers_are_refused():
         elrt.factorize(model, {"a": ("svd", 4)})
 
 
-def test_a_layer_called_by_the_name_of_its_argument_expands():
-    inputs = keras.Input((6, 6, 4))
-    model = keras.Model(inputs, elrt.layers.Tucker2Conv2D(4, 3, ranks=2)(inputs=inputs))
-    images = random_array(2, 6, 6, 4)
-    np.testing.assert_allclose(to_numpy(elrt.expand(model)(images)), to_numpy(model(images)), atol=1e-5)
-
-
 def test_a_layer_that_two_models_share_has_one_entry():
     inputs, conv = keras.Input((8, 8, 4)), layers.Conv2D(4, 3, padding="same", name="c")
     nested = [keras.Sequential([keras.Input((8, 8, 4)), conv], name=name) for name in "AB"]
@@ -385,21 +306,3 @@ def test_layers_of_one_shape_start_apart_with_a_seeded_stock_initializer():
     for one, other, same in zip(first.layers[0].factors, first.layers[1].factors, again.layers[0].factors):
         assert np.abs(to_numpy(one) - to_numpy(other)).max() > 0.01
         np.testing.assert_array_equal(to_numpy(one), to_numpy(same))
-
-
-@pytest.mark.parametrize("verb", ["merge", "expand", "shrink"])
-def test_low_rank_layers_that_would_be_left_over_are_named(verb):
-    class Frames(layers.TimeDistributed):
-        """Not opened: it may run its layer as it likes."""
-
-    inside = elrt.layers.Tucker2Conv2D(4, 3, ranks=2, name="inside")
-    model = keras.Sequential(
-        [
-            keras.Input((2, 6, 6, 4)),
-            Frames(inside, name="frames"),
-            elrt.layers.LowRankDense(3, ranks=2, name="last"),
-        ]
-    )
-    arguments = {"max_macs": 0.5} if verb == "shrink" else {}
-    with pytest.raises(ValueError, match=f"can be opened, to {verb}. Received: .*inside'] inside other layers"):
-        getattr(elrt, verb)(model, **arguments)
