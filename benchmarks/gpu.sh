@@ -12,7 +12,7 @@ runs=$(seeds resnet20 0),$(seeds vgg16 0),$(seeds resnet20 1),$(seeds resnet20 2
 runs=$runs,$(seeds resnet56 0),resnet20_glorot,$(seeds resnet32 0),resnet20_cp_distillation
 runs=$runs,resnet20_distillation,resnet20_any_ranks
 runs=$runs,resnet20_cp,resnet20_thin,resnet20_weight_decay,$(seeds resnet56 1),$(seeds resnet56 2)
-runs=${3:-$runs,$(seeds resnet32 1),$(seeds resnet32 2),resnet20_vbmf_seed2}
+runs=${3:-$runs,$(seeds resnet32 1),$(seeds resnet32 2),resnet20_vbmf_seed2,resnet20_half_width}
 data=$1 end=$(($(date +%s) + $2))
 left() { echo $((end - $(date +%s))); }
 export KERAS_BACKEND=jax PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false

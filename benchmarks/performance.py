@@ -114,7 +114,8 @@ def inference_section(
     variants = [v.replace("_", " ") for v in results[0]["rows"][0]["seconds"] if v != "dense"]
     return section(
         title,
-        f"""One image, all files of a model in turns: speed-up against dense of the MACs reduction (and their ratio).
+        f"""One image, all files of a model in turns: speed-up against dense, beside the reduction of the MACs, and
+        the ratio of the two.
         {remark}""",
         table(["model", "type", "threads", "dense, ms", *variants], rows),
         commands(results),
@@ -241,8 +242,8 @@ def rank_grid_section(images):
         table(["rank", *medians], rows),
         f"![Times over ranks](images/{picture.name})",
         "Training steps of networks with ranks in multiples of 8, the default, and of 16 (`multiple_of=16`): speed-up "
-        "against dense of the MACs reduction, and 16 against 8. The default fits the smaller vectors of most phones "
-        "(4 floats) and leaves narrow layers more than one choice of ranks.",
+        "against dense, beside the reduction of the MACs, and 16 against 8. The default fits the smaller vectors of "
+        "most phones (4 floats) and leaves narrow layers more than one choice of ranks.",
         table(["model", "MACs", *(f"multiples of {step}" for step in steps), "16 against 8"], cells),
         commands([layer, *networks]),
     )

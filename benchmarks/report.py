@@ -266,8 +266,8 @@ def results_page(images):
             "orthogonality. One recipe, one seed, a one-cycle schedule of few epochs: it shows that the parts work "
             "together and how far the penalty keeps the factors orthonormal. One seed and a short schedule say little "
             "about differences of a point. Both low-rank runs have the ranks of "
-            "`benchmarks/results/plans/resnet20_cifar10_0.4.json` (for `--rank_plan`); the planner has since "
-            "learned to step single ranks and gives two of the layers others.",
+            "`benchmarks/results/plans/resnet20_cifar10_0.4.json` (for `--rank_plan`); the planner of "
+            "today, which steps single ranks, gives two of the layers others.",
             "cifar10_short",
             images,
         ),

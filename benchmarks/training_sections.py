@@ -52,7 +52,7 @@ def training_section(images, start="cpu", title="Training step"):
         median of the speed-ups of the rounds (lower to upper quartile). *Low rank* has uniform Tucker-2 ranks at
         that part of the MACs and double soft orthogonality; *thin* is the dense network with fewer channels and as
         many MACs; *recomputed* is low-rank with `recompute=True`. `elrt.fuse_batch_norm` was called for all of
-        them; it leaves alone what has channels that are no multiple of 4, as thin networks do. The goal was a ratio
+        them; it leaves alone what has channels that are no multiple of 4, as thin networks do. The goal is a ratio
         of {_GOAL} of the speed-up to the MACs reduction.""",
         table(header, rows),
         f"![Speed-up over MACs reduction](images/{picture.name})",
@@ -87,8 +87,8 @@ def kernels_section():
         core is a 3×3 convolution of fewer channels. On 8 cuDNN takes as long as on the 16 of the dense network, since
         its tiles are 32 channels wide; in ResNet-18 a quarter of the MACs takes half as long. What that saves the two
         1×1 stages take: they compute little for each byte they read and write, on a chip that computes some hundred
-        operations in the time of reading one byte. As matrix products they take as long. All else, most of it
-        batch-norm and activations, is the same at every rank.""",
+        operations in the time of reading one byte. As matrix products they take as long. Batch-norm and
+        activations take as long at every rank; the penalty adds the products in float32, and a little to the rest.""",
         *blocks,
         commands(results),
         *dict.fromkeys(result["note"] for result in results if "note" in result),

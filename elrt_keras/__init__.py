@@ -4,7 +4,7 @@ import elrt_keras as elrt
 
 model = elrt.models.build("resnet20")
 plan = elrt.plan_ranks(model, max_macs=0.4)
-low_rank = elrt.factorize(model, plan, factor_regularizer=elrt.regularizers.DoubleSoftOrthogonality(1e-3))
+low_rank = elrt.factorize(model, plan, factor_regularizer=elrt.regularizers.DoubleSoftOrthogonality(1e-2))
 """
 
 # pyright: reportUnsupportedDunderAll=false

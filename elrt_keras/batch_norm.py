@@ -20,9 +20,9 @@ def fuse_batch_norm(model: keras.Model) -> keras.Model:
 
         y = gamma · (x − mean) / √(variance + epsilon) + beta,   mean and variance over batch, rows and columns
 
-    from a dozen operations, each of which goes through memory, and as many for the gradient. TensorFlow has it as one.
-    What is computed is the same: statistics, their moving averages (with the biased variance) and gradients to float32
-    rounding. `docs/performance.md` has what it saves.
+    from about ten operations, each of which goes through memory, and as many for the gradient. TensorFlow has it as
+    one. What is computed is the same: statistics, their moving averages (with the biased variance) and gradients to
+    float32 rounding. `docs/performance.md` has what it saves.
 
     Only how the layers run changes, not what they are: they stay stock layers, are saved as such, and a loaded or
     cloned model is as Keras makes it, until this is called again. Inference is untouched. What the kernel does not do,

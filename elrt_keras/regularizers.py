@@ -17,6 +17,7 @@ from keras import ops
 from elrt_keras.formats.arrays import Tensor, as_loss, contracted
 
 _PACKAGE = "elrt_keras"
+DEFAULT_STRENGTH = 1e-2  # as of `elrt-train`; docs/results.md has the evidence
 
 
 def smaller_gram(matrix: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ class OrthogonalityRegularizer(keras.regularizers.Regularizer):
     `regularizer.strength` does the same by hand.
 
     Args:
-        strength: float ≥ 0, λ (ρ in ELRT).
+        strength: float ≥ 0, λ (ρ in ELRT); 0.01 by default, as for `elrt-train`.
 
     Raises:
         ValueError: for a negative or non-finite strength; when called, for a weight with fewer than two axes.
@@ -108,7 +109,7 @@ class OrthogonalityRegularizer(keras.regularizers.Regularizer):
     0.001
     """
 
-    def __init__(self, strength: float = 1e-3):
+    def __init__(self, strength: float = DEFAULT_STRENGTH):
         value = _validate_strength(strength)
         self._strength = value
         self.strength_variable: keras.Variable = keras.Variable(
@@ -158,7 +159,7 @@ class SoftOrthogonality(OrthogonalityRegularizer):
     of `DoubleSoftOrthogonality` is exactly twice this one at the same strength. `normalize=False` drops the 1/Φ.
 
     Args:
-        strength: float ≥ 0, λ.
+        strength: float ≥ 0, λ; 0.01 by default.
         normalize: whether to divide by Φ.
 
     Raises:
@@ -171,7 +172,7 @@ class SoftOrthogonality(OrthogonalityRegularizer):
     0.5
     """
 
-    def __init__(self, strength: float = 1e-3, normalize: bool = True):
+    def __init__(self, strength: float = DEFAULT_STRENGTH, normalize: bool = True):
         super().__init__(strength)
         self.normalize = bool(normalize)
 
@@ -193,7 +194,7 @@ class DoubleSoftOrthogonality(SoftOrthogonality):
     `2·‖S − I‖_F² + |m − n|`. The constant has no gradient; it is kept so that the value is the paper's.
 
     Args:
-        strength: float ≥ 0, ρ.
+        strength: float ≥ 0, ρ; 0.01 by default.
         normalize: whether to divide by Φ = min(m, n), the rank of a factor matrix.
 
     Raises:
@@ -217,7 +218,7 @@ class MutualCoherence(OrthogonalityRegularizer):
     """MC: `λ · max |S − I|`, the largest absolute entry (Bansal et al., arXiv 1810.09102).
 
     Args:
-        strength: float ≥ 0, λ.
+        strength: float ≥ 0, λ; 0.01 by default.
 
     Raises:
         ValueError: for a negative or non-finite strength.
@@ -242,8 +243,8 @@ class SpectralIsometry(OrthogonalityRegularizer):
     their number times at Φ³ MACs.
 
     Args:
-        strength: float ≥ 0, λ.
-        power_iterations: int ≥ 1, matrix–vector products in all, or what squarings stand for.
+        strength: float ≥ 0, λ; 0.01 by default.
+        power_iterations: int ≥ 1, steps of the power iteration; about log₂ of that many squarings stand for them.
 
     Raises:
         ValueError: for a negative or non-finite strength, or another number of iterations.
@@ -255,7 +256,7 @@ class SpectralIsometry(OrthogonalityRegularizer):
     3.0
     """
 
-    def __init__(self, strength: float = 1e-3, power_iterations: int = 1024):
+    def __init__(self, strength: float = DEFAULT_STRENGTH, power_iterations: int = 1024):
         super().__init__(strength)
         whole = isinstance(power_iterations, numbers.Integral) and not isinstance(power_iterations, bool)
         if not whole or power_iterations < 1:

@@ -19,7 +19,7 @@ _DATA_NOTES = {
 
 
 def recipes():
-    """`{name: path}` of the flag files that come with the package, one per published setting."""
+    """`{name: path}` of the flag files that come with the package, one per published reduction."""
     return {path.stem: path for path in sorted(_RECIPES.glob("*.flags"))}
 
 

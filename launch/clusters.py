@@ -146,7 +146,7 @@ class _Pods:
             from kubernetes import client, config
         except ImportError as error:
             raise ValueError(
-                "--cluster=kubernetes needs the Kubernetes client, pip install 'elrt-keras[kubernetes]'. Received: none"
+                "--cluster=kubernetes needs the Kubernetes client, pip install 'elrt_keras[kubernetes]'. Received: none"
             ) from error
         try:
             if "KUBERNETES_SERVICE_HOST" in os.environ:  # in a pod

@@ -143,7 +143,9 @@ def define():
     flags.DEFINE_integer("num_gpus", None, "GPUs of this machine to use; all if not given.", lower_bound=1)
     flags.DEFINE_integer("num_cpus", None, "Logical CPU devices in the place of GPUs, for trials.", lower_bound=1)
     # `expanded` has put the recipe's flags in its place before flags are parsed; here it is for --help.
-    flags.DEFINE_string("recipe", None, "Flags of a published setting, see --list; those given with it go before.")
+    flags.DEFINE_string(
+        "recipe", None, "Flags for a published reduction, see --list; flags beside it override its own."
+    )
     define_fields(_SPECS)
 
 

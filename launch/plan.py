@@ -41,7 +41,7 @@ def define():
     flags.DEFINE_float("fraction", None, "Fraction of the full ranks, instead of a budget.")
     flags.DEFINE_float("max_macs", None, "Keep at most this part of the dense MACs, in (0, 1].")
     flags.DEFINE_float("max_params", None, "Keep at most this part of the dense parameters, in (0, 1].")
-    flags.DEFINE_float("max_latency", None, "Take at most this part of the dense model's time on LiteRT, here.")
+    flags.DEFINE_float("max_latency", None, "Take at most this part of the dense time, on LiteRT on this machine.")
     flags.DEFINE_integer("threads", 1, "CPU threads for measured times.", lower_bound=1)
     flags.DEFINE_enum(
         "quantization",
@@ -53,7 +53,7 @@ def define():
         "method", "uniform", list(METHODS), f"How ranks are chosen; {', '.join(READ_WEIGHTS)} read weights."
     )
     flags.DEFINE_integer("multiple_of", None, "Ranks are multiples of this; 8 if not given, which SIMD units like.")
-    flags.DEFINE_list("exclude", None, "Names or patterns to keep dense; the first convolution and the classifier.")
+    flags.DEFINE_list("exclude", None, "Names or patterns to keep dense; default: first convolution and classifier.")
     flags.DEFINE_bool("break_even", True, "Keep layers dense that would not get cheaper.")
     flags.DEFINE_string("output", None, "Where to write the plan (JSON).")
     flags.mark_flag_as_required("model")
@@ -65,6 +65,8 @@ def run(argv):
     import elrt_keras as elrt
 
     values = flags.FLAGS
+    if values.max_latency is None and values["threads"].present:
+        raise ValueError(f"--threads is for times, which --max_latency asks for. Received: threads={values.threads}")
     if values.output is not None:
         check_file(values.output, "output")
     shape = parsing.input_shape(values.input_shape, values.image_size)
@@ -98,6 +100,8 @@ def _model(values, shape):
         raise ValueError(
             f"Expected one of {models.list_models()}, a .keras file or a finished run. Received: model={values.model!r}"
         )
+    if values.classes is not None:
+        raise ValueError(f"--classes is for builders; a saved model has its own. Received: classes={values.classes}")
     from elrt_keras.launch import rundir
 
     return rundir.load_model(values.model)

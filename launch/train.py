@@ -4,7 +4,7 @@
   elrt-train --run_dir=runs/r20 --dataset=cifar10 --download --max_macs=0.28 --epochs=200
   elrt-train --run_dir=runs/dense --dataset=cifar10 --format=dense     # the dense twin
   elrt-train --run_dir=runs/photos --dataset=folder:photos --model=mobilenet_v2 --max_macs=0.7
-  elrt-train --run_dir=runs/r56 --recipe=cifar10_resnet56_62.0         # a published setting
+  elrt-train --run_dir=runs/r56 --recipe=cifar10_resnet56_62.0         # a published reduction
   elrt-train --run_dir=runs/r20 --quantization_aware                   # fine-tunes that run for int8 LiteRT
   elrt-train --list                                                    # models, data sets, recipes
 

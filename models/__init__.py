@@ -90,7 +90,7 @@ def build(
             127.5 and 127.5.
         **kwargs: further arguments of the builder: `include_top` (bool: pooling and classifier),
             `classifier_activation` (`"softmax"`; `None` for logits), `width` (float: multiplier of all channels), and
-            where the source has it `dropout` (VGG, MobileNetV2, WRN) or `zero_init_residual` (ResNets: the last
+            where the source has it `dropout` (VGG-11…19, MobileNetV2, WRN) or `zero_init_residual` (ResNets: the last
             batch-norm scale of each block starts at zero); with a plan, also the arguments of `elrt_keras.factorize`.
 
     Returns:
@@ -98,6 +98,7 @@ def build(
 
     Raises:
         ValueError: for an unknown name, or what the builder or `factorize` refuses.
+        TypeError: for an argument that the builder does not have.
 
     Example:
 

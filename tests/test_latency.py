@@ -9,6 +9,7 @@ import pytest
 import elrt_keras as elrt
 from elrt_keras import litert
 from elrt_keras.formats import Stage
+from elrt_keras.litert import timing
 from elrt_keras.ranks import latency
 from elrt_keras.ranks.survey import survey
 
@@ -128,6 +129,35 @@ def test_times_are_measured_once_and_kept(cache):
     assert latency.TimeTable(2).path != str(path)
     path.write_text("{ damaged")
     assert latency.TimeTable(1).get("anything") is None
+
+
+INTEL = """processor : 0
+model name : Intel(R) Xeon(R) Processor
+cpu MHz : {mhz}
+flags : fpu avx512f{more}
+
+processor : 1
+model name : Intel(R) Xeon(R) Processor
+cpu MHz : 2100.5
+flags : fpu avx512f{more}
+"""
+ARM = """processor : 0
+BogoMIPS : 50.00
+Features : fp asimd{more}
+CPU part : 0xd0c
+"""
+
+
+@pytest.mark.parametrize("text, more", [(INTEL, " amx_int8"), (ARM, " sve i8mm")])
+def test_times_hold_for_processors_that_can_do_the_same(text, more, tmp_path, monkeypatch, cache):
+    """Virtual machines with matrix units and without bear one name; how fast a processor ticks just now is none."""
+
+    def place(**fields):
+        (tmp_path / "cpuinfo").write_text(text.format(**{"more": "", "mhz": 1999, **fields}))
+        monkeypatch.setattr(timing, "_CPUINFO", tmp_path / "cpuinfo")
+        return latency.TimeTable(1).path
+
+    assert place() == place(mhz=3500) != place(more=more)
 
 
 def test_the_prediction_is_a_plan_s_own_sum(cache):

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elrt_keras import constraints, regularizers
+from elrt_keras.launch.config import TrainConfig
 
 SHAPES = [(7, 3), (3, 7), (5, 5), (40, 8)]
 
@@ -198,3 +199,8 @@ def test_stiefel_in_half_precision_and_bad_input():
     assert keras.backend.standardize_dtype(result.dtype) == "bfloat16"
     with pytest.raises(ValueError, match="at least two axes"):
         constraints.Stiefel()(np.ones(3, "float32"))
+
+
+@pytest.mark.parametrize("regularizer", regularizers.BY_NAME.values())
+def test_the_default_strength_is_the_one_of_elrt_train(regularizer):
+    assert regularizer().strength == TrainConfig(dataset="digits").orthogonality_strength

@@ -118,7 +118,7 @@ def to_onnx(
         import onnxruntime
         import tf2onnx  # noqa: F401  (Keras imports it while exporting; told here what to install)
     except ImportError as error:
-        raise ImportError("ONNX export needs `pip install elrt_keras[onnx]`.") from error
+        raise ImportError("ONNX export needs `pip install 'elrt_keras[onnx]'`.") from error
     with tempfile.TemporaryDirectory() as folder:
         file = os.path.join(folder, "model.onnx")
         signature = [keras.InputSpec(shape=(None, *model.inputs[0].shape[1:]), dtype="float32", name=INPUT)]

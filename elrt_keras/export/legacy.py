@@ -79,7 +79,7 @@ def import_tf_keras() -> ModuleType:
     try:
         import tf_keras
     except ImportError as error:
-        raise ImportError("This needs `pip install elrt_keras[optimize]`.") from error
+        raise ImportError("This needs `pip install 'elrt_keras[optimize]'`.") from error
     return tf_keras
 
 

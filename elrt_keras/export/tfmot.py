@@ -186,7 +186,7 @@ def _import_tfmot():
     try:
         import tensorflow_model_optimization
     except ImportError as error:
-        raise ImportError("This needs `pip install elrt_keras[optimize]`.") from error
+        raise ImportError("This needs `pip install 'elrt_keras[optimize]'`.") from error
     return tensorflow_model_optimization
 
 

@@ -94,7 +94,8 @@ class Format:
         return [estimate(matrix) for matrix in self.unfoldings(kernel)]
 
     def spectra(self, kernel: np.ndarray) -> list[np.ndarray]:
-        """Squared singular values by rank, each in descending order, as many as the full rank.
+        """Squared singular values by rank, each in descending order, as many as the unfolding has: the
+        full rank, or fewer where the rank is a channel axis longer than all others together.
 
         What a rank leaves out is the tail of its spectrum, and the sum of the tails bounds the squared error of the
         decomposition (exactly the error for one rank; the bound of HOSVD and TT-SVD for several).
@@ -181,7 +182,16 @@ class Format:
         padding: str,
         dilation_rate: Shape,
     ) -> ChainCosts:
-        """`ChainCosts` of the chain for one example of spatial size `input_size`."""
+        """`ChainCosts` of the chain for one example.
+
+        Args:
+            kernel_shape: shape of the dense kernel, `(*kernel_size, C_in, C_out)`.
+            ranks: resolved ranks, one int per rank name.
+            input_size: spatial size of the input, one int per spatial axis.
+            strides: one int per spatial axis.
+            padding: `"same"`, `"valid"` or `"causal"`.
+            dilation_rate: one int per spatial axis.
+        """
         return chain_costs(self.stages(kernel_shape, ranks, strides, dilation_rate), input_size, padding)
 
 

@@ -94,9 +94,10 @@ _TEXTS = {
     "tensor_train": {
         "title": "with a tensor-train kernel: a 1×1, a k×1, a 1×k and a 1×1 convolution.",
         "formula": "`W[h, w, p, q] = Σ_a Σ_b Σ_c U[p, a] · V[h, a, b] · H[w, b, c] · Z[c, q]` with a ≤ r_in, b ≤ r_mid,"
-        " c ≤ r_out.",
+        " c ≤ r_out, p over C_in, q over C_out.",
         "macs": "MACs of one example: `size_in·C_in·r_in + size_mid·k_h·r_in·r_mid + size_out·(k_w·r_mid·r_out +"
-        " r_out·C_out)`,\n    `size_mid` being the positions after the vertical stage.",
+        " r_out·C_out)`,\n    `size_mid` being the positions after the vertical stage; dense:"
+        " `size_out·K·C_in·C_out` with K = k_h·k_w.",
         "full": "(min(C_in, K·C_out), min(k_h·C_in, k_w·C_out), min(K·C_in, C_out))",
         "orthogonal": "`U` (C_in × r_in), `V`\n            (k_h·r_in × r_mid) and `Z` (r_out × C_out), not `H`",
         "reference": "Oseledets, SIAM J. Sci. Comput. 33, 2011 (tensor train)",

@@ -267,6 +267,15 @@ class FactorizedLayer(keras.layers.Layer):
 
         Raises:
             ValueError: for another shape, or values that are not finite.
+
+        Example:
+
+        >>> layer = elrt_keras.layers.Tucker2Conv2D(8, 3, ranks=(4, 8))
+        >>> layer.build((None, 6, 6, 4))
+        >>> kernel = np.random.default_rng(0).standard_normal((3, 3, 4, 8)).astype("float32")
+        >>> layer.assign_kernel(kernel)  # full ranks lose nothing
+        >>> np.allclose(keras.ops.convert_to_numpy(layer.kernel), kernel, atol=1e-5)
+        True
         """
         dtype = "float64" if self.variable_dtype == "float64" else "float32"
         kernel = np.asarray(ops.convert_to_numpy(kernel), dtype=dtype)
@@ -289,6 +298,14 @@ class FactorizedLayer(keras.layers.Layer):
         Raises:
             ValueError: for another kind of layer, one that is not built, or one with a `kernel_constraint`, which
                 has no counterpart on factors.
+
+        Example:
+
+        >>> dense = keras.layers.Conv2D(8, 3, name="stem")
+        >>> dense.build((None, 6, 6, 4))
+        >>> low_rank = elrt_keras.layers.Tucker2Conv2D.from_dense(dense, ranks=0.5)
+        >>> low_rank.name, low_rank.ranks
+        ('stem', (2, 4))
         """
         low_rank = cls(**{**dense_arguments(cls, layer), "ranks": ranks, **kwargs})
         if not layer.built:

@@ -53,14 +53,15 @@ def plan_ranks(
       one, all these ranks are scaled by one number so that it is met.
     - `"stable_rank"`, for trained weights: the same with the stable rank ‖A‖_F²/‖A‖₂² of each unfolding A (Cuttlefish,
       MLSys 2023).
-    - `"latency"`, taken wherever `max_latency` is given: as `"energy"`, with measured time in the place of MACs. Each
-      distinct layer is timed on LiteRT, dense and at a grid of ranks (on this processor); the times are kept in
-      `$ELRT_CACHE_DIR` or `~/.cache/elrt_keras`. The time of the model is that of the dense model, less its dense
-      layers, plus the chains in their place. Ranks at which a layer is not faster than dense are never taken. It needs
-      the TensorFlow backend and the `litert` extra.
+    - `"latency"`, the method of `max_latency` and taken by itself with it: as `"energy"`, with measured time in the
+      place of MACs. Each distinct layer is timed on LiteRT, dense and at a grid of ranks (on this processor); the times
+      are kept in `$ELRT_CACHE_DIR` or `~/.cache/elrt_keras`. The time of the model is that of the dense model, less its
+      dense layers, plus the chains in their place. Ranks at which a layer is not faster than dense are never taken. It
+      needs the TensorFlow backend and the `litert` extra.
 
     Kernels with one position (1×1 convolutions, dense layers) are matrices: they get the format `svd` whatever is asked
-    for. Depthwise and grouped convolutions stay dense; `plan.reasons` says why.
+    for. In a grouped convolution each group has the format, at the same ranks. What stays dense, such as depthwise
+    convolutions, stands in `plan.reasons` with why.
 
     Args:
         model: a built Functional or Sequential model, nested models included.

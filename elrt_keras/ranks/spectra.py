@@ -17,7 +17,8 @@ class LayerSpectra(typing.NamedTuple):
     """The spectra of one kernel, by rank of a format.
 
     Attributes:
-        values: `{rank name: σ}`, the singular values in descending order, as many as the full rank.
+        values: `{rank name: σ}`, the singular values in descending order, as many as the unfolding has (at most the
+            full rank).
         ranks: `{rank name: rank}` of a low-rank or planned layer; empty for a dense one.
     """
 

@@ -67,6 +67,8 @@ def test_the_model_of_a_run_with_formats_by_layer_and_a_method_that_reads_weight
         (["--model=resnet20", "--max_macs=0.4", "--input_shape=8,8,3", "--image_size=8"], "Received: image_size=8"),
         (["--model=resnet20", "--max_macs=0.4", "--output=no/where.json"], "Received: output='no/where.json'"),
         (["--model=resnet20", "--max_macs=0.4", "--quantization=int8"], "Received: quantization='int8'"),
+        (["--model=resnet20", "--max_macs=0.4", "--threads=2"], "Received: threads=2"),
+        (["--model=broken.keras", "--max_macs=0.4", "--classes=7"], "Received: classes=7"),
         (["--model=broken.keras", "--max_macs=0.4"], "Received: 'broken.keras'"),
         (["--model=.", "--max_macs=0.4"], "or a finished run. Received: '.', which holds no model.keras"),
         (["--model=resnet20", "--max_macs=0.4", "more"], "Received: ['more']"),
