@@ -59,6 +59,8 @@ def gram_deviation(matrix: Tensor) -> Tensor:
 def _squared_deviation(matrix: Tensor) -> Any:
     """‖S − I‖_F². Its gradient, `4·A·(S − I)` or `4·(S − I)·A`, is one matrix product; derived from `AᵀA` it is two.
 
+    The gradient can be derived again. JAX's forward mode (`jax.jvp`) knows no gradients that are given, as here.
+
     Args:
         matrix: tensor of shape `(m, n)`, float32 or float64.
     """
@@ -67,11 +69,22 @@ def _squared_deviation(matrix: Tensor) -> Any:
     def gradient(*arguments, upstream=None):
         if upstream is None:  # PyTorch gives it by name, the others alone
             (upstream,) = arguments
+        # What PyTorch computed forward has no graph, which a derivative of the gradient needs.
+        difference = gram_deviation(matrix) if _derived_again() else deviation
         rows, columns = matrix.shape
-        product = ops.matmul(matrix, deviation) if rows >= columns else ops.matmul(deviation, matrix)
+        product = ops.matmul(matrix, difference) if rows >= columns else ops.matmul(difference, matrix)
         return 4.0 * upstream * product
 
     return ops.sum(ops.square(deviation)), gradient
+
+
+def _derived_again():
+    """Whether PyTorch records this gradient for a derivative of its own."""
+    if keras.backend.backend() != "torch":
+        return False
+    import torch
+
+    return torch.is_grad_enabled()
 
 
 def orthogonality_error(matrix: Tensor) -> float:
@@ -112,8 +125,10 @@ class OrthogonalityRegularizer(keras.regularizers.Regularizer):
     def __init__(self, strength: float = DEFAULT_STRENGTH):
         value = _validate_strength(strength)
         self._strength = value
+        # A name of its own, since a model tells its state by names: layers may have several regularizers.
+        name = f"orthogonality_strength_{keras.backend.get_uid('orthogonality_strength')}"
         self.strength_variable: keras.Variable = keras.Variable(
-            value, dtype="float32", trainable=False, name="orthogonality_strength", autocast=False
+            value, dtype="float32", trainable=False, name=name, autocast=False
         )
 
     @property
@@ -240,7 +255,8 @@ class SpectralIsometry(OrthogonalityRegularizer):
     From a fixed random vector v: repeat `v ← (S − I)v / ‖(S − I)v‖`, then `σ ≈ ‖(S − I)v‖`, which approaches the norm
     from below. The source takes two steps from a new random vector each time; many from a fixed one make the penalty
     deterministic and equal to the norm but for parts in a thousand. They are taken by squaring S − I, about log₂ of
-    their number times at Φ³ MACs.
+    their number times at Φ³ MACs. The gradient holds the vector still, which is exact for it and not for derivatives
+    of it.
 
     Args:
         strength: float ≥ 0, λ; 0.01 by default.

@@ -1,6 +1,7 @@
 """Which layers of a model run, in which order and on which shapes, found without data."""
 
 import contextlib
+import threading
 from collections.abc import Sequence
 
 import keras
@@ -9,6 +10,7 @@ from elrt_keras.traversal import own_weights
 
 # Layers that run others once for each step, past their `__call__`, which records calls.
 _REPEATING = (keras.layers.TimeDistributed, keras.layers.RNN)
+_ONE_AT_A_TIME = threading.RLock()
 
 
 def trace_calls(
@@ -99,12 +101,15 @@ def _of_one(batch, shape):
 def _recorded_calls():
     """Records every call of a layer that calls no layer itself, has weights of its own or a cost rule of its own.
 
-    Keras has no hook around layer calls; the public `Layer.__call__` is wrapped while the model is traced.
+    Keras has no hook around layer calls; the public `Layer.__call__` is wrapped while the model is traced. What other
+    threads call meanwhile, such as layers that augment data, passes through.
     """
-    original = keras.layers.Layer.__call__
     calls, callers = [], []
+    thread = threading.get_ident()
 
     def recording(layer, *args, **kwargs):
+        if threading.get_ident() != thread:
+            return original(layer, *args, **kwargs)
         if callers and has_own_rule(callers[-1]["layer"]):
             return original(layer, *args, **kwargs)
         if callers:
@@ -120,11 +125,13 @@ def _recorded_calls():
             calls.append((layer, _first_shape(inputs), _first_shape(outputs)))
         return outputs
 
-    keras.layers.Layer.__call__ = recording
-    try:
-        yield calls
-    finally:
-        keras.layers.Layer.__call__ = original
+    with _ONE_AT_A_TIME:
+        original = keras.layers.Layer.__call__
+        keras.layers.Layer.__call__ = recording
+        try:
+            yield calls
+        finally:
+            keras.layers.Layer.__call__ = original
 
 
 def _first_shape(structure):

@@ -108,6 +108,65 @@ def test_activations_that_are_no_functions_of_python():
         assert model.get_layer("b").activation is activation
 
 
+@keras.saving.register_keras_serializable("test_copied_state")
+class FixedActivation(layers.Layer):
+    """Keeps a function as `activation` that no argument stands for."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.activation = keras.activations.gelu
+
+    def call(self, inputs):
+        return self.activation(inputs)
+
+
+@keras.saving.register_keras_serializable("test_copied_state")
+class OtherArgument(FixedActivation):
+    """Keeps it by another argument; one called `activation` means something else."""
+
+    def __init__(self, function="relu", activation=None, **kwargs):
+        super().__init__(**kwargs)
+        self.activation, self.other = keras.activations.get(function), activation
+
+    def get_config(self):
+        return {**super().get_config(), "function": keras.activations.serialize(self.activation)}
+
+
+@keras.saving.register_keras_serializable("test_copied_state")
+class AppliedTwice(FixedActivation):
+    """Makes another function of its argument."""
+
+    def __init__(self, activation="relu", **kwargs):
+        super().__init__(**kwargs)
+        self.given, once = activation, keras.activations.get(activation)
+        self.activation = lambda x: once(once(x))
+
+    def get_config(self):
+        return {**super().get_config(), "activation": self.given}
+
+
+@keras.saving.register_keras_serializable("test_copied_state")
+class SwishDense(layers.Dense):
+    """A stock layer with its activation fixed."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(units, activation="silu", **kwargs)
+
+    def get_config(self):
+        return {name: value for name, value in super().get_config().items() if name != "activation"}
+
+
+@pytest.mark.parametrize("make", [FixedActivation, lambda: OtherArgument("tanh"), lambda: AppliedTwice("tanh")])
+def test_custom_layers_keep_activations_that_are_no_arguments(make):
+    custom = [make(), SwishDense(5)]
+    model = keras.Sequential([keras.Input((6, 6, 4)), layers.Conv2D(4, 3, name="a"), *custom])
+    low_rank = elrt.factorize(model, {"a": ("tucker2", 1.0)}, factor_initializer="decomposed")
+    images = random_array(2, 6, 6, 4)
+    for copy in (low_rank, elrt.merge(low_rank), elrt.expand(low_rank)):
+        np.testing.assert_allclose(to_numpy(copy(images)), to_numpy(model(images)), atol=1e-4)
+        assert [type(layer) for layer in copy.layers[-2:]] == [type(layer) for layer in custom]
+
+
 class Counting(keras.Sequential):
     """A model with its own way to compute a loss."""
 

@@ -1,5 +1,7 @@
 """Costs against closed forms and published figures."""
 
+import threading
+
 import keras
 import numpy as np
 import pytest
@@ -190,3 +192,26 @@ def test_an_axis_merged_into_the_batch_counts():
     planned = sum(costs["planned_macs"] for costs in plan.costs.values())
     assert planned == elrt.count_costs(elrt.factorize(model, plan)).macs <= 0.4 * dense
     assert elrt.count_costs(elrt.merge(low_rank)).macs == dense
+
+
+def test_what_other_threads_call_meanwhile_is_not_counted():
+    """As layers that augment data do in threads of a data pipeline; or another count."""
+    model = keras.Sequential([keras.Input((8, 8, 8)), *(layers.Conv2D(16, 3, padding="same") for _ in range(6))])
+    beside = keras.Sequential([keras.Input((8, 8, 3)), layers.Rescaling(2.0), layers.Conv2D(3, 1)])
+    expected, stop, others = elrt.count_costs(model), threading.Event(), []
+    original = keras.layers.Layer.__call__
+
+    def call_and_count():
+        while not stop.is_set():
+            beside(np.ones((1, 8, 8, 3), "float32"))
+            others.append(elrt.count_costs(beside).macs)
+
+    thread = threading.Thread(target=call_and_count)
+    thread.start()
+    try:
+        found = [elrt.count_costs(model) for _ in range(8)]
+    finally:
+        stop.set()
+        thread.join()
+    assert [(costs.macs, len(costs.layers)) for costs in found] == [(expected.macs, 6)] * 8
+    assert set(others) == {64 * 9} and keras.layers.Layer.__call__ is original

@@ -136,6 +136,39 @@ def test_weights_alone_load_into_another_strength(tmp_path):
     assert float(to_numpy(second.layers[0].factor_regularizer.strength_variable)) == pytest.approx(0.7)
 
 
+def low_rank_pair(**penalties):
+    """A model of two low-rank layers, with a regularizer of its own for each."""
+    dso = elrt.regularizers.DoubleSoftOrthogonality
+    chain = [elrt.layers.Tucker2Conv2D(4, 3, 2, factor_regularizer=dso(0.1), **penalties) for _ in range(2)]
+    dense = elrt.layers.LowRankDense(3, 2, factor_regularizer=dso(0.1))
+    return keras.Sequential([keras.Input((8, 8, 4)), *chain, keras.layers.GlobalAveragePooling2D(), dense])
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a format of TensorFlow")
+def test_checkpoints_of_tensorflow_hold_the_factors(tmp_path):
+    import tensorflow as tf
+
+    model, other = low_rank_pair(), low_rank_pair()
+    path = tf.train.Checkpoint(model=model).save(tmp_path / "checkpoint")
+    tf.train.Checkpoint(model=other).restore(path).assert_existing_objects_matched()
+    for one, same in zip(model.weights, other.weights):
+        np.testing.assert_array_equal(to_numpy(one), to_numpy(same))
+
+
+def test_a_state_tree_tells_the_strengths_of_several_regularizers_apart(tmp_path):
+    """Keras names the entries by the paths of variables, which have to differ."""
+    model = low_rank_pair(kernel_regularizer=elrt.regularizers.SoftOrthogonality(0.2))
+    model.save(tmp_path / "model.keras")
+    for one in (model, keras.models.clone_model(model), keras.models.load_model(tmp_path / "model.keras")):
+        one.compile("sgd", "mse")
+        tree = one.get_state_tree(value_format="numpy_array")
+        strengths = [value for name, value in tree["non_trainable_variables"].items() if "strength" in name]
+        np.testing.assert_allclose(
+            sorted(strengths), [0.1, 0.1, 0.1, 0.2, 0.2] if one is not model else [0.1] * 3 + [0.2]
+        )
+        one.set_state_tree(tree)
+
+
 def test_optimizer_state_survives(tmp_path):
     layer = elrt.layers.Tucker2Conv2D(4, 3, 2, factor_regularizer=elrt.regularizers.SoftOrthogonality(0.1))
     model = keras.Sequential([keras.Input((6, 6, 4)), layer, keras.layers.GlobalAveragePooling2D()])

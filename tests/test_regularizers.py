@@ -102,6 +102,43 @@ def test_gradient_of_dso_is_twice_that_of_so(shape, normalize):
     np.testing.assert_allclose(double, 2 * single, rtol=1e-5, atol=1e-6 * np.abs(single).max())
 
 
+@pytest.mark.parametrize("kind", [regularizers.SoftOrthogonality, regularizers.DoubleSoftOrthogonality])
+@pytest.mark.parametrize("shape", SHAPES[:2])
+def test_gradients_can_be_derived_again(kind, shape):
+    """A product of the Hessian with a vector against the closed form of SO; DSO has twice that."""
+    matrix, direction = random_array(*shape, seed=3), random_array(*shape, seed=4)
+    got = hessian_product(kind(1.0), matrix, direction)
+    tall = matrix.astype("float64") if shape[0] >= shape[1] else matrix.T.astype("float64")
+    along = direction.astype("float64") if shape[0] >= shape[1] else direction.T.astype("float64")
+    deviation = tall.T @ tall - np.eye(tall.shape[1])
+    expected = 4 / min(shape) * (along @ deviation + tall @ (along.T @ tall + tall.T @ along))
+    expected = expected if shape[0] >= shape[1] else expected.T
+    factor = 2 if kind is regularizers.DoubleSoftOrthogonality else 1
+    np.testing.assert_allclose(got, factor * expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def hessian_product(function, matrix, direction):
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        variable = tf.Variable(matrix)
+        with tf.GradientTape() as outer:
+            with tf.GradientTape() as inner:
+                value = function(variable)
+            slope = tf.reduce_sum(inner.gradient(value, variable) * direction)
+        return outer.gradient(slope, variable).numpy()
+    if backend == "torch":
+        import torch
+
+        variable = torch.tensor(matrix, requires_grad=True)
+        (slope,) = torch.autograd.grad(function(variable), variable, create_graph=True)
+        return torch.autograd.grad((slope * torch.tensor(direction)).sum(), variable)[0].numpy()
+    import jax
+
+    return np.asarray(jax.grad(lambda v: (jax.grad(function)(v) * direction).sum())(matrix))
+
+
 @pytest.mark.parametrize("regularizer", regularizers.BY_NAME.values())
 @pytest.mark.parametrize("matrix", [np.eye(6, 3), np.eye(3, 6), np.zeros((4, 3)), np.ones((1, 1))])
 def test_gradients_are_finite_at_the_special_points(regularizer, matrix):

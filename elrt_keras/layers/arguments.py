@@ -32,13 +32,21 @@ def copy_arguments(layer: keras.layers.Layer) -> dict[str, Any]:
     """The config of a layer for a copy in the same process, with its activation function as it is.
 
     A lambda, a backend's own function or an object that can be called could not be found again by what a config says of
-    it, if Keras can write one at all.
+    it, if Keras can write one at all. A custom layer may keep a function as `activation` that no argument of this name
+    stands for; what its config says is left as it is.
     """
     activation = vars(layer).get("activation")  # of a recurrent layer it is the cell's
     if not callable(activation) or isinstance(activation, keras.layers.Layer):
         return layer.get_config()
     with _linear(layer):
-        return {**layer.get_config(), "activation": activation}
+        neutral = layer.get_config()
+    if neutral.get("activation") != keras.activations.serialize(keras.activations.linear):
+        return layer.get_config()
+    try:
+        config = layer.get_config()
+    except (AttributeError, TypeError, ValueError):  # Keras' complaints about what it cannot write
+        config = neutral
+    return {**config, "activation": activation}
 
 
 @contextlib.contextmanager

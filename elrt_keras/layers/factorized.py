@@ -152,6 +152,8 @@ class FactorizedLayer(keras.layers.Layer):
                 zip(self.format.factor_names, self.format.factor_shapes(kernel_shape, ranks))
             )
         ]
+        for index, factor in enumerate(self.factors):
+            setattr(self, f"_factor_{index}", factor)  # `tf.train.Checkpoint` finds what attributes hold, not lists
         if self.use_bias:
             self.bias = self.add_weight(
                 name="bias",
