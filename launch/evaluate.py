@@ -23,7 +23,9 @@ def run(argv):
     if summary is None or not os.path.exists(rundir.model_path(run_dir)):
         raise ValueError(f"Expected a finished run with model.keras and summary.json. Received: {run_dir!r}")
     model = rundir.load_model(rundir.model_path(run_dir))
-    results = training.evaluate(model, training.load_data(config, absl_flags.FLAGS.data_dir), config)
+    data = training.load_data(config, absl_flags.FLAGS.data_dir)
+    rundir.check_classes(run_dir, data)
+    results = training.evaluate(model, data, config)
     print(
         f"test accuracy {results['accuracy']:.4f}, reported {summary['test_accuracy']:.4f}; loss {results['loss']:.4f}"
     )

@@ -47,7 +47,9 @@ def open_source(path, dataset=None, data_dir=None, image_size=None):
         if dataset is not None or image_size is not None:
             raise ValueError(f"A run has its own data set. Received: dataset={dataset!r}, image_size={image_size}")
         model, title = rundir.load_model(path), "dense" if config.format == "dense" else "low_rank"
-        return Source(model, title, os.path.join(path, "export"), *_examples(config, data_dir))
+        data, examples = _examples(config, data_dir)
+        rundir.check_classes(path, data)
+        return Source(model, title, os.path.join(path, "export"), data, examples)
     if not os.path.exists(path):
         raise ValueError(f"Expected a run directory or a .keras file. Received: {path!r}, which does not exist")
     if dataset is None and (data_dir is not None or image_size is not None):

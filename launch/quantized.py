@@ -52,6 +52,7 @@ def run(run_dir, epochs, learning_rate, data_dir=None):
         return known
     config = rundir.read_config(run_dir)
     data = training.load_data(config, data_dir)
+    rundir.check_classes(run_dir, data)
     examples = exporting.examples_of(data, config)
     model, path = rundir.load_model(rundir.model_path(run_dir)), os.path.join(folder, "model.tflite")
     aware = export.quantization_aware(model, representative_data=examples.pop("representative_data"))

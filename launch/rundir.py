@@ -153,6 +153,23 @@ def read_config(run_dir):
         raise ValueError(f"In {flags_path(run_dir)!r}: {error}") from error
 
 
+def check_classes(run_dir, data):
+    """Refuses data of other classes than a finished run was trained on.
+
+    Raises:
+        ValueError: with what differs.
+    """
+    trained, given = (read_summary(run_dir) or {}).get("class_names"), list(data.class_names)
+    if trained is not None and given != trained:
+        missing, others = (
+            [name for name in one if name not in other][:5] for one, other in ((trained, given), (given, trained))
+        )
+        raise ValueError(
+            f"Expected the {len(trained)} classes that {run_dir!r} was trained on. Received: {len(given)} classes, "
+            f"without {missing}, with {others}"
+        )
+
+
 def read_summary(run_dir, needed=_SUMMARIZED):
     """The summary of a finished run, or `None`; `needed`: the keys that it must have.
 

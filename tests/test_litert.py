@@ -107,6 +107,15 @@ def test_one_output_may_come_in_a_structure(tmp_path, pack):
     assert elrt.export.to_saved_model(model, tmp_path / "saved").max_difference < 1e-2
 
 
+def test_a_second_output_is_named_in_the_refusal(tmp_path):
+    inputs = keras.Input((4, 4, 1))
+    two = keras.Model(inputs, [keras.layers.Flatten()(inputs), keras.layers.ReLU()(inputs)])
+    with pytest.raises(
+        ValueError, match=r"Received: inputs of shapes \[.*\], outputs of \[\(None, 16\), \(None, 4, 4, 1\)\]"
+    ):
+        elrt.export.to_litert(two, tmp_path / "model.tflite")
+
+
 def test_missing_folder_and_open_input_size(model, tmp_path):
     with pytest.raises(ValueError, match="folder that can be written"):
         elrt.export.to_litert(model, tmp_path / "none" / "model.tflite")
@@ -204,6 +213,8 @@ FORMS = {
     "dataset": as_dataset,
     "generator": lambda images, labels: lambda: ([image[None]] for image in images),
     "list of examples": lambda images, labels: list(images),
+    "images and masks": lambda images, labels: [(images, images[..., 0] > 128)],
+    "images and boxes": lambda images, labels: [(images, {"boxes": images[:, 0, :4], "classes": labels})],
 }
 
 

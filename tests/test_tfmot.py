@@ -131,6 +131,63 @@ def test_operations_with_numbers_and_along_axes(operate):
     np.testing.assert_allclose(legacy.predict(x, verbose=0), expected, atol=1e-5 * np.abs(expected).max())
 
 
+def test_operations_and_layers_that_compute_the_same_have_names_of_their_own():
+    """tf_keras numbers layers without a name on its own, from the beginning in a fresh session."""
+    tf_keras.backend.clear_session()
+    inputs = keras.Input((6, 6, 4))
+    x = keras.layers.Rescaling(0.5, name="rescaling")(inputs) * 0.25
+    model = keras.Model(inputs, keras.layers.Add(name="add")([x, inputs]) + x)
+    legacy = export.to_tf_keras(model)  # which compares the outputs
+    assert {"rescaling", "add"} < {layer.name for layer in legacy.layers}
+
+
+def gated():
+    """A squeeze-and-excitation block, whose gate ends in a function of its own."""
+    layers = keras.layers
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(8, 3, padding="same", activation="relu")(inputs)
+    gate = layers.Conv2D(8, 1, activation="sigmoid", name="gate")(layers.GlobalAveragePooling2D(keepdims=True)(x))
+    return keras.Model(inputs, layers.Flatten()(layers.Multiply()([x, gate])))
+
+
+def norm_behind_activation():
+    layers = keras.layers
+    chain = [layers.Conv2D(8, 3, activation="relu"), layers.BatchNormalization(), layers.Flatten()]
+    return keras.Sequential([keras.Input((8, 8, 3)), *chain])
+
+
+def norm_beside_a_shortcut():
+    layers = keras.layers
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(8, 3, padding="same")(inputs)
+    y = layers.Conv2D(8, 3, padding="same")(layers.ReLU()(layers.BatchNormalization()(x)))
+    return keras.Model(inputs, layers.Flatten()(layers.Add()([x, y])))
+
+
+def norm_called_twice():
+    layers = keras.layers
+    inner = keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(3, 3, padding="same"), layers.BatchNormalization()])
+    inputs = keras.Input((8, 8, 3))
+    return keras.Model(inputs, layers.Flatten()(inner(inner(inputs))))
+
+
+@pytest.mark.parametrize("make", [gated, norm_behind_activation, norm_beside_a_shortcut, norm_called_twice])
+def test_what_tfmot_does_not_fold_stays_as_it_is(make):
+    keras.utils.set_random_seed(3)
+    model, x = make(), images(64, 8, 8, 3)
+    aware = export.quantization_aware(model, representative_data=x)
+    expected, got = model.predict(x, verbose=0), aware.predict(x, verbose=0)
+    assert np.linalg.norm(got - expected) < 0.1 * np.linalg.norm(expected)  # 8 bits, and not another function
+
+
+def test_layers_with_fewer_weights_than_clusters_stay():
+    layers = keras.layers
+    model = keras.Sequential([keras.Input((8, 8, 2)), layers.Conv2D(3, 1), layers.Conv2D(8, 3), layers.Flatten()])
+    clustered = export.cluster(model, clusters=16)
+    wrapped = [hasattr(layer, "layer") for layer in clustered.layers]
+    assert wrapped == [False, False, True, False]  # the input first
+
+
 def test_frozen_layers_are_not_pruned():
     model = keras.Sequential([keras.Input((8, 8, 4))])
     model.add(keras.layers.Conv2D(4, 3, trainable=False, name="frozen"))

@@ -58,7 +58,7 @@ def _ranges(aware, model, inputs):
 
 def _before_activation(layer):
     """The output of a layer with the same weights and no activation, on the same input."""
-    twin = type(layer).from_config({**layer.get_config(), "activation": "linear"})
+    twin = type(layer).from_config({**layer.get_config(), "activation": "linear", "name": f"{layer.name}_linear"})
     output = twin(layer.input)
     twin.set_weights(layer.get_weights())
     return output

@@ -14,7 +14,7 @@ _BATCH = 64
 
 def take_inputs(data: Any, shape: Shape, limit: int) -> np.ndarray:
     """The first inputs as a float32 array `(N, …)`, at most `limit`; arguments and errors are those of `batches`."""
-    return np.concatenate([inputs for inputs, _ in batches(data, shape, limit)])
+    return np.concatenate([inputs for inputs, _ in batches(data, shape, limit, labelled=False)])
 
 
 def check_range(input_range: Any) -> None:
@@ -45,7 +45,9 @@ def check_batches(
     return batches(evaluation_data, shape, limit)
 
 
-def batches(data: Any, shape: Shape, limit: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+def batches(
+    data: Any, shape: Shape, limit: int | None = None, labelled: bool = True
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """Batches of `(inputs, class numbers or None)`: float32 `(B, …)` and ints `(B,)`.
 
     Args:
@@ -54,12 +56,13 @@ def batches(data: Any, shape: Shape, limit: int | None = None) -> Iterator[tuple
             batch of one. Labels are class numbers or one-hot.
         shape: shape of one example.
         limit: int, the most examples; `None` for all.
+        labelled: whether labels count; otherwise they may be anything, such as masks, and are left out.
 
     Raises:
         ValueError: for no examples, inputs of another shape, NaN or infinity, or labels that are not one each.
     """
     count = 0
-    for inputs, labels in _elements(data() if callable(data) else data):
+    for inputs, labels in _elements(data() if callable(data) else data, labelled):
         if inputs.shape == tuple(shape):
             inputs, labels = inputs[None], None if labels is None else labels[None]
         if inputs.shape[1:] != tuple(shape):
@@ -80,13 +83,13 @@ def batches(data: Any, shape: Shape, limit: int | None = None) -> Iterator[tuple
         raise ValueError(f"Expected examples of shape (N, {_text(shape)}). Received: none")
 
 
-def _elements(data: Any) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+def _elements(data: Any, labelled: bool) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """`(inputs, labels or None)` as arrays, element by element."""
     if isinstance(data, tuple) or hasattr(data, "__array__"):
         data = [data]
     for element in data:
         parts = element if isinstance(element, (tuple, list)) else (element,)
-        labels = parts[1] if len(parts) > 1 else None
+        labels = parts[1] if labelled and len(parts) > 1 else None
         # An empty tuple raises, as it should.
         yield np.asarray(parts[0]), None if labels is None else np.asarray(labels)  # pyright: ignore
 

@@ -64,7 +64,7 @@ def to_tf_keras(model: keras.Model) -> "tf_keras.Model":
     inputs = tf_keras.Input(model.inputs[0].shape[1:], name=model.inputs[0].name)
     legacy = tf_keras.Model(inputs, _replayed(model, inputs, twins), name=model.name)
     for layer, twin in twins.values():
-        if layer.weights:
+        if twin.weights:
             twin.set_weights(layer.get_weights())
     _check_equal(model, legacy)
     return legacy
@@ -116,32 +116,40 @@ def _called(layer, args, kwargs, twins):
     if inner is not None:
         return _replayed(inner, args[0], twins)
     if not isinstance(layer, keras.layers.Layer):
-        return _operated(layer, args)
+        return _operated(layer, args, twins)
     if id(layer) not in twins:
-        names = {twin.name for _, twin in twins.values()}
-        twins[id(layer)] = (layer, _twin(layer, _unused(layer.name, names)))
+        twins[id(layer)] = (layer, _twin(layer, _unused(layer.name, twins)))
     options = {name: value for name, value in kwargs.items() if name not in ("training", "mask")}
     return twins[id(layer)][1](*args, **options)
 
 
-def _unused(name, names):
+def _unused(name, twins):
     """The name, or where layers of two nested models share it, one with a number behind it."""
+    names = {twin.name for _, twin in twins.values()}
     numbered = (f"{name}_{number}" for number in itertools.count(1))
     return name if name not in names else next(one for one in numbered if one not in names)
 
 
-def _operated(operation, args):
-    """An operation of `keras.ops` as the layer of tf_keras that computes it."""
+def _operated(operation, args, twins):
+    """The outputs of an operation of `keras.ops`, by the layer of tf_keras that computes it."""
+    if id(operation) not in twins:  # named after no layer, whichever comes first
+        twins[id(operation)] = (operation, _operation_twin(operation, args, _unused(f"{operation.name}_op", twins)))
+    tensors = [value for value in args if not isinstance(value, numbers.Real)]
+    return twins[id(operation)][1](tensors if len(tensors) > 1 else tensors[0])
+
+
+def _operation_twin(operation, args, own_name):
+    """The layer of tf_keras, of that name, that computes an operation."""
     tf_keras, name = import_tf_keras(), type(operation).__name__
     is_number = [isinstance(value, numbers.Real) for value in args]
     if any(is_number) and name in _WITH_NUMBER:
-        number, tensor = args if is_number[0] else reversed(args)
-        return tf_keras.layers.Rescaling(*_WITH_NUMBER[name](float(number), is_number[0]))(tensor)
+        scale, offset = _WITH_NUMBER[name](float(args[0 if is_number[0] else 1]), is_number[0])
+        return tf_keras.layers.Rescaling(scale, offset, name=own_name)
     # By its name: `is_keras_tensor` raises for what is no tensor.
     if name not in _OPERATIONS or any(type(value).__name__ != "KerasTensor" for value in keras.tree.flatten(args)):
         raise ValueError(f"Expected layers and operations that tf_keras has as layers. Received: keras.ops, {name}")
     options = {"axis": operation.axis} if name == "Concatenate" else {}
-    return getattr(tf_keras.layers, name)(**options)(list(args) if len(args) > 1 else args[0])
+    return getattr(tf_keras.layers, name)(**options, name=own_name)
 
 
 def _twin(layer, name):

@@ -170,8 +170,11 @@ def check_model(model: Any, what: str, legacy: bool = False) -> None:
     if not known or not model.built or not getattr(model, "inputs", None):
         raise ValueError(f"Expected a built Keras model with known inputs. Received: model={model!r}")
     if len(model.inputs) != 1 or len(model.outputs) != 1 or None in model.inputs[0].shape[1:]:
-        shapes = [tuple(tensor.shape) for tensor in model.inputs]
-        raise ValueError(f"Expected one input of known shape and one output. Received: inputs of shapes {shapes}")
+        shapes, outputs = ([tuple(tensor.shape) for tensor in tensors] for tensors in (model.inputs, model.outputs))
+        raise ValueError(
+            "Expected one input of known shape and one output. "
+            f"Received: inputs of shapes {shapes}, outputs of {outputs}"
+        )
 
 
 def check_weights(model: "keras.Model | tf_keras.Model", what: str) -> None:

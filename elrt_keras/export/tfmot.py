@@ -65,7 +65,7 @@ def quantization_aware(
 
     def annotated(layer):
         layer = _as_convolution(layer, tf_keras)
-        supported = registry.supports(layer) or _follows_convolution(layer, tf_keras)
+        supported = registry.supports(layer) or _is_folded(layer, model, tf_keras)
         return quantization.quantize_annotate_layer(layer) if supported else layer
 
     clone = tf_keras.models.clone_model(model, clone_function=annotated)
@@ -119,7 +119,7 @@ def cluster(
 ) -> "tf_keras.Model":
     """A tf_keras model whose layers have `clusters` different weights each, which training moves together.
 
-    Layers that are not trainable stay as they are.
+    Layers that are not trainable, or have fewer weights than clusters, stay as they are.
 
     Args:
         model: a built Keras 3 or tf_keras model; a stripped one to combine with pruning.
@@ -144,6 +144,8 @@ def cluster(
     start = tfmot.clustering.keras.CentroidInitialization.KMEANS_PLUS_PLUS
 
     def clustered(layer):
+        if min(weight.shape.num_elements() for weight in layer.trainable_weights if len(weight.shape) > 1) < clusters:
+            return layer
         return cluster_weights(layer, int(clusters), start, preserve_sparsity=preserve_sparsity)
 
     return _wrapped(model, tf_keras, clustered)
@@ -227,9 +229,16 @@ def _freeze(wrapper):
     wrapper._trainable_weights.clear()
 
 
-def _follows_convolution(layer, tf_keras):
-    """Whether a layer is batch-norm right behind a convolution, into which it is folded."""
-    if not isinstance(layer, tf_keras.layers.BatchNormalization):
+def _is_folded(layer, model, tf_keras):
+    """Whether a layer is batch-norm that tfmot folds into a convolution: what it alone takes, as it was computed."""
+    if not isinstance(layer, tf_keras.layers.BatchNormalization) or len(layer.inbound_nodes) != 1:
         return False
-    source = layer.inbound_nodes[-1].inbound_layers
-    return isinstance(source, (tf_keras.layers.Conv2D, tf_keras.layers.DepthwiseConv2D))
+    source = layer.inbound_nodes[0].inbound_layers
+    if not isinstance(source, (tf_keras.layers.Conv2D, tf_keras.layers.DepthwiseConv2D)):
+        return False
+    inputs = [one for other in model.layers for node in other.inbound_nodes for one in _listed(node.inbound_layers)]
+    return source.activation is tf_keras.activations.linear and sum(one is source for one in inputs) == 1
+
+
+def _listed(value):
+    return value if isinstance(value, list) else [value]

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -336,6 +337,11 @@ def test_a_folder_of_images_and_a_broken_one_among_them(photos):
     tuning = ("--run_dir=run", "--quantization_aware", "--quantization_aware_epochs=1")
     assert "photos', which is no folder" in commands.run("train", *tuning, cwd=photos.parent).stderr
     done = commands.run("train", *tuning, "--data_dir=moved", cwd=photos.parent)
+    renamed = shutil.copytree(moved, photos.parent / "renamed")
+    (renamed / "red").rename(renamed / "rot")
+    for command in (("evaluate", "run"), ("export", "run", "--quantization=float16")):
+        other = commands.run(*command, "--data_dir=renamed", cwd=photos.parent)
+        assert other.returncode == 2 and "3 classes, without ['red'], with ['rot']" in other.stderr.splitlines()[-1]
     assert done.returncode == 0 and (photos.parent / "run" / "quantization_aware" / "model.tflite").exists()
 
 
