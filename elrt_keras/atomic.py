@@ -11,20 +11,21 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file so that `path` holds the old content or the new one, never a part.
 
     Args:
-        path: file path.
+        path: file path; where it is a link, the file that it leads to.
         content: bytes.
 
     Raises:
         OSError: where there is no room or no permission; nothing is left behind.
     """
     # Not by `tempfile`, whose files nobody else may read.
-    temporary = os.path.join(os.path.dirname(os.path.abspath(path)), f"{uuid.uuid4().hex}.tmp")
+    target = os.path.realpath(path)
+    temporary = os.path.join(os.path.dirname(target), f"{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())  # or a power failure after the rename could leave a part
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except OSError as error:
         error.filename = str(path)  # the one the user knows
         raise
@@ -46,7 +47,8 @@ def check_file(path: Path, argument: str = "path") -> None:
     if not os.path.basename(path):
         raise ValueError(f"Expected a path that ends in the name of a file. Received: {argument}={str(path)!r}")
     _check_writable(path, argument)
-    if os.path.exists(path) and not os.path.isfile(path):
+    # What /dev/stdout leads to may be a file, but is the shell's.
+    if os.path.exists(path) and (not os.path.isfile(path) or os.path.abspath(path).startswith(("/dev/", "/proc/"))):
         kind = "folder" if os.path.isdir(path) else "device or the like"
         raise ValueError(f"Expected a path of a file. Received: {argument}={str(path)!r}, a {kind}")
 
@@ -64,6 +66,6 @@ def check_folder(path: Path) -> None:
 
 
 def _check_writable(path, argument):
-    folder = os.path.dirname(os.path.abspath(path))
+    folder = os.path.dirname(os.path.realpath(path))
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
         raise ValueError(f"Expected a path in a folder that can be written. Received: {argument}={str(path)!r}")

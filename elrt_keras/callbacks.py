@@ -22,6 +22,9 @@ def factor_errors(model: keras.Model) -> dict[str, float]:
     Args:
         model: a built model; one without low-rank layers gives an empty dict.
 
+    Raises:
+        ValueError: for anything but a model.
+
     Example:
 
     >>> layer = elrt_keras.layers.Tucker2Conv2D(6, 3, ranks=(2, 3), name="conv")
@@ -29,6 +32,8 @@ def factor_errors(model: keras.Model) -> dict[str, float]:
     >>> {name: round(error, 4) for name, error in errors.items()}
     {'conv/factor_in': 0.0, 'conv/factor_out': 0.0}
     """
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"Expected a Keras model. Received: model={model!r}")
     errors = {}
     for path, layer in iterate_sublayers(model):
         if isinstance(layer, FactorizedLayer):
@@ -69,7 +74,13 @@ class RegularizationSchedule(keras.callbacks.Callback):
     def strength(self, epoch: int) -> float:
         """The strength at an epoch (counted from 0)."""
         if callable(self.schedule):
-            return float(self.schedule(epoch))
+            strength = self.schedule(epoch)
+            try:
+                return float(strength)
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"Expected a schedule that gives a number. Received: {strength!r} at epoch {epoch}"
+                ) from error
         return self.schedule[max(start for start in self.schedule if start <= epoch)]
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:

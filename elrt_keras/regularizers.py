@@ -93,12 +93,18 @@ def orthogonality_error(matrix: Tensor) -> float:
     Args:
         matrix: array or tensor of shape `(m, n)`.
 
+    Raises:
+        ValueError: for what is no matrix.
+
     Example:
 
     >>> elrt_keras.regularizers.orthogonality_error(np.eye(4, 2, dtype="float32"))
     0.0
     """
-    deviation = ops.convert_to_numpy(gram_deviation(ops.convert_to_tensor(matrix))).astype("float64")
+    matrix = ops.convert_to_tensor(matrix)
+    if len(matrix.shape) != 2 or 0 in matrix.shape:
+        raise ValueError(f"Expected a matrix. Received: an array of shape {tuple(matrix.shape)}")
+    deviation = ops.convert_to_numpy(gram_deviation(matrix)).astype("float64")
     return float(np.linalg.norm(deviation) / math.sqrt(deviation.shape[0]))
 
 
@@ -130,6 +136,19 @@ class OrthogonalityRegularizer(keras.regularizers.Regularizer):
         self.strength_variable: keras.Variable = keras.Variable(
             value, dtype="float32", trainable=False, name=name, autocast=False
         )
+        self._is_named = False
+
+    def name_strength(self, place: str) -> None:
+        """Names the strength's variable after what has this regularizer, the first place alone.
+
+        State trees and PyTorch's state dicts know variables by their paths; a path of this kind is the same for the
+        same model in any program.
+
+        Args:
+            place: path of a layer and the name of its argument.
+        """
+        if not self._is_named:
+            self._is_named, self.strength_variable._path = True, f"{place}/orthogonality_strength"
 
     @property
     def strength(self) -> float:

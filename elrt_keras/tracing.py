@@ -5,6 +5,7 @@ import threading
 from collections.abc import Sequence
 
 import keras
+import numpy as np
 
 from elrt_keras.traversal import own_weights
 
@@ -55,7 +56,7 @@ def has_own_rule(layer: keras.layers.Layer) -> bool:
 
 def _input_specs(model, input_shape):
     if input_shape is not None:
-        if None in tuple(input_shape):
+        if not isinstance(input_shape, (Sequence, np.ndarray)) or None in tuple(input_shape):
             raise ValueError(f"Expected the shape of one example, all sizes known. Received: input_shape={input_shape}")
         inputs = getattr(model, "inputs", None)
         if inputs and len(inputs) > 1:

@@ -97,6 +97,9 @@ def matching(paths: Iterable[str], pattern: str) -> list[str]:
 
     One that stands for a nested model stands for all that is in it.
 
+    Raises:
+        ValueError: for anything but a string.
+
     Example:
 
     >>> elrt_keras.traversal.matching(["conv1", "conv2", "head"], "conv*")
@@ -104,6 +107,8 @@ def matching(paths: Iterable[str], pattern: str) -> list[str]:
     >>> elrt_keras.traversal.matching(["stem", "backbone/conv1", "backbone/conv2"], "backbone")
     ['backbone/conv1', 'backbone/conv2']
     """
+    if not isinstance(pattern, str):
+        raise ValueError(f"Expected a name or pattern. Received: {pattern!r}")
     paths = list(paths)
     return [pattern] if pattern in paths else [path for path in paths if _stands_for(pattern, path)]
 

@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import io
 import os
 import sys
 
@@ -40,8 +41,8 @@ def with_one_line_errors(program, function, interrupted="interrupted"):
             function(argv)
             sys.stdout.flush()
             return
-        except BrokenPipeError:  # `| head` has what it wanted
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again as it ends
+        except BrokenPipeError:
+            _print_no_more()
             sys.exit(0)
         except (ValueError, ImportError, OSError) as error:
             if os.environ.get("ELRT_TRACEBACK"):
@@ -68,9 +69,23 @@ def start(program, function, argv, **options):
         except UnicodeDecodeError as error:
             fail(program, f"Expected flag files of text. Received: {error}")
         except SystemExit as ended:
+            try:
+                sys.stdout.flush()
+            except BrokenPipeError:
+                _print_no_more()
             sys.exit((0 if helps else 2) if ended.code == 1 else ended.code)
+        except BrokenPipeError:
+            _print_no_more()
+            sys.exit(0)
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a table's lines are in few encodings but UTF-8
     app.run(with_one_line_errors(program, function, **options), argv=argv, flags_parser=parsed)
+
+
+def _print_no_more():
+    """Sends the rest of the output nowhere: `| head` has what it wanted, and Python would fail again as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _explain_by_help(function):

@@ -144,6 +144,8 @@ class TrainConfig:
             if not self.warmup_epochs.isdecimal():
                 raise ValueError(f"Expected epochs or 'auto'. Received: warmup_epochs={self.warmup_epochs!r}")
             _in_range("warmup_epochs", int(self.warmup_epochs), f"[0, {self.epochs - 1}]", whole=True)
+        elif self.epochs < 2:
+            raise ValueError("Expected an epoch after those of full rank. Received: warmup_epochs='auto', epochs=1")
         for name in self._given(*_BUDGETS):
             _in_range(name, getattr(self, name), "(0, 1]")
 
@@ -202,7 +204,7 @@ class TrainConfig:
     @property
     def longest_warmup(self):
         """The most full-rank epochs there can be: those asked for, or half of the run where stable ranks decide."""
-        return max(1, self.epochs // 2) if self.warmup_epochs == "auto" else int(self.warmup_epochs)
+        return self.epochs // 2 if self.warmup_epochs == "auto" else int(self.warmup_epochs)
 
     @property
     def has_trained_weights(self):

@@ -140,11 +140,14 @@ def _diagnosis(what, model, run_dir, epoch, step):
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     norms = keras.ops.convert_to_numpy(optimizer.gradient_norms)
     largest = int(np.argmax(norms))
+    gradients = (
+        "The largest gradient norm of the last step whose gradients were finite is "
+        f"{norms[largest]:.4g}, that of {model.trainable_variables[largest].path}"
+    )
     return (
-        f"{what} at {place}. The largest gradient norm of the last step whose gradients were finite is "
-        f"{norms[largest]:.4g}, that of {model.trainable_variables[largest].path}. "
+        f"{what} at {place}. {gradients if norms[largest] else 'No step had gradients that were all finite'}. "
         f"{_last_good(run_dir)}. "
-        "A lower --learning_rate or a longer --lr_warmup_epochs may help, or --on_nan=rollback"
+        "A lower --learning_rate or --orthogonality_strength or a longer --lr_warmup_epochs may help"
     )
 
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 
 import keras
+from absl import logging
 
 import elrt_keras as elrt
 from elrt_keras import RankPlan
@@ -71,6 +72,11 @@ def rank_plan(config, dense):
         if config.format not in (*plan_format(plan).split("+"), type(config).format):
             raise ValueError(
                 f"Expected the format of the rank plan, {plan_format(plan)!r}. Received: format={config.format!r}"
+            )
+        others = [name for name in elrt.plan_ranks(dense, fraction=0.5) if name not in plan]
+        if others:  # as where the plan was made for a smaller network of the same family
+            logging.warning(
+                "%d layers stay dense, since the plan does not name them: %s", len(others), ", ".join(others)
             )
         return plan
     return elrt.plan_ranks(

@@ -56,7 +56,7 @@ def define():
     flags.DEFINE_list("exclude", None, "Names or patterns to keep dense; default: first convolution and classifier.")
     flags.DEFINE_bool("break_even", True, "Keep layers dense that would not get cheaper.")
     flags.DEFINE_string("output", None, "Where to write the plan (JSON).")
-    flags.mark_flag_as_required("model")
+    flags.register_validator("model", lambda model: model is not None, "expected a builder's name, a file or a run")
 
 
 def run(argv):
@@ -79,10 +79,11 @@ def run(argv):
         input_shape=shape,
         **{name: getattr(values, name) for name in _PASSED},
     )
+    if values.output is not None:
+        plan.save(values.output)
     print(plan)
     print(cli.plan_totals(elrt.count_costs(model, shape), plan))
     if values.output is not None:
-        plan.save(values.output)
         print(f"Wrote {values.output}")
 
 

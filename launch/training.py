@@ -118,7 +118,9 @@ def _train(job):
             return _train_from_checkpoint(job, rollbacks)
         except faults.NonFinite as error:
             rollbacks = max(rollbacks, checkpoints.newest(job.run_dir)[1].rollbacks) + 1
-            if job.config.on_nan != "rollback" or rollbacks > _MOST_ROLLBACKS:
+            if job.config.on_nan != "rollback":
+                raise faults.NonFinite(f"{error}, or --on_nan=rollback") from error
+            if rollbacks > _MOST_ROLLBACKS:
                 raise
             _tell(job, f"{error}\nBack to that checkpoint with half the learning rate ({rollbacks}/{_MOST_ROLLBACKS})")
 

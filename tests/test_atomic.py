@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from elrt_keras.atomic import write_bytes
+from elrt_keras.atomic import check_file, write_bytes
 
 pytestmark = pytest.mark.tensorflow  # the same on every backend
 
@@ -25,6 +25,31 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         with pytest.raises(OSError, match=str(path)):
             write_bytes(path, b"new")
     assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_link_is_written_through(tmp_path):
+    (tmp_path / "store").mkdir()
+    target, link = tmp_path / "store" / "file", tmp_path / "link"
+    for old in (b"old", None):  # a file, then a link that leads to none yet
+        if old is None:
+            target.unlink()
+        else:
+            target.write_bytes(old)
+            link.symlink_to(target)
+        check_file(link)
+        write_bytes(link, b"new")
+        assert link.is_symlink() and target.read_bytes() == b"new"
+    link.unlink()
+    link.symlink_to(tmp_path / "none" / "file")
+    with pytest.raises(ValueError, match="folder that can be written. Received: path=.*link'"):
+        check_file(link)
+
+
+def test_the_output_of_a_process_is_no_file(tmp_path):
+    program = "from elrt_keras.atomic import check_file; check_file('/dev/stdout', 'output')"
+    with open(tmp_path / "shell", "w") as shell:
+        done = subprocess.run([sys.executable, "-c", program], stdout=shell, stderr=subprocess.PIPE, text=True)
+    assert "Expected a path of a file. Received: output='/dev/stdout', a device or the like" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -253,6 +253,8 @@ def test_a_name_with_brackets_is_no_pattern():
     plan = elrt.plan_ranks(model, fraction=0.5, exclude="conv[1]", format={"conv[0]": "svd", "conv*": "tucker2"})
     assert [entry.format for entry in plan.values()] == ["svd", "dense", "tucker2"]
     assert plan.matching("conv[1]") == ["conv[1]"]
+    with pytest.raises(ValueError, match="Expected a name or pattern. Received: None"):
+        plan.matching(None)
 
 
 def test_a_model_of_open_size_is_planned_for_a_given_one(tmp_path):

@@ -143,6 +143,18 @@ def test_bad_schedules(schedule, message):
         elrt.callbacks.RegularizationSchedule(schedule)
 
 
+@pytest.mark.parametrize("value", [None, "strong"])
+def test_a_schedule_that_gives_no_number(value):
+    with pytest.raises(ValueError, match=f"a schedule that gives a number. Received: {value!r} at epoch 3"):
+        elrt.callbacks.RegularizationSchedule(lambda epoch: value).strength(3)
+
+
+@pytest.mark.parametrize("model", [None, "runs/digits"])
+def test_factor_errors_are_those_of_a_model(model):
+    with pytest.raises(ValueError, match=f"Expected a Keras model. Received: model={model!r}"):
+        elrt.callbacks.factor_errors(model)
+
+
 def test_schedule_without_a_regularizer_is_an_error():
     with pytest.raises(ValueError, match="found no orthogonality regularizer"):
         fit(tiny(None), [elrt.callbacks.RegularizationSchedule({0: 1.0})])

@@ -142,6 +142,8 @@ def test_open_size_needs_a_shape_and_a_failing_trace_restores_keras():
         elrt.count_costs(model)
     with pytest.raises(ValueError, match="is not known; pass `input_shape`"):
         elrt.count_costs(keras.Sequential([layers.Conv2D(4, 3)]))
+    with pytest.raises(ValueError, match="all sizes known. Received: input_shape=8"):
+        elrt.count_costs(model, input_shape=8)
     with pytest.raises(ValueError, match=r"all sizes known. Received: input_shape=\(None, 6, 2\)"):
         elrt.count_costs(model, input_shape=(None, 6, 2))
     for shape in ((6, 6, 3), (6, 2)):

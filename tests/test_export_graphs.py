@@ -100,10 +100,10 @@ def test_a_folder_that_cannot_be_put_in_its_place_leaves_its_neighbours(tmp_path
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["full", "full.tmp", *3 * ["precious"], "source"]
 
 
-@pytest.mark.parametrize("limit", [0, -1])
+@pytest.mark.parametrize("limit", [0, -1, 2.5, "3"])
 def test_a_limit_without_examples_is_refused_before_the_work(tmp_path, limit):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-    with pytest.raises(ValueError, match=f"at least one example. Received: max_examples={limit}"):
+    with pytest.raises(ValueError, match=f"at least one example. Received: max_examples={limit!r}"):
         elrt.export.to_litert(model, tmp_path / "m.tflite", max_examples=limit)
 
 
@@ -112,3 +112,37 @@ def test_labels_that_are_no_outputs_are_refused(model, tmp_path):
     with pytest.raises(ValueError, match="Expected labels from 0 to .* Received: labels from 99 to 99"):
         elrt.export.to_saved_model(model, tmp_path / "model", evaluation_data=(IMAGES, labels))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("limits", [{"tolerance": float("nan")}, {"tolerance": -1}, {"max_accuracy_drop": "5%"}])
+def test_limits_that_are_none_are_refused_before_the_work(tmp_path, limits):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    ((name, value),) = limits.items()
+    for export in (elrt.export.to_litert, elrt.export.to_saved_model, elrt.export.to_onnx):
+        with pytest.raises(ValueError, match=f"Expected {name} as a float of at least 0. Received: {name}={value!r}"):
+            export(model, tmp_path / "model", **limits)
+    assert not list(tmp_path.iterdir())
+
+
+def test_examples_that_a_model_does_not_take_are_told(tmp_path):
+    layers = keras.layers
+    model = keras.Sequential([keras.Input((20,), dtype="int32"), layers.Embedding(50, 8), layers.Conv1D(8, 3)])
+    with pytest.raises(ValueError, match="evaluation_data and input_range say which. Received: indices.* is not in"):
+        elrt.export.to_saved_model(model, tmp_path / "model")
+    assert elrt.export.to_litert(model, tmp_path / "model.tflite", input_range=(0, 49)).rms_difference < 1e-6
+    (result,) = elrt.export.benchmark_litert(tmp_path / "model.tflite", runs=2)  # on numbers of words that there are
+    assert result.median_ms > 0
+
+
+@pytest.mark.parametrize("adapted", [True, False])
+@pytest.mark.parametrize("invert", [True, False])
+def test_normalisation_goes_to_onnx(tmp_path, adapted, invert):
+    pytest.importorskip("onnxruntime")
+    statistics = {} if adapted else {"mean": [120.0, 110, 100], "variance": [2500.0, 3600, 4900]}
+    normalization = keras.layers.Normalization(**statistics, invert=invert)
+    if adapted:
+        normalization.adapt(IMAGES)
+    chain = [normalization, elrt.layers.Tucker2Conv2D(8, 3, ranks=2), keras.layers.Flatten(), keras.layers.Dense(3)]
+    model = keras.Sequential([keras.Input(IMAGES.shape[1:]), *chain])
+    report = elrt.export.to_onnx(model, tmp_path / "model.onnx", evaluation_data=IMAGES)
+    assert report.rms_difference < 1e-5

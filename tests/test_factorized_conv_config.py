@@ -155,6 +155,13 @@ def test_checkpoints_of_tensorflow_hold_the_factors(tmp_path):
         np.testing.assert_array_equal(to_numpy(one), to_numpy(same))
 
 
+def strengths_in(tree):
+    """The strengths in a part of a state tree, which has a level for each part of a variable's path."""
+    inner = [value for value in tree.values() if isinstance(value, dict)]
+    own = [value for name, value in tree.items() if "strength" in name and not isinstance(value, dict)]
+    return own + [strength for one in inner for strength in strengths_in(one)]
+
+
 def test_a_state_tree_tells_the_strengths_of_several_regularizers_apart(tmp_path):
     """Keras names the entries by the paths of variables, which have to differ."""
     model = low_rank_pair(kernel_regularizer=elrt.regularizers.SoftOrthogonality(0.2))
@@ -162,11 +169,34 @@ def test_a_state_tree_tells_the_strengths_of_several_regularizers_apart(tmp_path
     for one in (model, keras.models.clone_model(model), keras.models.load_model(tmp_path / "model.keras")):
         one.compile("sgd", "mse")
         tree = one.get_state_tree(value_format="numpy_array")
-        strengths = [value for name, value in tree["non_trainable_variables"].items() if "strength" in name]
+        strengths = strengths_in(tree["non_trainable_variables"])
         np.testing.assert_allclose(
             sorted(strengths), [0.1, 0.1, 0.1, 0.2, 0.2] if one is not model else [0.1] * 3 + [0.2]
         )
         one.set_state_tree(tree)
+
+
+def test_strengths_have_the_same_names_in_every_program():
+    """As stock variables, so that what one model saved by names another one takes, whatever was made between them."""
+
+    def named():
+        inputs = keras.Input((6, 6, 4))
+        x = keras.layers.Conv2D(4, 3, padding="same", name="first")(inputs)
+        dense = keras.Model(inputs, keras.layers.Conv2D(4, 3, name="second")(x), name="network")
+        penalty = elrt.regularizers.DoubleSoftOrthogonality
+        plan = {"first": ("tucker2", 2), "second": ("svd", 2)}
+        return elrt.factorize(dense, plan, factor_regularizer=penalty(0.1), kernel_regularizer=penalty(0.2))
+
+    model, other = named(), named()
+    for one in (model, other):
+        one.compile("sgd", "mse")
+    model.get_layer("first").factor_regularizer.strength = 0.7
+    tree = model.get_state_tree(value_format="numpy_array")["non_trainable_variables"]
+    other.set_state_tree({"non_trainable_variables": tree})
+    strength = other.get_layer("first").factor_regularizer.strength_variable
+    assert float(keras.ops.convert_to_numpy(strength)) == pytest.approx(0.7)
+    if keras.backend.backend() == "torch":
+        named().load_state_dict(model.state_dict())  # which names every parameter that is missing or unexpected
 
 
 def test_optimizer_state_survives(tmp_path):

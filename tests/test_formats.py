@@ -339,3 +339,9 @@ def test_leaving_out_terms_of_cp_against_all_ways_to_do_so():
         assert rank != 4 or tails[rank] == pytest.approx(min(least, norm), rel=1e-3)
         truncated = compose("cp", form.truncate(factors, (rank,)))
         assert np.linalg.norm(truncated - whole) ** 2 <= tails[rank] + 1e-6 * norm
+
+
+@pytest.mark.parametrize("name", [["svd"], None, 3])
+def test_a_format_goes_by_its_name(name):
+    with pytest.raises(ValueError, match="Unknown format. Expected one of .* Received: format="):
+        elrt.formats.get(name)

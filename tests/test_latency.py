@@ -127,8 +127,9 @@ def test_times_are_measured_once_and_kept(cache):
         assert first.costs[name]["latency"] == pytest.approx(second.costs[name]["latency"], rel=0.5)
     # One file per number of threads; damage costs a measurement and no more.
     assert latency.TimeTable(2).path != str(path)
-    path.write_text("{ damaged")
-    assert latency.TimeTable(1).get("anything") is None
+    for damage in ("{ damaged", *(f'{{"seconds": {{"anything": {time}}}}}' for time in ("0", "-1", "NaN", "Infinity"))):
+        path.write_text(damage)
+        assert latency.TimeTable(1).get("anything") is None
 
 
 INTEL = """processor : 0
@@ -234,6 +235,7 @@ def test_a_table_that_cannot_be_kept_is_refused_before_anything_is_measured(tmp_
     "options, message",
     [
         ({"threads": 0}, "Received: threads=0"),
+        ({"threads": 1.5}, "Received: threads=1.5"),
         ({"quantization": "int4"}, "Received: quantization='int4'"),
         ({"max_macs": 0.5, "max_params": 0.5}, "at most two budgets"),
     ],
@@ -241,6 +243,14 @@ def test_a_table_that_cannot_be_kept_is_refused_before_anything_is_measured(tmp_
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         elrt.plan_ranks(small_model(), max_latency=0.5, **options)
+
+
+def test_several_outputs_are_refused(cache):
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(32, 3, name="b")(keras.layers.Conv2D(32, 3, name="a")(inputs))
+    model = keras.Model(inputs, [x, keras.layers.GlobalAveragePooling2D()(x)], name="two")
+    with pytest.raises(ValueError, match="one input and one output. Received: 'two' with 1 and 2"):
+        elrt.plan_ranks(model, max_latency=0.5)
 
 
 @pytest.mark.slow

@@ -80,6 +80,7 @@ def test_dense_run_has_no_penalty():
         ({"weight_decay": -1e-4}, r"Received: weight_decay=-0.0001"),
         ({"lr_warmup_epochs": 30, "epochs": 20}, r"in \[0, 20\].*Received: lr_warmup_epochs=30"),
         ({"warmup_epochs": "20", "epochs": 20}, r"in \[0, 19\].*Received: warmup_epochs=20"),
+        ({"warmup_epochs": "auto", "epochs": 1}, r"after those of full rank. Received: warmup_epochs='auto', epochs=1"),
         ({"warmup_epochs": "some"}, r"epochs or 'auto'. Received: warmup_epochs='some'"),
         ({"warmup_epochs": "2", "format": "dense"}, r"stays dense.*warmup_epochs='2'"),
         ({"warmup_epochs": "2", "initial_model": "m.keras"}, r"either.*initial_model='m.keras', warmup_epochs='2'"),

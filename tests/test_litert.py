@@ -83,6 +83,8 @@ def test_only_built_in_operators_and_batch_norm_folded(model, exported):
         ({"io_dtype": "int4", "quantization": "int8", "representative_data": IMAGES}, "Received: io_dtype='int4'"),
         ({"class_names": ["cat", "dog"]}, "Expected 10 class_names.*Received: 2"),
         ({"class_names": list(range(10))}, "Expected class_names of one line of text each"),
+        ({"class_names": "abcdefghij"}, "class_names as a list of str. Received: class_names='abcdefghij'"),
+        ({"class_names": 10}, "class_names as a list of str. Received: class_names=10"),
         ({"class_names": ["two\nlines"] * 10}, "Expected class_names of one line of text each"),
         ({"input_range": (1, 0)}, r"Expected input_range as \(lowest, highest\). Received: input_range=\(1, 0\)"),
         ({"input_range": 255}, "Received: input_range=255"),

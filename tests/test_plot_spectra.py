@@ -88,6 +88,8 @@ def test_spectra_of_shared_nested_grouped_and_zero_layers():
         ({"model": model_of(keras.layers.Flatten(), shape=(2, 2, 1))}, "Expected a model with built convolutions"),
         ({"format": "tucker"}, "Unknown format.*Received: format='tucker'"),
         ({"layers": "conv*"}, r"Nothing matched.*\['stem', 'body', .*Received: layers='conv\*'"),
+        ({"layers": []}, r"names or patterns of layers among .*Received: layers=\[\]"),
+        ({"layers": [5]}, "Expected a name or pattern. Received: 5"),
         ({"plan": {"conv": ("svd", 2)}}, r"Expected a plan of layers among .*Received: \['conv'\]"),
         ({"plan": {"body": ("svd", 99)}}, "full rank, 10"),
         ({"plan": {"classifier": ("tucker2", 2)}}, "spatial dimensions for format 'tucker2'.*'classifier'"),

@@ -241,3 +241,9 @@ def test_stiefel_in_half_precision_and_bad_input():
 @pytest.mark.parametrize("regularizer", regularizers.BY_NAME.values())
 def test_the_default_strength_is_the_one_of_elrt_train(regularizer):
     assert regularizer().strength == TrainConfig(dataset="digits").orthogonality_strength
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 2, 2), (0, 3)])
+def test_an_orthogonality_error_is_that_of_a_matrix(shape):
+    with pytest.raises(ValueError, match="Expected a matrix. Received: an array of shape"):
+        regularizers.orthogonality_error(np.zeros(shape, "float32"))

@@ -180,6 +180,149 @@ def test_what_tfmot_does_not_fold_stays_as_it_is(make):
     assert np.linalg.norm(got - expected) < 0.1 * np.linalg.norm(expected)  # 8 bits, and not another function
 
 
+def adapted_normalization():
+    layers = keras.layers
+    normalization = layers.Normalization(name="normalization")
+    normalization.adapt(images(64, 8, 8, 3))
+    chain = [normalization, layers.Conv2D(8, 3, activation="relu"), layers.Flatten(), layers.Dense(4)]
+    return keras.Sequential([keras.Input((8, 8, 3)), *chain])
+
+
+def adapted_normalization_of_vectors():
+    layers = keras.layers
+    normalization = layers.Normalization()
+    normalization.adapt(images(64, 64, 8, 3).reshape(64, -1))
+    chain = [layers.Flatten(), normalization, layers.Dense(8, activation="relu"), layers.Dense(4)]
+    return keras.Sequential([keras.Input((64, 8, 3)), *chain])
+
+
+def called_twice():
+    """The second call reaches ten times as far as the first."""
+    layers = keras.layers
+    shared = layers.Conv2D(4, 3, padding="same", name="shared")
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Add()([shared(inputs), shared(layers.Rescaling(10.0)(inputs))])
+    return keras.Model(inputs, layers.Dense(4)(layers.Flatten()(layers.ReLU()(x))))
+
+
+def rescaled_behind_pooling():
+    layers = keras.layers
+    inputs = keras.Input((8, 8, 3))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3, activation="relu")(inputs)) * 0.5
+    return keras.Model(inputs, layers.Dense(4)(x))
+
+
+def rescaled_pixel_by_pixel():
+    layers = keras.layers
+    offsets = np.random.default_rng(1).uniform(-1, 1, (8, 8, 1)).tolist()
+    chain = [layers.Rescaling(1 / 255, offsets), layers.Conv2D(4, 3), layers.Flatten()]
+    return keras.Sequential([keras.Input((8, 8, 3)), *chain])
+
+
+def rescaled_sequence():
+    layers = keras.layers
+    chain = [layers.Rescaling(1 / 255), layers.Conv1D(8, 3), layers.Flatten(), layers.Dense(2)]
+    return keras.Sequential([keras.Input((20, 4)), *chain])
+
+
+def bytes_as_inputs():
+    layers = keras.layers
+    chain = [layers.Rescaling(1 / 255), layers.Conv2D(4, 3), layers.Flatten()]
+    return keras.Sequential([keras.Input((8, 8, 3), dtype="uint8"), *chain])
+
+
+def transposed():
+    layers = keras.layers
+    chain = [layers.Rescaling(1 / 255), layers.Conv2DTranspose(8, 2, strides=2, activation="relu"), layers.Conv2D(3, 1)]
+    return keras.Sequential([keras.Input((8, 8, 3)), *chain])
+
+
+def other_activations():
+    """Some that tfmot refuses, in a convolution and alone."""
+    layers = keras.layers
+    chain = [layers.Conv2D(8, 3, activation="elu"), layers.Conv2D(8, 3), layers.Activation("softplus")]
+    return keras.Sequential(
+        [keras.Input((8, 8, 3)), layers.Rescaling(1 / 255), *chain, layers.Flatten(), layers.Dense(4)]
+    )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        adapted_normalization,
+        adapted_normalization_of_vectors,
+        called_twice,
+        rescaled_behind_pooling,
+        rescaled_pixel_by_pixel,
+        rescaled_sequence,
+        bytes_as_inputs,
+        transposed,
+        other_activations,
+    ],
+)
+def test_whatever_the_layers_the_aware_model_computes_what_the_float_model_does(make, tmp_path):
+    keras.utils.set_random_seed(3)
+    model = make()
+    x = np.floor(images(64, *model.input_shape[1:]))
+    aware = export.quantization_aware(model, representative_data=x)
+    expected, got = model.predict(x, verbose=0), aware.predict(x, verbose=0)
+    assert np.linalg.norm(got - expected) < 0.1 * np.linalg.norm(expected)  # 8 bits, and not another function
+    report = export.to_litert(aware, tmp_path / "model.tflite", evaluation_data=x)
+    assert report.quantization == "int8" and report.rms_difference < 0.05
+
+
+def test_normalisation_of_images_is_quantised():
+    aware = export.quantization_aware(adapted_normalization())
+    assert aware.get_layer("quant_normalization").trainable_weights == []
+
+
+def test_small_numbers_where_pixels_go_too_far():
+    """`exp` of a pixel is infinite in float32, and 162 is no word of fifty."""
+    layers = keras.layers
+    model = keras.Sequential([keras.Input((4, 4, 3)), layers.Conv2D(4, 3, activation="exponential"), layers.Flatten()])
+    model.set_weights([10 + np.zeros((3, 3, 3, 4)), np.zeros(4)])
+    words = keras.Sequential([keras.Input((20,), dtype="int32"), layers.Embedding(50, 8), layers.Conv1D(8, 3)])
+    assert isinstance(export.to_tf_keras(words), tf_keras.Model)
+    with pytest.raises(ValueError, match="finite outputs on random inputs from 0 to 1. Received: NaN or infinity"):
+        export.to_tf_keras(model)
+    model.set_weights([np.ones((3, 3, 3, 4)), np.zeros(4)])
+    assert isinstance(export.prune(model), tf_keras.Model)
+
+
+@pytest.mark.parametrize("prepare", [lambda m: export.prune(m, 0.5, 0, 4, 1), lambda m: export.cluster(m, 8)])
+def test_a_tf_keras_model_stays_as_it_is(prepare):
+    legacy = export.to_tf_keras(norm_beside_a_shortcut())
+    before = [weight.copy() for weight in legacy.get_weights()]
+    x = images(32, 8, 8, 3)
+    prepared = prepare(legacy)
+    prepared.compile("sgd", "mse")
+    y = legacy.predict(x, verbose=0)
+    prepared.fit(x, y, epochs=2, verbose=0, callbacks=[tfmot.sparsity.keras.UpdatePruningStep()])
+    for old, new in zip(before, legacy.get_weights()):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_what_is_wrapped_is_not_wrapped_again_and_is_exported_without_its_wrapping(tmp_path):
+    model = norm_beside_a_shortcut()
+    wrapped = {
+        "prune": export.prune(model),
+        "cluster": export.cluster(model, 8),
+        "aware": export.quantization_aware(model),
+    }
+    for made in wrapped.values():
+        for again in (export.prune, export.cluster, export.quantization_aware):
+            with pytest.raises(
+                ValueError, match="not yet wrapped for training.*Received: '.*a .*(Prune|Cluster|Quant)"
+            ):
+                again(made)
+    path = tmp_path / "model.tflite"
+    x = images(64, 8, 8, 3)
+    report = export.to_litert(wrapped["prune"], path, "int8", x)
+    assert report.size_bytes == export.to_litert(export.strip(wrapped["prune"]), path, "int8", x).size_bytes
+    with pytest.raises(ValueError, match="becomes int8: expected quantization='int8'. Received: 'float16'"):
+        export.to_litert(wrapped["aware"], path, "float16")
+
+
 def test_layers_with_fewer_weights_than_clusters_stay():
     layers = keras.layers
     model = keras.Sequential([keras.Input((8, 8, 2)), layers.Conv2D(3, 1), layers.Conv2D(8, 3), layers.Flatten()])

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from elrt_keras.export.legacy import import_tf_keras
+from elrt_keras.export.wrapped import import_tf_keras
 
 if TYPE_CHECKING:
     import tf_keras
@@ -43,7 +43,7 @@ def _variable(aware, name):
 
 
 def _ranges(aware, model, inputs):
-    """`{"quant_layer/output": (low, high)}` of the float model, for each range of an activation."""
+    """`{"quant_layer/output": (low, high)}` of the float model over all calls, for each range of an activation."""
     tf_keras = import_tf_keras()
     tensors = {}
     for layer in aware.layers:
@@ -51,14 +51,18 @@ def _ranges(aware, model, inputs):
             name = f"quant_{layer.name.removeprefix('quant_')}/{kind}"
             if any(weight.name == f"{name}_min:0" for weight in layer.weights):
                 source = model.get_layer(layer.name.removeprefix("quant_"))
-                tensors[name] = _before_activation(source) if kind == "pre_activation" else source.output
+                outputs = [node.outputs for node in source.inbound_nodes]
+                tensors[name] = _before_activation(source) if kind == "pre_activation" else outputs
     outputs = tf_keras.Model(model.inputs, tensors)(inputs, training=False)
-    return {name: (float(np.min(value)), float(np.max(value))) for name, value in outputs.items()}
+    return {
+        name: (min(float(np.min(value)) for value in values), max(float(np.max(value)) for value in values))
+        for name, values in outputs.items()
+    }
 
 
 def _before_activation(layer):
-    """The output of a layer with the same weights and no activation, on the same input."""
+    """The outputs of a layer with the same weights and no activation, on the same inputs."""
     twin = type(layer).from_config({**layer.get_config(), "activation": "linear", "name": f"{layer.name}_linear"})
-    output = twin(layer.input)
+    outputs = [twin(node.input_tensors) for node in layer.inbound_nodes]
     twin.set_weights(layer.get_weights())
-    return output
+    return outputs

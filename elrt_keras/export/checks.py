@@ -1,6 +1,7 @@
 """How close an exported model is to the Keras model, and whether that is close enough."""
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -53,7 +54,7 @@ def compare(
     """
     expected, actual, all_labels = [], [], []
     for inputs, labels in batches:
-        expected.append(keras.ops.convert_to_numpy(only_output(model, inputs)).astype("float64"))
+        expected.append(_outputs(model, inputs))
         actual.append(run(inputs).astype("float64"))
         if labels is not None:
             all_labels.append(labels)
@@ -74,6 +75,30 @@ def compare(
         accuracy=None if labels is None else float(np.mean(actual.argmax(-1) == labels)),
         keras_accuracy=None if labels is None else float(np.mean(expected.argmax(-1) == labels)),
     )
+
+
+def check_limits(**limits: Any) -> None:
+    """Refuses limits of `require_close` that are none, before the work that they judge.
+
+    Raises:
+        ValueError: for anything but a number of at least 0.
+    """
+    for name, limit in limits.items():
+        if not isinstance(limit, numbers.Real) or not float(limit) >= 0:
+            raise ValueError(f"Expected {name} as a float of at least 0. Received: {name}={limit!r}")
+
+
+def _outputs(model, inputs):
+    import tensorflow as tf
+
+    try:
+        return keras.ops.convert_to_numpy(only_output(model, inputs)).astype("float64")
+    except tf.errors.InvalidArgumentError as error:
+        # Around TensorFlow's own words Keras puts what it called, and the terminal's codes for bold.
+        reason = str(error.message).rpartition("}} ")[2].partition(" [Op:")[0]
+        raise ValueError(
+            f"Expected examples that the model takes; evaluation_data and input_range say which. Received: {reason}"
+        ) from error
 
 
 def require_close(comparison: Comparison, tolerance: float, max_accuracy_drop: float) -> None:

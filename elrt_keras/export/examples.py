@@ -37,8 +37,8 @@ def check_batches(
     Raises:
         ValueError: at once for a limit below 1; otherwise as `batches`.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"Expected at least one example. Received: max_examples={limit}")
+    if limit is not None and (not isinstance(limit, numbers.Integral) or limit < 1):
+        raise ValueError(f"Expected an int of at least one example. Received: max_examples={limit!r}")
     if evaluation_data is None:
         random = np.random.default_rng(0)
         evaluation_data = random.uniform(*input_range, (count, *shape)).astype("float32")

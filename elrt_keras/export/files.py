@@ -25,12 +25,13 @@ def move_folder(source: Path, path: Path) -> None:
     Raises:
         ValueError: where there is no room or no permission; nothing is left behind.
     """
-    temporary = f"{os.path.abspath(path)}.{uuid.uuid4().hex}.tmp"
+    target = os.path.realpath(path)
+    temporary = f"{target}.{uuid.uuid4().hex}.tmp"
     try:
         shutil.copytree(source, temporary)
-        if os.path.isdir(path):
-            os.rmdir(path)  # on Windows nothing can be put in the place of a folder, not even of an empty one
-        os.replace(temporary, path)
+        if os.path.isdir(target):
+            os.rmdir(target)  # on Windows nothing can be put in the place of a folder, not even of an empty one
+        os.replace(temporary, target)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise ValueError(f"Cannot write a folder. Received: path={str(path)!r}: {error}") from error

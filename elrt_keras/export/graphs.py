@@ -16,7 +16,7 @@ from elrt_keras.export import checks
 from elrt_keras.export.examples import check_batches, check_range
 from elrt_keras.export.files import move_folder, write_file
 from elrt_keras.export.litert import check_model, check_weights
-from elrt_keras.export.plain_groups import with_plain_groups
+from elrt_keras.export.onnx_twins import with_twins
 from elrt_keras.litert.convert import INPUT, OUTPUT, for_inference, plain_errors, save_archive
 
 
@@ -66,6 +66,7 @@ def to_saved_model(
     import tensorflow as tf
 
     check_folder(path)
+    checks.check_limits(tolerance=tolerance, max_accuracy_drop=max_accuracy_drop)
     examples = _prepare(model, evaluation_data, max_examples, input_range, "SavedModel export")
     with tempfile.TemporaryDirectory() as temporary:
         folder = os.path.join(temporary, "saved_model")
@@ -112,6 +113,7 @@ def to_onnx(
     >>> # report = elrt_keras.export.to_onnx(model, "resnet20.onnx")
     """
     check_file(path)
+    checks.check_limits(tolerance=tolerance, max_accuracy_drop=max_accuracy_drop)
     examples = _prepare(model, evaluation_data, max_examples, input_range, "ONNX export")
     check_weights(model, "ONNX export")
     try:
@@ -123,7 +125,7 @@ def to_onnx(
         file = os.path.join(folder, "model.onnx")
         signature = [keras.InputSpec(shape=(None, *model.inputs[0].shape[1:]), dtype="float32", name=INPUT)]
         with plain_errors(model, "ONNX"):
-            convertible = with_plain_groups(model)
+            convertible = with_twins(model)
         with plain_errors(model, "ONNX"), for_inference(convertible):
             convertible.export(file, format="onnx", input_signature=signature, verbose=False)
             with open(file, "rb") as exported:

@@ -3,7 +3,6 @@
 import inspect
 import itertools
 import numbers
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import keras
@@ -12,6 +11,7 @@ import numpy as np
 from elrt_keras.conversion import expand
 from elrt_keras.conversion.dense import is_low_rank
 from elrt_keras.export.litert import check_model
+from elrt_keras.export.wrapped import import_tf_keras
 from elrt_keras.litert import for_inference, only_output
 from elrt_keras.opened import opened
 from elrt_keras.separable import is_separable
@@ -61,26 +61,14 @@ def to_tf_keras(model: keras.Model) -> "tf_keras.Model":
     if any(is_low_rank(layer) for _, layer in iterate_sublayers(model)):
         model = expand(model)
     twins = {}  # id of a layer → its tf_keras twin, so that shared layers stay shared
-    inputs = tf_keras.Input(model.inputs[0].shape[1:], name=model.inputs[0].name)
+    first = model.inputs[0]
+    inputs = tf_keras.Input(first.shape[1:], name=first.name, dtype=first.dtype)
     legacy = tf_keras.Model(inputs, _replayed(model, inputs, twins), name=model.name)
     for layer, twin in twins.values():
         if twin.weights:
             twin.set_weights(layer.get_weights())
     _check_equal(model, legacy)
     return legacy
-
-
-def import_tf_keras() -> ModuleType:
-    """The module `tf_keras`.
-
-    Raises:
-        ImportError: with what to install.
-    """
-    try:
-        import tf_keras
-    except ImportError as error:
-        raise ImportError("This needs `pip install 'elrt_keras[optimize]'`.") from error
-    return tf_keras
 
 
 def _replayed(model, inputs, twins):
@@ -181,13 +169,29 @@ def _twin(layer, name):
 
 
 def _check_equal(model, legacy):
-    shape = model.inputs[0].shape[1:]
-    examples = np.random.default_rng(0).uniform(0, 255, (4, *shape)).astype("float32")
-    with for_inference(model):
-        expected = keras.ops.convert_to_numpy(only_output(model, examples))
+    examples, expected = _examples(model)
     difference = np.max(np.abs(np.asarray(legacy(examples, training=False)) - expected))
     limit = _TOLERANCE * max(1.0, float(np.max(np.abs(expected))))
     if not difference <= limit:
         raise ValueError(
             f"Expected outputs of tf_keras within {limit:.1e} of Keras 3's. Received: a difference of {difference:.1e}"
         )
+
+
+def _examples(model):
+    """Random inputs that a model takes, and its outputs: pixels, or what is small where those go too far for it."""
+    import tensorflow as tf
+
+    random = np.random.default_rng(0).uniform(0, 1, (4, *model.inputs[0].shape[1:]))
+    for highest in (255, 1):
+        examples = (highest * random).astype("float32")
+        try:
+            with for_inference(model):
+                outputs = keras.ops.convert_to_numpy(only_output(model, examples))
+        except tf.errors.InvalidArgumentError:  # numbers of an Embedding
+            if highest == 1:
+                raise
+            continue
+        if np.all(np.isfinite(outputs)):
+            return examples, outputs
+    raise ValueError("Expected a model of finite outputs on random inputs from 0 to 1. Received: NaN or infinity")

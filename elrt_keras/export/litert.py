@@ -12,6 +12,7 @@ from elrt_keras.costs import count_costs
 from elrt_keras.export import checks
 from elrt_keras.export.examples import check_batches, check_range, take_inputs
 from elrt_keras.export.files import write_file
+from elrt_keras.export.wrapped import is_quantization_aware, strip, wrappers
 from elrt_keras.litert.convert import Quantization
 from elrt_keras.litert.metadata import with_metadata
 
@@ -64,11 +65,11 @@ def to_litert(
 
     Args:
         model: a built Keras model with one input of known shape and one output, on the TensorFlow backend; or such a
-            tf_keras model, as `quantization_aware`, `prune` and `cluster` make them.
+            tf_keras model, as `quantization_aware`, `prune` and `cluster` make them (the latter two are stripped).
         path: the `.tflite` file; replaced atomically.
         quantization: `None` (float32); `"float16"` (weights); `"dynamic_int8"` (weights int8 per channel, activations
             quantised while it runs); `"int8"` (weights and activations int8, for which ranges of activations are
-            measured on `representative_data`, unless the model is quantisation-aware and knows them).
+            measured on `representative_data`). A quantisation-aware model knows its ranges and becomes int8 anyway.
         representative_data: example inputs: an array `(N, …)`, a `tf.data.Dataset` or another iterable of batches,
             which may be `(inputs, labels)`. At most 500 are used.
         evaluation_data: the examples of the check, such as the test set: `(inputs, labels)`, or batches of such tuples;
@@ -96,8 +97,13 @@ def to_litert(
     >>> # report = elrt_keras.export.to_litert(model, "resnet20.tflite")
     """
     litert.require_runtime()
+    if is_legacy(model) and wrappers(model):
+        model = strip(model)
+        quantization = "int8" if quantization is None and is_quantization_aware(model) else quantization
     _check(model, path, quantization, representative_data, io_dtype, class_names)
     check_range(input_range)
+    tolerance = checks.TOLERANCES[quantization] if tolerance is None else tolerance
+    checks.check_limits(tolerance=tolerance, max_accuracy_drop=max_accuracy_drop)
     shape = tuple(model.inputs[0].shape[1:])
     calibration = None
     if representative_data is not None:
@@ -111,9 +117,7 @@ def to_litert(
     content = with_metadata(content, model.name, shape, input_range, class_names)
     with litert.for_inference(model):
         comparison = checks.compare(model, litert.Runner(content), examples)
-    checks.require_close(
-        comparison, checks.TOLERANCES[quantization] if tolerance is None else tolerance, max_accuracy_drop
-    )
+    checks.require_close(comparison, tolerance, max_accuracy_drop)
     write_file(path, content)
     return LiteRTReport(
         **dataclasses.asdict(comparison),
@@ -130,7 +134,12 @@ def _check(model, path, quantization, representative_data, io_dtype, class_names
         raise ValueError(f"Expected one of {litert.QUANTIZATIONS}. Received: quantization={quantization!r}")
     check_model(model, "LiteRT export", legacy=True)
     check_weights(model, "LiteRT export")
-    if quantization == "int8" and representative_data is None and not is_quantization_aware(model):
+    aware = is_quantization_aware(model)
+    if aware and quantization != "int8":
+        raise ValueError(
+            f"A quantisation-aware model becomes int8: expected quantization='int8'. Received: {quantization!r}"
+        )
+    if quantization == "int8" and representative_data is None and not aware:
         raise ValueError(
             "quantization='int8' measures ranges of activations: expected representative_data, some hundred example "
             "inputs. Received: representative_data=None"
@@ -141,16 +150,13 @@ def _check(model, path, quantization, representative_data, io_dtype, class_names
             f"Received: io_dtype={io_dtype!r}, quantization={quantization!r}"
         )
     outputs = model.outputs[0].shape[-1]
+    if isinstance(class_names, str) or not isinstance(class_names, (Sequence, type(None))):
+        raise ValueError(f"Expected class_names as a list of str. Received: class_names={class_names!r}")
     if class_names is not None and len(class_names) != outputs:
         raise ValueError(f"Expected {outputs} class_names, one per output. Received: {len(class_names)}")
     if class_names is not None and not all(isinstance(n, str) and n.splitlines() == [n] for n in class_names):
         raise ValueError(f"Expected class_names of one line of text each. Received: {list(class_names)}")
     check_file(path)
-
-
-def is_quantization_aware(model: "keras.Model | tf_keras.Model") -> bool:
-    """Whether a model knows the ranges of its activations (see `quantization_aware`)."""
-    return any(type(layer).__name__ in ("QuantizeWrapper", "QuantizeWrapperV2") for layer in model.layers)
 
 
 def is_legacy(model: "keras.Model | tf_keras.Model") -> bool:

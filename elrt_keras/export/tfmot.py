@@ -12,8 +12,8 @@ import numpy as np
 
 from elrt_keras.export.calibration import calibrate
 from elrt_keras.export.examples import take_inputs
-from elrt_keras.export.legacy import import_tf_keras, to_tf_keras
-from elrt_keras.export.litert import is_quantization_aware
+from elrt_keras.export.legacy import to_tf_keras
+from elrt_keras.export.wrapped import copied, import_tf_keras, import_tfmot, wrappers
 
 if TYPE_CHECKING:
     import tf_keras
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 PRESERVE = (None, "sparsity", "clusters", "both")
 _WRAPPED = ("Conv1D", "Conv2D", "Conv3D", "Dense")  # by pruning and clustering
 _CALIBRATION_EXAMPLES = 128
+# What tfmot 0.8.1 takes behind a layer (the last is its own, before batch-norm); with another function it raises.
+_ACTIVATIONS = {"linear", "relu", "swish", "gelu", "softmax", "sigmoid", "tanh", "NoOpActivation"}
 
 
 def quantization_aware(
@@ -30,18 +32,19 @@ def quantization_aware(
 ) -> "tf_keras.Model":
     """A tf_keras model that computes with int8 rounding of weights and activations, for fine-tuning.
 
-    The input's rescaling becomes a fixed 1×1 depthwise convolution, so that it is quantised too. Layers that tfmot
-    cannot quantise stay float. `to_litert(…, quantization="int8")` exports it and then needs no representative data.
+    Rescaling and normalisation of images, channel by channel, become fixed 1×1 depthwise convolutions, so that they are
+    quantised too. Layers that tfmot cannot quantise, or whose activation it cannot (such as ELU), stay float.
+    `to_litert(…, quantization="int8")` exports it and then needs no representative data.
 
     Args:
-        model: a built Keras 3 or tf_keras model.
+        model: a built Keras 3 or tf_keras model; one that was pruned or clustered after `strip`.
         preserve: `"sparsity"`, `"clusters"` or `"both"`: what training keeps of a stripped model that was pruned or
             clustered before.
         representative_data: example inputs as for `to_litert`, of which 128 are used: activations start with the ranges
             that these give. Without them all ranges start at −6 to 6 and adapt over thousands of steps.
 
     Raises:
-        ValueError: as `to_tf_keras`; for an unknown `preserve`.
+        ValueError: as `to_tf_keras`; for an unknown `preserve`, or layers that are wrapped for training already.
         ImportError: without the `optimize` extra.
 
     Example:
@@ -61,16 +64,18 @@ def quantization_aware(
         "both": lambda: combined.Default8BitClusterPreserveQuantizeScheme(preserve_sparsity=True),
     }
     scheme = schemes[preserve]()
-    registry = scheme.get_quantize_registry()
+    registry = _by_activation(scheme)
+    source = copied(model)  # layers that are not annotated become the clone's, too
 
     def annotated(layer):
         layer = _as_convolution(layer, tf_keras)
-        supported = registry.supports(layer) or _is_folded(layer, model, tf_keras)
+        supported = registry.supports(layer) or _is_folded(layer, source, tf_keras)
         return quantization.quantize_annotate_layer(layer) if supported else layer
 
-    clone = tf_keras.models.clone_model(model, clone_function=annotated)
+    clone = tf_keras.models.clone_model(source, clone_function=annotated)
     aware = quantization.quantize_apply(clone, scheme)
     for layer in aware.layers:
+        layer.finalize_state()  # tfmot sets weights past it, by which an adapted Normalization would be reset
         if isinstance(layer, quantization.QuantizeWrapper) and not layer.trainable:
             _freeze(layer)
     if representative_data is not None:
@@ -87,17 +92,18 @@ def prune(
 ) -> "tf_keras.Model":
     """A tf_keras model whose smallest weights are set to zero step by step while it trains.
 
-    Training needs the callback `tensorflow_model_optimization.sparsity.keras.UpdatePruningStep()`. Layers that are not
-    trainable stay as they are.
+    Training needs the callback `tensorflow_model_optimization.sparsity.keras.UpdatePruningStep()`. Convolutions and
+    dense layers are pruned; depthwise, separable and transposed ones, layers that are not trainable, and those in
+    nested tf_keras models stay as they are.
 
     Args:
-        model: a built Keras 3 or tf_keras model.
+        model: a built Keras 3 or tf_keras model, which stays as it is.
         sparsity: float in (0, 1): the part of each layer's weights that is zero in the end.
         begin_step, end_step, frequency: ints, the training steps between which and at which weights are dropped; the
             part of zeros grows by a cubic polynomial (Zhu and Gupta, arXiv 1710.01878).
 
     Raises:
-        ValueError: as `to_tf_keras`; for a sparsity out of range.
+        ValueError: as `to_tf_keras`; for a sparsity out of range, or layers that are wrapped for training already.
         ImportError: without the `optimize` extra.
 
     Example:
@@ -119,7 +125,8 @@ def cluster(
 ) -> "tf_keras.Model":
     """A tf_keras model whose layers have `clusters` different weights each, which training moves together.
 
-    Layers that are not trainable, or have fewer weights than clusters, stay as they are.
+    Convolutions and dense layers are clustered; layers with fewer weights than clusters, and those that `prune` leaves
+    out, stay as they are.
 
     Args:
         model: a built Keras 3 or tf_keras model; a stripped one to combine with pruning.
@@ -127,7 +134,7 @@ def cluster(
         preserve_sparsity: whether zeros stay zeros.
 
     Raises:
-        ValueError: as `to_tf_keras`; for fewer than two clusters.
+        ValueError: as `to_tf_keras`; for fewer than two clusters, or layers that are wrapped for training already.
         ImportError: without the `optimize` extra.
 
     Example:
@@ -151,45 +158,16 @@ def cluster(
     return _wrapped(model, tf_keras, clustered)
 
 
-def strip(model: "tf_keras.Model") -> "tf_keras.Model":
-    """The model without what pruning and clustering added for training: plain tf_keras layers, the weights as trained.
-
-    A quantisation-aware model comes back as it is, since its layers are what the export quantises.
-
-    Args:
-        model: a tf_keras model of `prune` or `cluster`.
-
-    Raises:
-        ValueError: for a model that is not of tf_keras.
-        ImportError: without the `optimize` extra.
-
-    Example:
-
-    >>> # pruned = elrt_keras.export.strip(elrt_keras.export.prune(model))
-    """
-    tfmot, tf_keras = _import_tfmot(), import_tf_keras()
-    if not isinstance(model, tf_keras.Model):
-        raise ValueError(f"Expected a tf_keras model. Received: model={model!r}")
-    if is_quantization_aware(model):
-        return model
-    stripped = tfmot.clustering.keras.strip_clustering(tfmot.sparsity.keras.strip_pruning(model))
-    # tfmot calls the same layers anew; a copy has each layer called once, so that it has one output.
-    copy = tf_keras.models.clone_model(stripped)
-    copy.set_weights(stripped.get_weights())
-    return copy
-
-
 def _prepared(model):
-    tfmot, tf_keras = _import_tfmot(), import_tf_keras()
-    return tfmot, tf_keras, model if isinstance(model, tf_keras.Model) else to_tf_keras(model)
-
-
-def _import_tfmot():
-    try:
-        import tensorflow_model_optimization
-    except ImportError as error:
-        raise ImportError("This needs `pip install 'elrt_keras[optimize]'`.") from error
-    return tensorflow_model_optimization
+    tfmot, tf_keras = import_tfmot(), import_tf_keras()
+    if not isinstance(model, tf_keras.Model):
+        return tfmot, tf_keras, to_tf_keras(model)
+    if wrapped := wrappers(model):
+        raise ValueError(
+            "Expected a model that is not yet wrapped for training: `strip` after pruning and clustering, quantisation "
+            f"last. Received: {wrapped[0].name!r}, a {type(wrapped[0]).__name__}"
+        )
+    return tfmot, tf_keras, copied(model)  # of layers that nothing else trains
 
 
 def _wrapped(model, tf_keras, wrap):
@@ -203,13 +181,20 @@ def _wrapped(model, tf_keras, wrap):
 
 
 def _as_convolution(layer, tf_keras):
-    """The input's rescaling as a 1×1 depthwise convolution, any other layer as it is."""
-    if not isinstance(layer, tf_keras.layers.Rescaling):
+    """Rescaling or normalisation of images channel by channel as a 1×1 depthwise convolution, any other layer as it is.
+
+    The images are floats: a convolution takes no others.
+    """
+    if not isinstance(layer, (tf_keras.layers.Rescaling, tf_keras.layers.Normalization)):
         return layer
-    channels = layer.input_shape[-1]
-    scale, offset = (
-        np.broadcast_to(np.asarray(value, "float32").reshape(-1), channels) for value in (layer.scale, layer.offset)
-    )
+    inputs = [tensor for node in layer.inbound_nodes for tensor in node.keras_inputs]
+    channels = inputs[0].shape[-1]
+    if any(one.shape.rank != 4 or one.shape[-1] != channels or not one.dtype.is_floating for one in inputs):
+        return layer
+    scale, offset = (np.asarray(value, "float32") for value in _scale_and_offset(layer, tf_keras))
+    if any(value.size != 1 and (value.size != channels or value.shape[-1] != channels) for value in (scale, offset)):
+        return layer
+    scale, offset = (np.broadcast_to(value.reshape(-1), channels) for value in (scale, offset))
     return tf_keras.layers.DepthwiseConv2D(
         1,
         depthwise_initializer=tf_keras.initializers.Constant(scale.reshape(1, 1, channels, 1)),
@@ -217,6 +202,31 @@ def _as_convolution(layer, tf_keras):
         trainable=False,
         name=layer.name,
     )
+
+
+def _scale_and_offset(layer, tf_keras):
+    if isinstance(layer, tf_keras.layers.Rescaling):
+        return layer.scale, layer.offset
+    mean, deviation = layer.mean.numpy(), np.maximum(np.sqrt(layer.variance.numpy()), tf_keras.backend.epsilon())
+    return (deviation, mean) if layer.invert else (1 / deviation, -mean / deviation)
+
+
+def _name_of(activation):
+    return getattr(activation, "__name__", type(activation).__name__)
+
+
+def _by_activation(scheme):
+    """The registry of a scheme, which from now on supports no layer with an activation that tfmot would refuse."""
+    registry = scheme.get_quantize_registry()
+    supports = registry.supports
+
+    def supported(layer):
+        activation = getattr(layer, "activation", None)
+        return supports(layer) and (activation is None or _name_of(activation) in _ACTIVATIONS)
+
+    registry.supports = supported
+    scheme.get_quantize_registry = lambda: registry
+    return registry
 
 
 def _freeze(wrapper):

@@ -258,6 +258,6 @@ def get(name: str | Format) -> Format:
     """
     if isinstance(name, Format):
         return name
-    if name not in _FORMATS:
+    if not isinstance(name, str) or name not in _FORMATS:
         raise ValueError(f"Unknown format. Expected one of {names()}. Received: format={name!r}")
     return _FORMATS[name]

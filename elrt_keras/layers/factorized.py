@@ -128,6 +128,9 @@ class FactorizedLayer(keras.layers.Layer):
     def _build_factors(self, kernel_shape, ranks):
         """Adds the factors and the bias for a kernel of the given shape."""
         self._kernel_shape, self._resolved_ranks = tuple(kernel_shape), ranks
+        for argument in ("factor_regularizer", "kernel_regularizer"):
+            if hasattr(regularizer := getattr(self, argument), "name_strength"):
+                regularizer.name_strength(f"{self.path}/{argument}")
         views = {view.index: view for view in self.format.orthogonal_factors(self.spatial_dims)}
         drawn = []
 

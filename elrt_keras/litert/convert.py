@@ -140,7 +140,11 @@ def _save_legacy(model, folder, shape):
     def serve(image):
         return {OUTPUT: only_output(model, image)}
 
-    tf.saved_model.save(model, folder, signatures={"serving_default": serve})
+    # Of the model only its weights: to be restored, it would have each of its layers traced on its own too, which those
+    # of quantisation-aware training do not all take.
+    module = tf.Module()
+    module.weights = model.weights  # pyright: ignore[reportAttributeAccessIssue]
+    tf.saved_model.save(module, folder, signatures={"serving_default": serve})
 
 
 def _set_quantization(converter, quantization, examples, io_dtype):

@@ -39,8 +39,8 @@ class Runner:
         return np.concatenate([self._one(example[None]) for example in np.asarray(examples, "float32")])
 
     def set_random_input(self, seed: int = 0) -> None:
-        """Puts a random example in place, for `invoke`."""
-        example = np.random.default_rng(seed).uniform(0, 255, self._input["shape"])
+        """Puts a random example in place, for `invoke`: from 0 to 1, so that as the index of a word it is the first."""
+        example = np.random.default_rng(seed).uniform(0, 1, self._input["shape"])
         self._set(example.astype("float32"))
 
     def invoke(self) -> None:

@@ -70,8 +70,8 @@ def plan_ranks(
         fraction: float in (0, 1]: the fraction of the full ranks, instead of a budget, for `method="uniform"`.
         max_macs: float in (0, 1]: keep at most this part of the dense model's MACs.
         max_params: float in (0, 1]: keep at most this part of the dense model's parameters. Both budgets may be given.
-        max_latency: float in (0, 1]: take at most this part of the dense model's measured time. At most two of the
-            three budgets may be given.
+        max_latency: float in (0, 1]: take at most this part of the dense model's measured time; for models with one
+            input and one output. At most two of the three budgets may be given.
         method: see above.
         multiple_of: int ≥ 1: ranks are multiples of it (or the full rank); `None` for 8, which SIMD units like. A layer
             with no more channels than that takes any rank.

@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import math
+import numbers
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -113,7 +114,8 @@ class TimeTable:
     def _read(self):
         try:
             with open(self.path, encoding="utf-8") as file:
-                return {key: float(value) for key, value in json.load(file)["seconds"].items()}
+                seconds = {key: float(value) for key, value in json.load(file)["seconds"].items()}
+            return {key: value for key, value in seconds.items() if 0 < value < math.inf}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}  # none yet, or damaged: it is measured anew
 
@@ -226,8 +228,8 @@ def timed(
         `(candidates, budget)`.
 
     Raises:
-        ValueError: for another backend than TensorFlow, a model that LiteRT cannot take, threads below 1, or an unknown
-            quantisation.
+        ValueError: for another backend than TensorFlow, a model that LiteRT cannot take or that has several inputs or
+            outputs, threads below 1, or an unknown quantisation.
         ImportError: without the `litert` extra.
     """
     if keras.backend.backend() != "tensorflow":
@@ -235,8 +237,13 @@ def timed(
             f"Latency is measured on LiteRT, which needs the TensorFlow backend. "
             f"Received: backend {keras.backend.backend()!r}"
         )
-    if threads < 1:
-        raise ValueError(f"Expected threads of at least 1. Received: threads={threads}")
+    if not isinstance(threads, numbers.Integral) or threads < 1:
+        raise ValueError(f"Expected threads as an int of at least 1. Received: threads={threads!r}")
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise ValueError(
+            "Times are measured of models with one input and one output. "
+            f"Received: {model.name!r} with {len(model.inputs)} and {len(model.outputs)}"
+        )
     if quantization not in litert.QUANTIZATIONS:
         raise ValueError(f"Expected one of {litert.QUANTIZATIONS}. Received: quantization={quantization!r}")
     litert.require_runtime()
@@ -244,7 +251,7 @@ def timed(
     examples = np.random.default_rng(0).standard_normal((2, *shape), "float32")  # times do not depend on them
     # Ahead of the times of layers: whatever LiteRT cannot take is told before these minutes.
     content = litert.model_to_litert(model, quantization, examples, "float32", input_shape)
-    table = TimeTable(threads, quantization)
+    table = TimeTable(int(threads), quantization)
     candidates = time_candidates(
         budget.candidates, multiple_of, table, functools.partial(progress_bar, told="timing layers")
     )

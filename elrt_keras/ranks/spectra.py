@@ -59,6 +59,8 @@ def layer_spectra(
     if missing:
         raise ValueError(f"Expected a plan of layers among {list(by_path)}. Received: {missing}")
     chosen = by_path if layers is None else select(by_path, layers, "layers")
+    if not chosen:
+        raise ValueError(f"Expected names or patterns of layers among {list(by_path)}. Received: layers={layers!r}")
     return {path: _spectra_of(path, *by_path[path], plan) for path in chosen}
 
 

@@ -194,7 +194,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     assert code == 2 and "Traceback" not in output
     line = next(line for line in output.splitlines() if "elrt-train: error:" in line)
     assert "at step " in line and "The largest gradient norm of the last step" in line and "_conv/" in line
-    assert "The last good checkpoint is run/checkpoints/epoch" in line
+    assert "The last good checkpoint is run/checkpoints/epoch" in line and line.endswith("or --on_nan=rollback")
     model, progress = checkpoints.newest(str(tmp_path / "run"))
     assert progress.epoch == 0 and all(np.isfinite(w).all() for w in model.get_weights())
 
@@ -213,6 +213,7 @@ def test_three_rollbacks_are_the_most(tmp_path):
         start(tmp_path, "--run_dir=run", "--model=resnet8", *DIVERGING, "--learning_rate=50", "--on_nan=rollback")
     )
     assert code == 2 and "(3/3)" in output and "elrt-train: error:" in output
+    assert "--on_nan" not in output  # which was given
 
 
 def test_a_validation_told_to_stop_ends_too(tmp_path):

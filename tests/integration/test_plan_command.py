@@ -1,5 +1,6 @@
 """`elrt-plan` as a user runs it."""
 
+import os
 import subprocess
 import sys
 
@@ -83,10 +84,40 @@ def test_bad_input_is_one_line(tmp_path, arguments, message):
     assert [path.name for path in tmp_path.iterdir()] == ["broken.keras"]
 
 
+def test_what_the_one_flag_that_has_to_be_given_takes_is_told(tmp_path):
+    done = plan("--max_macs=0.4", cwd=tmp_path)
+    assert done.returncode == 2 and "--model=None: expected a builder's name, a file or a run" in done.stderr
+
+
 def test_a_reader_that_has_enough_is_no_error(tmp_path):
     command = f"set -o pipefail; {sys.executable} -m elrt_keras.launch.plan --model=resnet20 --max_macs=0.4 | head -1"
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "elrt-plan" not in done.stderr and len(done.stdout.splitlines()) == 1
+
+
+def test_a_reader_of_the_help_that_has_enough_is_no_error(tmp_path):
+    """Whether the pipe is closed before the help is written depends on who is faster."""
+    program = "import sys, time; sys.stdin.close(); time.sleep(1)"
+    command = (
+        f"{sys.executable} -m elrt_keras.launch.plan --helpfull | {sys.executable} -c {program!r}; echo $PIPESTATUS"
+    )
+    command = command.replace(repr(program), f'"{program}"')
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "0" and "Error" not in done.stderr
+
+
+def test_an_output_in_another_encoding_costs_no_result(tmp_path):
+    arguments = ["--model=resnet20", "--max_macs=0.4", "--output=plan.json"]
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run(
+        [sys.executable, "-m", "elrt_keras.launch.plan", *arguments],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        timeout=300,
+    )
+    assert done.returncode == 0 and b"tucker2" in done.stdout and b"?" in done.stdout
+    assert elrt.RankPlan.load(tmp_path / "plan.json").factorized()
 
 
 def test_an_image_size_is_an_input_shape(tmp_path):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import elrt_keras as elrt
-from elrt_keras.launch import training
+from elrt_keras.launch import modeling, training
 from elrt_keras.launch.config import TrainConfig
 
 TENSORFLOW_ONLY = pytest.mark.skipif(
@@ -199,6 +199,21 @@ def test_a_run_under_a_plan_has_the_formats_of_the_plan(tmp_path, capsys):
     assert "resnet8 on digits, svd: " in capsys.readouterr().out
     with pytest.raises(ValueError, match="the format of the rank plan, 'svd'. Received: format='cp'"):
         training.run(dataclasses.replace(config, format="cp"), str(tmp_path / "other"))
+
+
+@TENSORFLOW_ONLY
+def test_layers_that_a_plan_does_not_name_are_told(tmp_path, caplog):
+    """A plan for a small network fits a larger one of its family, and would miss its budget without a word."""
+    elrt.plan_ranks(elrt.models.build("resnet8", (8, 8, 1), 10), max_macs=0.6).save(tmp_path / "plan.json")
+    config = TrainConfig(model="resnet20", rank_plan=str(tmp_path / "plan.json"))
+    dense = elrt.models.build(config.model, (8, 8, 1), 10)
+    with caplog.at_level("WARNING"):
+        modeling.rank_plan(config, dense)
+    assert "12 layers stay dense, since the plan does not name them: stage1_block2_1_conv" in caplog.text
+    caplog.clear()
+    elrt.plan_ranks(dense, max_macs=0.6).save(tmp_path / "plan.json")
+    modeling.rank_plan(config, dense)
+    assert not caplog.text
 
 
 @TENSORFLOW_ONLY

@@ -1,12 +1,14 @@
-"""Grouped convolutions as single operations of TensorFlow's graph, for ONNX.
+"""Layers that TensorFlow's graph has in a form which ONNX's converter does not take, in one that it does.
 
-On TensorFlow Keras has XLA compile them, as calls of functions in the graph. A converter sees calls there, and ONNX has
-none of these, but has grouped convolutions.
+Grouped convolutions become single operations: on TensorFlow Keras has XLA compile them, as calls of functions in the
+graph, of which ONNX has none. The statistics of a `Normalization` become constants: what is a tensor outside of the
+graph would be a further input of the file.
 """
 
 from typing import Any
 
 import keras
+import numpy as np
 
 from elrt_keras.conversion.dense import is_low_rank
 from elrt_keras.conversion.rebuild import rebuild
@@ -56,25 +58,42 @@ class _Conv3D(keras.layers.Conv3D):
         return _one_operation(self, inputs)
 
 
-_PLAIN = {keras.layers.Conv1D: _Conv1D, keras.layers.Conv2D: _Conv2D, keras.layers.Conv3D: _Conv3D}
+class _Normalization(keras.layers.Normalization):
+    def call(self, inputs):
+        mean, variance = (keras.ops.convert_to_numpy(value) for value in (self.mean, self.variance))
+        deviation = np.maximum(np.sqrt(variance), np.float32(keras.config.epsilon()))
+        inputs = keras.ops.cast(inputs, self.compute_dtype)
+        return inputs * deviation + mean if self.invert else (inputs - mean) / deviation
 
 
-def with_plain_groups(model: keras.Model) -> keras.Model:
-    """A model that computes the same, whose grouped convolutions are operations of the graph; itself if it has none.
+_TWINS = {
+    keras.layers.Conv1D: _Conv1D,
+    keras.layers.Conv2D: _Conv2D,
+    keras.layers.Conv3D: _Conv3D,
+    keras.layers.Normalization: _Normalization,
+}
+
+
+def with_twins(model: keras.Model) -> keras.Model:
+    """A model that computes the same, of layers that the converter takes; itself if it has no others.
 
     Such a model is there to be converted: TensorFlow may not run it.
     """
-    if not is_container(model) or not any(map(_is_grouped, held_layers(model))):
+    if not is_container(model) or not any(map(_needs_twin, held_layers(model))):
         return model
-    return rebuild(model, _is_grouped, _plain)
+    return rebuild(model, _needs_twin, _plain)
+
+
+def _needs_twin(layer):
+    return type(layer) is keras.layers.Normalization or _is_grouped(layer)
 
 
 def _is_grouped(layer):
-    return (type(layer) in _PLAIN or is_low_rank(layer)) and getattr(layer, "groups", 1) > 1
+    return (type(layer) in _TWINS or is_low_rank(layer)) and getattr(layer, "groups", 1) > 1
 
 
 def _plain(layer):
-    """What stands in for a grouped layer, stock or low-rank, as `rebuild` takes it."""
+    """What stands in for a layer, stock or low-rank, as `rebuild` takes it."""
     if not is_low_rank(layer):
         return [(_twin(layer), layer.get_weights())]
     chain = layer.stock_layers()
@@ -84,4 +103,4 @@ def _plain(layer):
 
 
 def _twin(layer):
-    return _PLAIN[type(layer)](**{**copy_arguments(layer), "dtype": layer.dtype_policy})
+    return _TWINS[type(layer)](**{**copy_arguments(layer), "dtype": layer.dtype_policy})
