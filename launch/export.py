@@ -40,7 +40,7 @@ def define():
 
 def _kinds(values):
     """The kinds of files that are asked for; refuses flags that would change nothing."""
-    kinds = values.quantization
+    kinds = list(dict.fromkeys(values.quantization))
     if not kinds or set(kinds) - set(_KINDS) or (values.output is not None and len(kinds) > 1):
         raise ValueError(f"Expected some of {_KINDS}, one with --output. Received: quantization={kinds}")
     if values.format != "litert" and kinds != ["float32"]:

@@ -105,7 +105,7 @@ def android_commands(paths, threads, runs):
     ]
     for path, name in zip(paths, short_names(paths)):
         # The shell on the device reads it as well.
-        target = f"{_DEVICE_FOLDER}/{re.sub(r'[^0-9A-Za-z._-]', '_', name)}.tflite"
+        target = f"{_DEVICE_FOLDER}/{re.sub(r'[^0-9A-Za-z._-]', '_', name.removesuffix('.tflite'))}.tflite"
         lines.append(
             f"  adb push {shlex.quote(path)} {target} && adb shell {program} --graph={target} --num_threads={threads} "
             f"--num_runs={runs} --warmup_runs=5 --report_peak_memory_footprint=true"

@@ -323,6 +323,20 @@ def test_what_is_wrapped_is_not_wrapped_again_and_is_exported_without_its_wrappi
         export.to_litert(wrapped["aware"], path, "float16")
 
 
+def test_custom_layers_that_cannot_be_made_again_are_told():
+    class Scaled(tf_keras.layers.Layer):
+        def __init__(self, scale):
+            super().__init__()
+            self.scale = scale
+
+        def call(self, inputs):
+            return self.scale * inputs
+
+    model = tf_keras.Sequential([tf_keras.Input((4, 4, 3)), Scaled(np.ones(3)), tf_keras.layers.Conv2D(2, 3)])
+    with pytest.raises(ValueError, match="made from their configuration. Received: Layer Scaled was created by"):
+        export.prune(model)
+
+
 def test_layers_with_fewer_weights_than_clusters_stay():
     layers = keras.layers
     model = keras.Sequential([keras.Input((8, 8, 2)), layers.Conv2D(3, 1), layers.Conv2D(8, 3), layers.Flatten()])

@@ -70,7 +70,15 @@ def strip(model: "tf_keras.Model") -> "tf_keras.Model":
 
 
 def copied(model: "tf_keras.Model") -> "tf_keras.Model":
-    """A tf_keras model of its own layers, with the weights of another."""
-    copy = import_tf_keras().models.clone_model(model)
+    """A tf_keras model of its own layers, with the weights of another.
+
+    Raises:
+        ValueError: for a layer that cannot be made from its configuration.
+    """
+    try:
+        copy = import_tf_keras().models.clone_model(model)
+    except (NotImplementedError, TypeError) as error:  # a custom layer without `get_config`
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"Expected layers that can be made from their configuration. Received: {reason}") from error
     copy.set_weights(model.get_weights())
     return copy

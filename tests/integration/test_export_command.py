@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from elrt_keras.launch import quantized
+from elrt_keras.launch.latency import android_commands
 
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="export needs TensorFlow")
 KINDS = ("float32", "float16", "dynamic_int8", "int8")
@@ -64,6 +65,7 @@ def test_latency_table_plot_and_android_commands(exported):
     assert (folder / "l.png").read_bytes().startswith(b"\x89PNG")
     assert "speed-up" in done.stdout and "adb shell" in done.stdout and "--num_runs=7" in done.stdout
     assert "low_rank_int8" in done.stdout and "merged_float32" in done.stdout
+    assert ".tflite.tflite" not in android_commands(["a.tflite"] * 2, 1, 7)  # which are told apart by their paths
 
 
 def test_a_keras_file_in_other_formats(exported):
@@ -73,7 +75,7 @@ def test_a_keras_file_in_other_formats(exported):
     for arguments in (
         ["--format=onnx"],
         ["--format=saved_model", "--output=saved", "--dataset=digits"],
-        ["--quantization=int8", "--dataset=digits", "--output=m.tflite", "--io_dtype=uint8"],
+        ["--quantization=int8,int8", "--dataset=digits", "--output=m.tflite", "--io_dtype=uint8"],
     ):
         done = commands.run("export", model, *arguments, cwd=folder)
         assert done.returncode == 0, done.stderr[-3000:]
