@@ -1,5 +1,6 @@
 """What tensorflow-model-optimization wraps around the layers of tf_keras models: recognised, and taken off."""
 
+import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -9,29 +10,20 @@ if TYPE_CHECKING:
 
 
 def import_tf_keras() -> ModuleType:
-    """The module `tf_keras`.
-
-    Raises:
-        ImportError: with what to install.
-    """
-    try:
-        import tf_keras
-    except ImportError as error:
-        raise ImportError("This needs `pip install 'elrt_keras[optimize]'`.") from error
-    return tf_keras
+    """The module `tf_keras`; an `ImportError` says what to install."""
+    return _imported("tf_keras")
 
 
 def import_tfmot() -> ModuleType:
-    """The module `tensorflow_model_optimization`.
+    """The module `tensorflow_model_optimization`; an `ImportError` says what to install."""
+    return _imported("tensorflow_model_optimization")
 
-    Raises:
-        ImportError: with what to install.
-    """
+
+def _imported(name):
     try:
-        import tensorflow_model_optimization
+        return importlib.import_module(name)
     except ImportError as error:
         raise ImportError("This needs `pip install 'elrt_keras[optimize]'`.") from error
-    return tensorflow_model_optimization
 
 
 def is_quantization_aware(model: "keras.Model | tf_keras.Model") -> bool:

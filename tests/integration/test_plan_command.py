@@ -1,6 +1,7 @@
 """`elrt-plan` as a user runs it."""
 
 import os
+import shlex
 import subprocess
 import sys
 
@@ -96,12 +97,10 @@ def test_a_reader_that_has_enough_is_no_error(tmp_path):
 
 
 def test_a_reader_of_the_help_that_has_enough_is_no_error(tmp_path):
-    """Whether the pipe is closed before the help is written depends on who is faster."""
-    program = "import sys, time; sys.stdin.close(); time.sleep(1)"
-    command = (
-        f"{sys.executable} -m elrt_keras.launch.plan --helpfull | {sys.executable} -c {program!r}; echo $PIPESTATUS"
-    )
-    command = command.replace(repr(program), f'"{program}"')
+    """The reader is gone long before the help is written."""
+    program = "import os, time; os.close(0); time.sleep(1)"
+    reader = shlex.join([sys.executable, "-c", program])
+    command = f"{sys.executable} -m elrt_keras.launch.plan --help | {reader}; echo $PIPESTATUS"
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == "0" and "Error" not in done.stderr
 
