@@ -1,32 +1,43 @@
-# Every target sets up .venv by itself; the first one on a fresh machine installs the dependencies.
+# Every target sets up what it needs in .venv: `make demo` the runtime, all others the tools of development beside it.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -q
+BACKENDS := tensorflow jax torch
+# One suite on every backend, one after the other; stops at the first that fails.
+on_all_backends = set -e; for backend in $(BACKENDS); do \
+	echo "== $(1) tests on $$backend"; KERAS_BACKEND=$$backend $(PYTEST) --suite=$(1); done
 
-.PHONY: demo test test-all lint docs notebooks bench report clean
+.PHONY: demo test test-rest test-all lint docs notebooks bench report clean
 .DEFAULT_GOAL := test
 
-$(VENV)/.installed: setup.py requirements-test.txt
+$(VENV)/.runtime: setup.py
+	@echo "== Setting up $(VENV), once: TensorFlow, Keras and what else training and export run on (2.8 GB, 1 to 3 minutes)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
-	$(BIN)/python -m pip install --quiet --requirement requirements-test.txt --editable '.[dev]'
-	touch $@
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --editable '.[litert]'
+	@touch $@
 
-demo: $(VENV)/.installed
+$(VENV)/.installed: $(VENV)/.runtime requirements-test.txt
+	@echo "== Adding to $(VENV), once: JAX, PyTorch and the tools of tests, style and docs (2.5 GB, 1 to 3 minutes)"
+	$(BIN)/python -m pip install --requirement requirements-test.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.runtime
 	$(BIN)/python examples/digits_demo.py --run_dir=runs/demo
 
-# The whole suite on TensorFlow, then what does not need TensorFlow on the other two backends.
+# Ten minutes on two cores: everything once, on TensorFlow; what depends on the backend also on the other two.
 test: $(VENV)/.installed
-	KERAS_BACKEND=tensorflow $(PYTEST) -m 'not slow'
-	KERAS_BACKEND=jax $(PYTEST) -m 'not slow and not tensorflow'
-	KERAS_BACKEND=torch $(PYTEST) -m 'not slow and not tensorflow'
+	@$(call on_all_backends,quick)
 
+# What continuous integration runs after `make test`: long processes, more cases of a kind, every test on every backend.
+test-rest: $(VENV)/.installed
+	@$(call on_all_backends,rest)
+
+# Everything, the slow tests too, with random examples that differ from run to run.
 test-all: $(VENV)/.installed
-	KERAS_BACKEND=tensorflow $(PYTEST)
-	KERAS_BACKEND=jax $(PYTEST) -m 'not tensorflow'
-	KERAS_BACKEND=torch $(PYTEST) -m 'not tensorflow'
+	@$(call on_all_backends,all)
 
 # Style and types. models/ is linked to where it is installed, for pyright.
 lint: $(VENV)/.installed

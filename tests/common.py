@@ -15,13 +15,25 @@ from elrt_keras import formats, traversal
 EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
+# `max_examples` of the profile "ci" in conftest.py, for which `random_examples` counts.
+_CI_EXAMPLES = 25
+
 # Marks of a test whose many operations JAX compiles one by one, for minutes.
 SLOW_ON_JAX = [pytest.mark.slow] if keras.backend.backend() == "jax" else []
 
 
 def random_examples(count):
-    """A property is tried on so many examples; on JAX, which compiles for the shapes of each, on a quarter."""
-    return settings(max_examples=count if keras.backend.backend() != "jax" else max(count // 4, 3))
+    """Settings of a property: `count` examples in continuous integration, in other suites in proportion.
+
+    JAX compiles for the shapes of each example, so there it is a quarter.
+    """
+    scaled = count * settings().max_examples // _CI_EXAMPLES
+    return settings(max_examples=max(scaled // 4 if keras.backend.backend() == "jax" else scaled, 3))
+
+
+def thorough_but(quick, cases):
+    """Cases of a parametrized test, of which the quick suite runs only those in `quick`."""
+    return [case if case in quick else pytest.param(case, marks=pytest.mark.thorough) for case in cases]
 
 
 def random_array(*shape, seed=0, scale=1.0):

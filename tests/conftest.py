@@ -1,14 +1,55 @@
-"""Settings of the whole suite."""
+"""Settings of the whole suite: which tests a command runs, and how many examples a property is tried on."""
 
 import os
 
 import hypothesis
+import keras
 
-# Shapes differ from example to example, and backends compile for each: few examples, no time limit on one of them.
-hypothesis.settings.register_profile("elrt", deadline=None, max_examples=25, derandomize=True)
-hypothesis.settings.load_profile("elrt")
+BACKEND = keras.backend.backend()
+
+# Shapes differ from example to example, and backends compile for each: no time limit on one example.
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=12, derandomize=True)
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=25, derandomize=True)
+hypothesis.settings.register_profile("all", deadline=None, max_examples=50, derandomize=False, print_blob=True)
 
 # On JAX most of the suite's time is XLA's, which compiles every shape of every test: without optimising it takes half.
 # `common.random_examples` draws fewer there for the same reason.
-if os.environ.get("KERAS_BACKEND") == "jax":
+if BACKEND == "jax":
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--suite",
+        choices=("quick", "rest", "all"),
+        default="all",
+        help="quick: `make test`; rest: what continuous integration runs beside it; all: everything, the default",
+    )
+
+
+def pytest_configure(config):
+    # Before test modules are imported: `common.random_examples` reads the profile.
+    suite = config.getoption("--suite")
+    hypothesis.settings.load_profile({"quick": "quick", "rest": "ci", "all": "all"}[suite])
+
+
+def _is_quick(item):
+    if item.get_closest_marker("slow") or item.get_closest_marker("thorough"):
+        return False
+    return BACKEND == "tensorflow" or item.get_closest_marker("backends") is not None
+
+
+def _belongs(item, suite):
+    if item.get_closest_marker("tensorflow") and BACKEND != "tensorflow":
+        return False
+    if suite == "all":
+        return True
+    return _is_quick(item) == (suite == "quick") and not item.get_closest_marker("slow")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out what the suite or the backend is not for; a test counts once, where it runs."""
+    suite = config.getoption("--suite")
+    left_out = [item for item in items if not _belongs(item, suite)]
+    items[:] = [item for item in items if _belongs(item, suite)]
+    config.hook.pytest_deselected(items=left_out)

@@ -3,7 +3,8 @@
 import keras
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from common import random_examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import elrt_keras as elrt
@@ -33,7 +34,7 @@ def batch(seed, size):
     return rng.normal(3, 5, (size, 6, 7, 3)).astype("float32"), rng.normal(size=(size, 2)).astype("float32")
 
 
-@settings(max_examples=15 if ON_TENSORFLOW else 2)  # elsewhere both are the stock layers
+@random_examples(15 if ON_TENSORFLOW else 2)  # elsewhere both are the stock layers
 @given(
     seed=st.integers(0, 99),
     size=st.sampled_from([1, 2, 9]),
@@ -66,7 +67,7 @@ def test_one_step_against_the_formula():
     np.testing.assert_allclose(keras.ops.convert_to_numpy(layer.moving_variance), 0.75 + variance / 4, rtol=1e-5)
 
 
-@pytest.mark.skipif(not ON_TENSORFLOW, reason="fused on TensorFlow alone")
+@pytest.mark.tensorflow
 def test_the_step_holds_one_operation_for_each_layer():
     import tensorflow as tf
 
@@ -78,7 +79,7 @@ def test_the_step_holds_one_operation_for_each_layer():
     assert "FusedBatchNormV3" not in operations(network())
 
 
-@pytest.mark.skipif(not ON_TENSORFLOW, reason="fused on TensorFlow alone")
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("change", ["frozen", "axis", "float64", "rank", "channels", "synchronized"])
 def test_layers_that_the_kernel_does_not_cover_run_as_before(change):
     import tensorflow as tf
@@ -110,6 +111,7 @@ def test_mixed_precision_keeps_statistics_in_float32(policy):
     assert keras.backend.standardize_dtype(layer.moving_mean.dtype) == "float32"
 
 
+@pytest.mark.backends
 def test_saved_cloned_and_loaded_models_are_stock(tmp_path):
     images, targets = batch(0, 4)
     model = elrt.fuse_batch_norm(network())
@@ -122,6 +124,7 @@ def test_saved_cloned_and_loaded_models_are_stock(tmp_path):
         assert type(layer) is keras.layers.BatchNormalization and "call" not in vars(layer)
 
 
+@pytest.mark.backends
 def test_a_low_rank_model_trains_fused():
     images, targets = batch(3, 8)
     low_rank = [elrt.factorize(network(4), {"conv": ("svd", 2)}) for _ in range(2)]

@@ -5,7 +5,8 @@ import itertools
 import keras
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from common import random_examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import elrt_keras as elrt
@@ -68,7 +69,7 @@ def test_estimated_ranks_spend_the_budget_whatever_the_weights(small):
             assert 0.48 <= macs <= 0.5
 
 
-@settings(max_examples=20)
+@random_examples(20)
 @given(budget=st.floats(0.2, 0.95), multiple_of=st.sampled_from((None, 1, 4, 8)))
 def test_budgets_are_met_from_below(resnet, budget, multiple_of):
     plan = elrt.plan_ranks(resnet, max_macs=budget, multiple_of=multiple_of)
@@ -246,6 +247,7 @@ def test_a_model_without_candidates():
         elrt.plan_ranks(model, fraction=0.5)
 
 
+@pytest.mark.backends
 @pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="TensorFlow takes no such names")
 def test_a_name_with_brackets_is_no_pattern():
     convolutions = [layers.Conv2D(16, 3, name=f"conv[{index}]") for index in range(3)]

@@ -9,6 +9,8 @@ from common import matrices, random_array, to_numpy
 
 import elrt_keras as elrt
 
+pytestmark = pytest.mark.backends
+
 
 def tiny(regularizer, stock=False):
     """A model whose loss is the penalty alone: the data loss is multiplied by zero and nothing moves."""

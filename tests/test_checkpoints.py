@@ -14,6 +14,8 @@ import pytest
 from elrt_keras.launch import checkpoints
 from elrt_keras.launch.checkpoints import Progress
 
+pytestmark = pytest.mark.backends
+
 
 def trained_model(seed=0):
     keras.utils.set_random_seed(seed)

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 import elrt_keras as elrt
 
+pytestmark = pytest.mark.backends
+
 STIEFEL = elrt.constraints.Stiefel()
 # Householder QR in float32 is orthonormal to a small multiple of eps times the number of rows (Higham, theorem 19.4).
 TOLERANCE = 1e-6

@@ -13,6 +13,8 @@ from common import functional, layer_table, random_array, randomized, to_numpy
 
 import elrt_keras as elrt
 
+pytestmark = pytest.mark.backends
+
 layers = keras.layers
 
 

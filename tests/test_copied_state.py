@@ -22,7 +22,7 @@ def test_an_adapted_normalization_keeps_its_statistics():
         np.testing.assert_allclose(to_numpy(copy(images)), to_numpy(model(images)), atol=1e-4)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="these layers need TensorFlow's tables")
+@pytest.mark.tensorflow
 def test_adapted_tables_stay():
     lookup, bins = layers.IntegerLookup(output_mode="one_hot"), layers.Discretization(num_bins=3, output_mode="one_hot")
     lookup.adapt(np.array([7, 7, 9, 11]))
@@ -36,7 +36,7 @@ def test_adapted_tables_stay():
         np.testing.assert_allclose(to_numpy(copy(inputs)), to_numpy(model(inputs)), atol=1e-5)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="these layers need TensorFlow's tables")
+@pytest.mark.tensorflow
 def test_an_adapted_vocabulary_stays():
     import tensorflow as tf
 
@@ -50,6 +50,7 @@ def test_an_adapted_vocabulary_stays():
         np.testing.assert_allclose(to_numpy(copy(text)), to_numpy(model(text)), atol=1e-5)
 
 
+@pytest.mark.backends
 def test_inputs_without_names_keep_those_that_keras_gave_them():
     images, mask, inner = keras.Input((8, 8, 3)), keras.Input((8, 8, 4), optional=True), keras.Input((8, 8, 4))
     nested = keras.Model(inner, layers.Conv2D(4, 3, padding="same", name="b")(inner), name="nested")
@@ -221,6 +222,7 @@ def test_models_made_frozen_stay_so():
         assert copy.get_layer("inner").layers[-1].trainable  # as in the original, whose flag is its own
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize("name", ["tucker2", "svd"])
 def test_an_activation_with_weights_keeps_them(name):
     dense = keras.Sequential(

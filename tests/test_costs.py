@@ -63,6 +63,7 @@ def test_tucker2_formula(strides):
     assert costs_of(composed, (size, size, 10)).macs == out**2 * 9 * 120
 
 
+@pytest.mark.backends
 def test_shared_and_nested_layers():
     shared = layers.Conv2D(4, 3, padding="same", name="shared")
     block = keras.Sequential([keras.Input((8, 8, 4)), layers.Conv2D(4, 1, name="inner")], name="block")
@@ -136,6 +137,7 @@ def test_subclassed_model_with_a_given_shape():
     assert elrt.count_costs(model, input_shape=(6, 6, 2)).macs == 16 * 9 * 8
 
 
+@pytest.mark.backends
 def test_open_size_needs_a_shape_and_a_failing_trace_restores_keras():
     model = keras.Sequential([keras.Input((None, None, 2)), layers.Conv2D(4, 3)])
     with pytest.raises(ValueError, match="pass `input_shape`"):

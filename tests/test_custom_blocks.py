@@ -36,6 +36,7 @@ class Block(layers.Layer):
         return {**super().get_config(), "doubles": self.doubles}
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize(
     "options, arguments, opens",
     [
@@ -148,6 +149,7 @@ def test_blocks_that_would_compute_something_else_stay_closed(kind, opens):
     assert np.abs(to_numpy(low_rank(images, training=True)) - to_numpy(low_rank(images))).max() > 0.01
 
 
+@pytest.mark.backends
 def test_a_block_called_at_several_sizes_and_types(tmp_path):
     block = Block(name="head")
     inputs = keras.Input((8, 8, 4)), keras.Input((5, 6, 4))

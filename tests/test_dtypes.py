@@ -11,6 +11,8 @@ import elrt_keras as elrt
 from elrt_keras import formats
 from elrt_keras.layers.convolutions import layer_class
 
+pytestmark = pytest.mark.backends
+
 layers = keras.layers
 
 
@@ -82,7 +84,7 @@ def mixed(request):
     return model, images, outputs
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="export needs TensorFlow")
+@pytest.mark.tensorflow
 def test_mixed_precision_models_are_exported_as_they_compute_for_inference(mixed, tmp_path):
     model, images, (expected, half) = mixed
     litert = pytest.importorskip("elrt_keras.litert")
@@ -99,7 +101,7 @@ def test_mixed_precision_models_are_exported_as_they_compute_for_inference(mixed
     np.testing.assert_array_equal(to_numpy(model(images)), half)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="export needs TensorFlow")
+@pytest.mark.tensorflow
 def test_a_refused_export_leaves_the_policy_alone(mixed, tmp_path):
     model, images, (_, half) = mixed
     with pytest.raises(ValueError, match="tolerance"):
@@ -107,7 +109,7 @@ def test_a_refused_export_leaves_the_policy_alone(mixed, tmp_path):
     np.testing.assert_array_equal(to_numpy(model(images)), half)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="export needs TensorFlow")
+@pytest.mark.tensorflow
 def test_mixed_precision_models_as_graphs(mixed, tmp_path):
     model, images, (expected, half) = mixed
     import tensorflow as tf
@@ -125,7 +127,7 @@ def test_mixed_precision_models_as_graphs(mixed, tmp_path):
     np.testing.assert_array_equal(to_numpy(model(images)), half)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="export needs TensorFlow")
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_weights_in_half_floats_are_refused_by_name(dtype, tmp_path):
     model = keras.Sequential([keras.Input((8, 8, 4)), layers.Conv2D(4, 3, dtype=dtype)])
@@ -135,7 +137,7 @@ def test_weights_in_half_floats_are_refused_by_name(dtype, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="export needs TensorFlow")
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("penalty", ["l1", "l2"])
 def test_penalties_of_outputs_do_not_hinder_an_export(penalty, tmp_path):
     pytest.importorskip("onnxruntime")

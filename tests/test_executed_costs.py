@@ -4,7 +4,7 @@ import itertools
 
 import keras
 import pytest
-from common import random_array, to_numpy
+from common import random_array, thorough_but, to_numpy
 
 import elrt_keras as elrt
 from elrt_keras import formats
@@ -26,7 +26,7 @@ def totals_of(model, plan):
     )
 
 
-@pytest.mark.parametrize("name", formats.names())
+@pytest.mark.parametrize("name", thorough_but(("tucker2", "cp"), formats.names()))
 @pytest.mark.parametrize(
     "arguments",
     [{"max_macs": 0.9}, {"max_params": 0.9}, {"fraction": 0.9}, {"max_macs": 0.9, "method": "energy"}],

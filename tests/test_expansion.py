@@ -8,6 +8,8 @@ from common import functional, layer_table, random_array, to_numpy
 import elrt_keras as elrt
 from elrt_keras import formats
 
+pytestmark = pytest.mark.backends
+
 layers = keras.layers
 
 

@@ -9,7 +9,7 @@ import pytest
 import elrt_keras as elrt
 from elrt_keras.export.files import move_folder
 
-pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="export needs TensorFlow")
+pytestmark = pytest.mark.tensorflow
 IMAGES = np.random.default_rng(3).uniform(0, 255, (5, 12, 12, 3)).astype("float32")
 
 

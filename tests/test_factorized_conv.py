@@ -24,6 +24,8 @@ import elrt_keras as elrt
 from elrt_keras import formats
 from elrt_keras.layers.convolutions import layer_class
 
+pytestmark = pytest.mark.backends
+
 LAYERS = {dims: getattr(elrt.layers, f"Tucker2Conv{dims}D") for dims in (1, 2, 3)}
 LEAVES = [(name, dims) for name in formats.names() for dims in formats.get(name).spatial_dims if dims]
 STOCK = {dims: getattr(keras.layers, f"Conv{dims}D") for dims in (1, 2, 3)}
@@ -126,7 +128,7 @@ def test_dtype_policies(dtype, execution, training):
     )
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="reads a TensorFlow graph")
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("open_size", [False, True])
 def test_training_multiplies_matrices_where_inference_convolves(open_size):
     import tensorflow as tf

@@ -12,6 +12,8 @@ import elrt_keras as elrt
 from elrt_keras import formats
 from elrt_keras.layers import FactorizedConv
 
+pytestmark = pytest.mark.backends
+
 ARGUMENTS = {
     "filters": 6,
     "kernel_size": (3, 2),
@@ -144,7 +146,7 @@ def low_rank_pair(**penalties):
     return keras.Sequential([keras.Input((8, 8, 4)), *chain, keras.layers.GlobalAveragePooling2D(), dense])
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a format of TensorFlow")
+@pytest.mark.tensorflow
 def test_checkpoints_of_tensorflow_hold_the_factors(tmp_path):
     import tensorflow as tf
 

@@ -35,7 +35,10 @@ TUCKER2 = formats.get("tucker2")
 
 
 # TensorLy completes the factor in that case, and says so.
-pytestmark = pytest.mark.filterwarnings("ignore:Trying to compute SVD with n_eigenvecs:UserWarning")
+pytestmark = [
+    pytest.mark.backends,
+    pytest.mark.filterwarnings("ignore:Trying to compute SVD with n_eigenvecs:UserWarning"),
+]
 
 
 @pytest.mark.parametrize("name", formats.names())
@@ -289,6 +292,7 @@ def test_cp_where_orthogonal_terms_are_multiples_in_two_modes():
     assert np.linalg.norm(compose("cp", factors) - kernel) <= 1e-5 * np.linalg.norm(kernel)
 
 
+@pytest.mark.thorough
 def test_a_large_cp_decomposition_is_as_close_as_many_plain_steps():
     kernel = random_array(3, 3, 112, 112)
     error = np.linalg.norm(compose("cp", formats.get("cp").decompose(kernel, (150,))) - kernel)

@@ -25,6 +25,8 @@ from elrt_keras import formats
 from elrt_keras.layers.convolutions import layer_class
 from elrt_keras.layers.factorized_conv import FactorizedConv
 
+pytestmark = pytest.mark.backends
+
 layers = keras.layers
 FORMATS = formats.names()
 

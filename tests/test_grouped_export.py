@@ -11,7 +11,7 @@ import elrt_keras as elrt
 from elrt_keras.layers.factorized_conv import FactorizedConv
 
 layers = keras.layers
-pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="export needs TensorFlow")
+pytestmark = pytest.mark.tensorflow
 
 
 @pytest.mark.parametrize("quantization", [None, "int8"])

@@ -8,6 +8,8 @@ from common import compose, matrices, orthonormality, random_array, tucker2_comp
 import elrt_keras as elrt
 from elrt_keras import formats, initializers
 
+pytestmark = pytest.mark.backends
+
 SHAPE, RANKS = (3, 3, 16, 24), (6, 8)
 DENSE = {
     "he_normal": 2 / (9 * 16),

@@ -13,7 +13,7 @@ from elrt_keras.litert import timing
 from elrt_keras.ranks import latency
 from elrt_keras.ranks.survey import survey
 
-pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="LiteRT needs TensorFlow")
+pytestmark = pytest.mark.tensorflow
 pytest.importorskip("ai_edge_litert")
 
 
@@ -95,6 +95,7 @@ def test_chains_are_timed_quantised(quantization):
     assert quantization != "int8" or set(litert.operators(contents[1])) == {"CONV_2D"}
 
 
+@pytest.mark.thorough
 def test_ranks_are_planned_for_the_time_of_int8_files(cache):
     model = small_model()
     float_plan = elrt.plan_ranks(model, max_latency=0.7, multiple_of=16)
@@ -214,6 +215,7 @@ def test_an_edited_plan_forgets_its_prediction(cache, tmp_path):
     assert loaded.latency is None
 
 
+@pytest.mark.thorough
 def test_old_times_of_layers_and_a_new_one_of_the_model_fit_together(cache):
     """All layers seem a hundred times slower than they are now: so must the model."""
     now = elrt.plan_ranks(small_model(), max_latency=0.9, multiple_of=16).latency["dense"]

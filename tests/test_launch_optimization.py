@@ -75,6 +75,7 @@ def small_model():
     return elrt.factorize(dense, {"body": ("tucker2", (4, 4))})
 
 
+@pytest.mark.backends
 def test_decoupled_decay_shrinks_matrices_and_leaves_vectors():
     model = small_model()
     config = TrainConfig(
@@ -91,6 +92,7 @@ def test_decoupled_decay_shrinks_matrices_and_leaves_vectors():
         )
 
 
+@pytest.mark.backends
 def test_frobenius_decay_is_half_lambda_times_the_norm_of_all_kernels():
     config = TrainConfig(weight_decay=0.2)  # with SGD
     decay = frobenius_decay(config)
@@ -119,6 +121,7 @@ def test_decay_through_momentum_is_as_strong_as_decoupled_decay_over_one_minus_i
     assert ends == pytest.approx([np.exp(-0.3 * strength * steps / (1 - momentum))] * 2, rel=0.03)
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize("optimizer, precision", [("adamw", "float32"), ("sgd", "float32"), ("adamw", "mixed_float16")])
 def test_a_checkpoint_knows_what_decays(tmp_path, optimizer, precision):
     if precision == "mixed_float16" and keras.backend.backend() == "jax":

@@ -14,7 +14,7 @@ from elrt_keras import litert
 IMAGES = np.random.default_rng(1).uniform(0, 255, (32, 16, 16, 3)).astype("float32")
 BUILT_IN = {"CONV_2D", "ADD", "MUL", "PAD", "AVERAGE_POOL_2D", "MEAN", "FULLY_CONNECTED", "SOFTMAX"}
 
-pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="LiteRT export needs TensorFlow")
+pytestmark = pytest.mark.tensorflow
 interpreter_module = pytest.importorskip("ai_edge_litert.interpreter")
 
 

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 import elrt_keras as elrt
 
+pytestmark = pytest.mark.backends
+
 LowRankDense = elrt.layers.LowRankDense
 
 

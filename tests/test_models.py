@@ -37,8 +37,9 @@ EVERY_BACKEND = ("resnet8", "resnet20", "resnet18_cifar", "vgg16_cifar", "mobile
 
 
 def each(names):
-    """One test for each name; of those that differ in size alone, one on other backends than TensorFlow."""
-    marks = {name: () if name in EVERY_BACKEND else pytest.mark.tensorflow for name in names}
+    """One test for each name; of those that differ in size alone, one among the quick ones and on other backends."""
+    large = pytest.mark.tensorflow, pytest.mark.thorough
+    marks = {name: () if name in EVERY_BACKEND else large for name in names}
     return pytest.mark.parametrize("name", [pytest.param(name, marks=marks[name], id=name) for name in names])
 
 
@@ -71,6 +72,7 @@ def test_names():
         elrt.models.build("resnet21")
 
 
+@pytest.mark.backends
 def test_shortcut_takes_every_second_pixel_and_pads_channels_on_both_sides():
     model = elrt.models.build("resnet20", input_shape=(8, 8, 3))
     probe = keras.Model(
@@ -88,6 +90,7 @@ def test_a_bottleneck_strides_in_its_3x3():
     assert model.get_layer("stage2_block1_shortcut_conv").strides == (2, 2)
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize("normalization", [None, ([10.0, 20.0, 30.0], [2.0, 4.0, 8.0]), (100.0, 50.0)])
 def test_raw_pixels_are_normalised_inside(normalization):
     model = elrt.models.build("resnet20", input_shape=(8, 8, 3), normalization=normalization)
@@ -97,6 +100,7 @@ def test_raw_pixels_are_normalised_inside(normalization):
     np.testing.assert_allclose(got, (pixels - mean) / std, atol=1e-4)
 
 
+@pytest.mark.backends
 @each(SMALL_IMAGES + ["mobilenet_v2", "vgg11", "resnet50"])
 def test_builders_do_not_follow_the_global_image_format(name):
     arguments = {"input_shape": (32, 32, 3), "classes": np.int64(4), "width": np.float32(0.25)}
@@ -219,6 +223,7 @@ def test_every_builder_has_a_low_rank_twin(name):
     assert outputs.shape == (2, 4) and np.isfinite(outputs).all()
 
 
+@pytest.mark.backends
 def test_low_rank_build_outputs_probabilities_and_every_parameter_gets_a_gradient():
     plan = elrt.plan_ranks(elrt.models.build("resnet20", (8, 8, 1), 7), fraction=0.5)
     model = elrt.models.build(

@@ -5,6 +5,7 @@ import functools
 import re
 
 import pytest
+from common import thorough_but
 
 import elrt_keras as elrt
 from elrt_keras.launch import catalog, data, train
@@ -26,7 +27,11 @@ def low_rank_model(config):
     return elrt.factorize(dense, elrt.plan_ranks(dense, format=config.format, **arguments))
 
 
-@pytest.mark.parametrize("name", catalog.recipes())
+# The quick suite costs the small networks: published reductions, baselines, and one recipe of photographs.
+QUICK = [name for name in catalog.recipes() if name.startswith("cifar10_resnet20")] + ["imagenet_resnet18_66.16"]
+
+
+@pytest.mark.parametrize("name", thorough_but(QUICK, catalog.recipes()))
 def test_a_recipe_is_what_its_head_says(name):
     config = catalog.recipe_config(name)
     what, published, cost = catalog.recipe_notes(name)

@@ -7,6 +7,8 @@ from common import random_array, to_numpy
 
 import elrt_keras as elrt
 
+pytestmark = pytest.mark.backends
+
 LAYERS = {
     "tucker2": lambda **options: elrt.layers.Tucker2Conv2D(6, 3, (2, 3), padding="same", **options),
     "composed": lambda **options: elrt.layers.Tucker2Conv2D(6, 3, (2, 3), execution="compose", **options),

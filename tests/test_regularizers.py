@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from elrt_keras import constraints, regularizers
 from elrt_keras.launch.config import TrainConfig
 
+pytestmark = pytest.mark.backends
+
 SHAPES = [(7, 3), (3, 7), (5, 5), (40, 8)]
 
 

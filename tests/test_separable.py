@@ -20,6 +20,7 @@ def stem_and(*more):
     return model_of(layers.Conv2D(16, 3, padding="same", name="stem"), *more, shape=(10, 10, 3))
 
 
+@pytest.mark.backends
 @pytest.mark.parametrize(
     "kind, arguments",
     [
@@ -76,6 +77,7 @@ def test_a_low_rank_one_is_the_truncated_singular_value_decomposition():
     assert elrt.shrink(low_rank, max_params=0.6, multiple_of=1).count_params() < low_rank.count_params()
 
 
+@pytest.mark.backends
 def test_low_rank_ones_are_saved_and_train_apart_from_the_model_they_come_from(tmp_path):
     model = stem_and(separable(), layers.GlobalAveragePooling2D(), layers.Dense(5, name="head"))
     before = [weight.copy() for weight in model.get_weights()]
@@ -92,6 +94,7 @@ def test_low_rank_ones_are_saved_and_train_apart_from_the_model_they_come_from(t
     np.testing.assert_allclose(to_numpy(again(x)), to_numpy(low_rank(x)), atol=1e-6)
 
 
+@pytest.mark.backends
 def test_regularizers_frozen_layers_and_precision_stay():
     layer = separable(
         depthwise_regularizer=keras.regularizers.L2(0.1),

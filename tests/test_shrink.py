@@ -11,6 +11,7 @@ from elrt_keras import formats
 layers = keras.layers
 
 
+@pytest.mark.backends
 def test_shrink_is_exact_where_the_kernel_has_the_lower_rank():
     model = functional()
     inputs = random_array(3, 10, 10, 3, seed=2)

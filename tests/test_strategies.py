@@ -12,7 +12,6 @@ from kubernetes_server import pod
 
 from elrt_keras.launch import clusters, strategies
 
-TENSORFLOW_ONLY = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute")
 CLUSTER = {"worker": ["10.0.0.1:2222", "10.0.0.2:2222"]}
 
 
@@ -32,6 +31,7 @@ def test_a_batch_that_does_not_divide_is_refused_with_both_numbers():
     strategies.Distribution(replicas=8).check_batch(104)
 
 
+@pytest.mark.backends
 def test_one_device_is_one_device():
     for name in ("auto", "none"):
         distribution = strategies.start(name)
@@ -42,6 +42,7 @@ def test_one_device_is_one_device():
         strategies.start("none", num_cpus=2)
 
 
+@pytest.mark.backends
 @pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="what other backends refuse")
 @pytest.mark.parametrize("name", ["multi_worker", "tpu"])
 def test_other_backends_say_what_they_cannot_do(name):
@@ -49,6 +50,7 @@ def test_other_backends_say_what_they_cannot_do(name):
         strategies.start(name)
 
 
+@pytest.mark.backends
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="PyTorch")
 def test_pytorch_has_no_several_devices():
     with pytest.raises(ValueError, match="strategy='mirrored' with the torch backend"):
@@ -63,19 +65,19 @@ def test_more_gpus_than_there_are_is_refused():
         strategies.start("mirrored", num_gpus=99)
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.tensorflow
 def test_gpus_and_cpus_together_are_refused():
     with pytest.raises(ValueError, match="num_gpus=1, num_cpus=2"):
         strategies.start("mirrored", num_gpus=1, num_cpus=2)
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.tensorflow
 def test_a_tpu_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match="Expected a TPU; TPU_NAME"):
         strategies.start("tpu")
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.tensorflow
 def test_several_workers_need_a_cluster_and_one_cpu_each(monkeypatch):
     with pytest.raises(ValueError, match="Expected a cluster, described by TF_CONFIG, Slurm or Kubernetes"):
         strategies.start("multi_worker")
@@ -100,7 +102,7 @@ print("mended", trainer.reduce_per_replica.mended)
 """
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.tensorflow
 @pytest.mark.parametrize(
     "version, told",
     [
@@ -115,7 +117,7 @@ def test_the_remedy_for_several_workers_knows_its_versions(version, told):
     assert ("known to work" in done.stderr) == (version != "seen")
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.tensorflow
 def test_the_cluster_of_tf_config(monkeypatch):
     assert clusters.find("auto") == ([], 0)
     set_tf_config(monkeypatch, CLUSTER, index=1)
@@ -127,7 +129,7 @@ def test_the_cluster_of_tf_config(monkeypatch):
     assert clusters.find("auto") == (["10.0.0.9:1", *CLUSTER["worker"]], 0)
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.tensorflow
 @pytest.mark.parametrize(
     "text",
     [
@@ -164,7 +166,7 @@ def set_slurm(monkeypatch, rank, tasks, nodes, per_node):
         monkeypatch.setenv(f"SLURM_{name}", str(value))
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.tensorflow
 def test_the_cluster_of_slurm(monkeypatch):
     set_slurm(monkeypatch, 3, 5, "node[08-09],login", "2(x2),1")
     workers = ["node08:8888", "node08:8889", "node09:8888", "node09:8889", "login:8888"]
@@ -173,7 +175,7 @@ def test_the_cluster_of_slurm(monkeypatch):
     assert clusters.find("auto") == ([], 0)
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("rank, gpus", [(0, "0,1"), (1, "2,3"), (2, "0,1")])
 def test_tasks_of_slurm_are_in_the_order_of_its_hosts(monkeypatch, rank, gpus):
     # Not of their names as text, where node10 comes first.
@@ -185,7 +187,7 @@ def test_tasks_of_slurm_are_in_the_order_of_its_hosts(monkeypatch, rank, gpus):
     assert os.environ["CUDA_VISIBLE_DEVICES"] == gpus
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.tensorflow
 def test_slurm_without_its_variables_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="no SLURM_PROCID"):
         clusters.find("slurm")
@@ -211,7 +213,7 @@ def kubernetes(monkeypatch, tmp_path):
         yield answers, asked
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.tensorflow
 def test_the_cluster_of_kubernetes(kubernetes):
     answers, asked = kubernetes
     pods = [pod("train-1-b", "10.0.0.7"), pod("train-0-x", "10.0.0.6"), pod("train-1-a", "10.0.0.5", "Failed")]
@@ -220,7 +222,7 @@ def test_the_cluster_of_kubernetes(kubernetes):
     assert len(asked) == 3 and asked[0] == "GET /api/v1/namespaces/vision/pods?labelSelector=job-name%3Dtrain"
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.tensorflow
 def test_a_kubernetes_cluster_that_is_not_there_is_refused(kubernetes, monkeypatch):
     answers, _ = kubernetes
     answers.append([pod(f"train-{index}", f"10.0.0.{index}") for index in range(3)])

@@ -6,7 +6,7 @@ import pytest
 
 import elrt_keras as elrt
 
-pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf_keras needs TensorFlow")
+pytestmark = pytest.mark.tensorflow
 tf_keras = pytest.importorskip("tf_keras")
 pytest.importorskip("tensorflow_model_optimization")
 export = elrt.export

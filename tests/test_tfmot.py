@@ -6,7 +6,7 @@ import pytest
 
 import elrt_keras as elrt
 
-pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf_keras needs TensorFlow")
+pytestmark = pytest.mark.tensorflow
 tf_keras = pytest.importorskip("tf_keras")
 tfmot = pytest.importorskip("tensorflow_model_optimization")
 export = elrt.export
@@ -287,6 +287,7 @@ def test_ranges_from_data_are_those_of_the_float_model(trained):
     )
 
 
+@pytest.mark.thorough
 def test_pruning_clustering_and_quantisation_combine(trained, tmp_path):
     model, x, labels = trained
     pruned = export.prune(model, sparsity=0.5, end_step=10, frequency=2)

@@ -84,6 +84,7 @@ def test_defaults_exclude_the_first_convolution_and_the_classifier():
     assert {"frames/network/body", "frames/network/tail"} <= set(plan.factorized())
 
 
+@pytest.mark.backends
 def test_whole_kernels_compute_the_same_and_lower_ranks_cost_what_was_planned():
     model = video_model()
     whole = {"smooth/conv": ("tucker2", 1.0), "frames/network/body": ("svd", 1.0)}
@@ -116,6 +117,7 @@ def test_chains_are_models_of_their_own_and_survive_saving(tmp_path):
     assert [layer.name for layer in chain.layers] == ["conv_factor_in", "conv_core", "conv_factor_out"]
 
 
+@pytest.mark.backends
 def test_training_sees_penalties_and_lowers_the_loss():
     model = video_model()
     penalty = elrt.regularizers.DoubleSoftOrthogonality(0.1)
@@ -149,6 +151,7 @@ def test_layers_stay_shared_between_frames_and_elsewhere():
     assert elrt.count_costs(low_rank).layers[-1].calls == FRAMES + 1
 
 
+@pytest.mark.backends
 def test_precision_and_frozen_layers_stay():
     model = video_model(dtype="mixed_bfloat16", trainable=False)
     low_rank = elrt.factorize(model, planned(model))
@@ -293,6 +296,7 @@ def test_litert_files_agree(tmp_path, quantization):
     assert report.macs == elrt.count_costs(low_rank).macs
 
 
+@pytest.mark.thorough
 @pytest.mark.tensorflow
 def test_ranks_by_measured_time_count_every_frame(tmp_path, monkeypatch):
     pytest.importorskip("ai_edge_litert")

@@ -23,7 +23,10 @@ kernel_shapes = st.tuples(
 
 
 # TensorLy completes the factor in that case, and says so.
-pytestmark = pytest.mark.filterwarnings("ignore:Trying to compute SVD with n_eigenvecs:UserWarning")
+pytestmark = [
+    pytest.mark.backends,
+    pytest.mark.filterwarnings("ignore:Trying to compute SVD with n_eigenvecs:UserWarning"),
+]
 
 
 @given(shape=kernel_shapes, seed=st.integers(0, 999), data=st.data())

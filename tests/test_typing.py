@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 
-import keras
 import pytest
 
 import elrt_keras
@@ -101,7 +100,7 @@ elrt.count_costs(model).flops  # wrong
 elrt.shrink(model, 0.5)  # wrong
 """
 
-pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="types do not depend on the backend")
+pytestmark = pytest.mark.tensorflow
 
 
 @pytest.fixture(scope="module")

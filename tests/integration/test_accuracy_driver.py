@@ -122,6 +122,7 @@ def test_records_are_read_as_written(noise):
         in_memory.load_cifar10(folder / "nothing")
 
 
+@pytest.mark.thorough
 @pytest.mark.tensorflow
 @pytest.mark.skipif(not CIFAR10.is_dir(), reason="needs CIFAR-10 as a prepared TFDS directory")
 def test_real_records_are_what_tfds_reads():
@@ -223,6 +224,7 @@ def test_ranks_by_stage_are_in_proportion_and_within_the_budget(weights, larger)
     np.testing.assert_allclose(np.array(parts) / parts[1], weights, rtol=0.15)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("fields", "dense_epochs", "epochs"),
     [
@@ -265,6 +267,7 @@ def test_int8_is_added_to_a_run_that_was_trained_without_tensorflow(noise, tmp_p
     assert added == {key: value for key, value in trained.items() if key != "int8_accuracy"}
 
 
+@pytest.mark.thorough
 @pytest.mark.tensorflow
 def test_runs_that_begin_with_the_same_dense_network_train_it_once(few_images, tmp_path):
     fields = {**SHORT, "fine_tuning": {"factor_initializer": "orthogonal_factors"}}
@@ -282,6 +285,7 @@ def test_runs_that_begin_with_the_same_dense_network_train_it_once(few_images, t
     assert without_times(second) == without_times(alone)
 
 
+@pytest.mark.backends
 def test_distillation_adds_the_divergence_and_leaves_the_teacher_alone():
     rng = np.random.default_rng(0)
     images, labels = rng.normal(size=(6, 4)).astype("float32"), np.eye(3, dtype="float32")[[0, 1, 2, 0, 1, 2]]
@@ -337,6 +341,7 @@ def test_an_epoch_tells_the_loss_and_accuracy_over_its_batches(few_images, tmp_p
     assert found["history"][0]["accuracy"] == pytest.approx(of_batches.mean()) != of_batches[-1]
 
 
+@pytest.mark.thorough
 def test_a_run_has_the_precision_it_asks_for(few_images, tmp_path):
     fields = {**SHORT, "epochs": 3}
     histories = [
@@ -349,6 +354,7 @@ def test_a_run_has_the_precision_it_asks_for(few_images, tmp_path):
     assert keras.config.dtype_policy().name == "float32"
 
 
+@pytest.mark.thorough
 def test_a_trained_run_is_tried_at_lower_ranks_and_as_int8(few_images, tmp_path):
     run = Run("run", {**SHORT, "epochs": 1, "max_macs": 0.5, "shrink_to": "0.4,0.3"}, few_images, tmp_path / "run.npz")
     found = run.train()
@@ -366,6 +372,7 @@ def test_stable_ranks_do_not_end_a_warm_up_here(few_images):
         Run("run", {**SHORT, "warmup_epochs": "auto"}, few_images, "state")
 
 
+@pytest.mark.thorough
 def test_a_thin_network_is_measured_against_the_full_width(few_images, tmp_path):
     fields = {**SHORT, "epochs": 1, "format": "dense", "max_macs": None, "width": 0.5}
     summary = Run("run", fields, few_images, tmp_path / "run.npz").train()["summary"]

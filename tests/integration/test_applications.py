@@ -38,6 +38,7 @@ def test_full_rank_and_back_is_the_model(name):
         np.testing.assert_allclose(to_numpy(copy(inputs, training=False)) / scale, expected / scale, atol=1e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", ["uniform", "energy"])
 def test_a_mobile_model_at_lower_ranks(method, tmp_path):
     model = build("MobileNetV2", input_shape=(96, 96, 3), alpha=0.5)
@@ -87,6 +88,7 @@ class Scaled(Squeeze):
         return self.scale * super().call(inputs, training)
 
 
+@pytest.mark.thorough
 def test_layers_inside_custom_blocks(tmp_path):
     inputs = keras.Input((8, 8, 16))
     x = Scaled(16, name="closed")(Squeeze(16, name="second")(Squeeze(16, name="first")(inputs)))

@@ -30,7 +30,6 @@ PHONE = {"width": 390, "height": 844}
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.tensorflow,
-    pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="export needs TensorFlow"),
     pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}"),
 ]
 

@@ -88,6 +88,7 @@ def is_running(pid):
         return False
 
 
+@pytest.mark.thorough
 def test_two_workers_of_tf_config_train_together(tmp_path):
     with tf_config(tmp_path, "2", "--run_dir=run", "--model=resnet8", "--smoke") as process:
         assert process.wait(timeout=400) == 0, (tmp_path / "log").read_text()[-3000:]
@@ -96,6 +97,7 @@ def test_two_workers_of_tf_config_train_together(tmp_path):
     assert "worker 1 of 2" in told and "worker 2 of 2" in told
 
 
+@pytest.mark.thorough
 def test_workers_that_refuse_their_flags_end_tf_config_with_their_status(tmp_path):
     with tf_config(tmp_path, "2", "--run_dir=run", "--batch_size=33", "--no_such_flag") as process:
         assert process.wait(timeout=100) == 2

@@ -18,7 +18,6 @@ from common import DIVERGING
 
 from elrt_keras.launch import checkpoints, rundir, strategies, training
 
-TENSORFLOW_ONLY = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute")
 HERE = pathlib.Path(__file__).resolve().parent
 
 
@@ -35,6 +34,7 @@ def largest_difference(one, other):
     return max(np.abs(one[name] - other[name]).max() / max(1, np.abs(one[name]).max()) for name in one)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="Keras does not spread training on PyTorch")
 @pytest.mark.parametrize(
     "fields",
@@ -54,7 +54,7 @@ def test_replicas_give_the_weights_of_one(tmp_path, fields):
     assert largest_difference(one, start) > 1e-3  # they have moved
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.tensorflow
 @pytest.mark.slow
 def test_four_replicas_in_mixed_precision(tmp_path):
     for precision in ("mixed_bfloat16", "mixed_float16"):
@@ -168,18 +168,19 @@ def assert_workers_train_as_one(folder, count, cluster=tf_config):
     assert not any(getattr(layer, "synchronized", False) for layer in model.layers)
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.thorough
+@pytest.mark.tensorflow
 def test_two_workers_train_as_one(tmp_path):
     assert_workers_train_as_one(tmp_path, 2)
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.tensorflow
 @pytest.mark.slow
 def test_four_workers_train_as_one(tmp_path):
     assert_workers_train_as_one(tmp_path, 4)
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.tensorflow
 @pytest.mark.slow
 def test_two_tasks_of_slurm_train_as_one(tmp_path):
     assert_workers_train_as_one(tmp_path, 2, cluster=slurm)
@@ -193,7 +194,8 @@ def until_epoch(folder, processes, run_dir, epoch):
         time.sleep(0.02)
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.thorough
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_worker_that_dies_stops_the_others_and_all_go_on_from_the_checkpoint(tmp_path, victim):
     flags = ("--run_dir=run", *FLAGS, "--epochs=4")
@@ -212,7 +214,8 @@ def test_a_worker_that_dies_stops_the_others_and_all_go_on_from_the_checkpoint(t
     assert len(curve(tmp_path / "run", "loss")) == 4
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.thorough
+@pytest.mark.tensorflow
 def test_a_worker_that_is_not_the_first_writes_nothing(tmp_path):
     run = tmp_path / "run"
     (process,) = start_workers(tmp_path, 1, "--run_dir=run", "--model=resnet8", "--smoke")
@@ -226,7 +229,7 @@ def test_a_worker_that_is_not_the_first_writes_nothing(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.tensorflow
 @pytest.mark.slow
 def test_numbers_that_go_wrong_stop_or_take_back_all_workers(tmp_path):
     # With a checkpoint after each step it is the weights that are found not to be finite.
@@ -241,7 +244,7 @@ def test_numbers_that_go_wrong_stop_or_take_back_all_workers(tmp_path):
     assert json.loads((tmp_path / "back" / "summary.json").read_text())["rollbacks"] >= 1
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.tensorflow
 @pytest.mark.slow
 def test_sigterm_to_one_worker_stops_all_of_them_after_the_same_step(tmp_path):
     flags = ("--run_dir=run", *FLAGS, "--epochs=200")
@@ -272,7 +275,8 @@ print("trained", sorted(history.history))
 """
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.thorough
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("mended", [True, False])
 def test_the_remedy_for_several_workers_is_needed_and_works(tmp_path, mended):
     """Without it training fails (keras issue 20585). Where this fails because it trains: remove multi_worker.py."""

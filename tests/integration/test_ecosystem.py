@@ -15,7 +15,7 @@ from common import to_numpy
 import elrt_keras as elrt
 
 ECOSYSTEM = pathlib.Path(__file__).resolve().parents[2] / "examples" / "ecosystem"
-pytestmark = pytest.mark.tensorflow
+pytestmark = [pytest.mark.thorough, pytest.mark.tensorflow]
 
 
 def run(name, *arguments, cwd, **environment):

@@ -14,7 +14,7 @@ import pytest
 from elrt_keras.launch import quantized
 from elrt_keras.launch.latency import android_commands
 
-pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="export needs TensorFlow")
+pytestmark = pytest.mark.tensorflow
 KINDS = ("float32", "float16", "dynamic_int8", "int8")
 
 
@@ -68,6 +68,7 @@ def test_latency_table_plot_and_android_commands(exported):
     assert ".tflite.tflite" not in android_commands(["a.tflite"] * 2, 1, 7)  # which are told apart by their paths
 
 
+@pytest.mark.thorough
 def test_a_keras_file_in_other_formats(exported):
     folder, _ = exported
     model = folder / "digits.keras"
@@ -121,6 +122,7 @@ def test_bad_input_is_one_line_and_no_file(exported, arguments, message):
     assert not (folder / "x.tflite").exists() and not list(folder.glob("*.tmp"))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -152,6 +154,7 @@ def test_bad_input_to_the_benchmark(exported, arguments, message):
     assert done.returncode == 2 and f"elrt-benchmark: error: {message}" in done.stderr, done.stderr[-1500:]
 
 
+@pytest.mark.thorough
 def test_quantisation_aware_fine_tuning_of_a_finished_run(exported):
     folder, _ = exported
     arguments = ("--run_dir=run", "--quantization_aware", "--quantization_aware_epochs=2")
@@ -175,6 +178,7 @@ def test_quantisation_aware_fine_tuning_of_a_finished_run(exported):
     assert (tuned / "model.tflite").read_bytes() == before
 
 
+@pytest.mark.thorough
 def test_a_fine_tuning_whose_numbers_go_wrong_ends_with_what_to_do(exported, tmp_path):
     shutil.copytree(exported[0] / "run", tmp_path / "run", ignore=shutil.ignore_patterns("quantization_aware"))
     with pytest.raises(ValueError, match="try a lower --quantization_aware_learning_rate"):

@@ -18,9 +18,7 @@ from common import DIVERGING
 
 from elrt_keras.launch import checkpoints
 
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="one backend is enough: the command is the same"
-)
+pytestmark = pytest.mark.tensorflow
 # VGG-16 in miniature would have dropout too, but takes long to start; ResNet-8 has batch-norm and all else.
 FLAGS = (
     "--model=resnet8",
@@ -99,6 +97,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_weights(tmp_path, undisturbe
     assert not (run / "checkpoints").exists()
 
 
+@pytest.mark.thorough
 def test_told_to_stop_it_saves_within_the_epoch_and_goes_on_exactly(tmp_path, undisturbed):
     run = tmp_path / "run"
     process = start(tmp_path, "--run_dir=run", *FLAGS)
@@ -113,6 +112,7 @@ def test_told_to_stop_it_saves_within_the_epoch_and_goes_on_exactly(tmp_path, un
     assert history(run) == history(undisturbed)
 
 
+@pytest.mark.thorough
 def test_told_to_stop_while_ranks_are_timed_it_ends_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv("ELRT_CACHE_DIR", str(tmp_path / "cache"))
     process = start(tmp_path, "--run_dir=run", "--smoke", "--model=resnet18_cifar", "--max_latency=0.9")
@@ -123,6 +123,7 @@ def test_told_to_stop_while_ranks_are_timed_it_ends_at_once(tmp_path, monkeypatc
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.thorough
 def test_a_damaged_newest_checkpoint_costs_one_epoch_and_no_digit(tmp_path, undisturbed):
     process = start(tmp_path, "--run_dir=run", *FLAGS)
     run = tmp_path / "run"
@@ -136,6 +137,7 @@ def test_a_damaged_newest_checkpoint_costs_one_epoch_and_no_digit(tmp_path, undi
     assert_same_weights(run, undisturbed)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(resource.getrlimit(resource.RLIMIT_FSIZE)[1] != resource.RLIM_INFINITY, reason="files are limited")
 def test_a_disk_that_fills_up_in_mid_run(tmp_path, undisturbed):
     process = start(tmp_path, "--run_dir=run", *FLAGS)
@@ -155,6 +157,7 @@ def test_a_disk_that_fills_up_in_mid_run(tmp_path, undisturbed):
     assert_same_weights(run, undisturbed)
 
 
+@pytest.mark.thorough
 def test_a_reader_that_goes_away_is_told_apart_from_a_full_disk(tmp_path):
     piped = (
         f"set -o pipefail; {sys.executable} -m elrt_keras.launch.train --run_dir=run --model=resnet8 --smoke | head -1"
@@ -165,6 +168,7 @@ def test_a_reader_that_goes_away_is_told_apart_from_a_full_disk(tmp_path):
     assert code == 0, output[-3000:]
 
 
+@pytest.mark.thorough
 def test_a_directory_that_goes_away_in_mid_run(tmp_path):
     process = start(tmp_path, "--run_dir=run", *FLAGS)
     run = tmp_path / "run"
@@ -176,6 +180,7 @@ def test_a_directory_that_goes_away_in_mid_run(tmp_path):
     assert kept is None and len(os.listdir(run / "kept")) == 2
 
 
+@pytest.mark.thorough
 def test_logs_that_cannot_be_written_are_told_as_plainly(tmp_path):
     """TensorBoard's, which TensorFlow writes with exceptions of its own."""
     process = start(tmp_path, "--run_dir=run", *FLAGS)
@@ -199,6 +204,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     assert progress.epoch == 0 and all(np.isfinite(w).all() for w in model.get_weights())
 
 
+@pytest.mark.thorough
 def test_rolled_back_with_half_the_learning_rate_it_ends(tmp_path):
     code, output = finish(start(tmp_path, "--run_dir=run", "--model=resnet8", *DIVERGING, "--on_nan=rollback"))
     assert code == 0, output[-3000:]
@@ -208,6 +214,7 @@ def test_rolled_back_with_half_the_learning_rate_it_ends(tmp_path):
     assert len(history(tmp_path / "run")) == 2
 
 
+@pytest.mark.thorough
 def test_three_rollbacks_are_the_most(tmp_path):
     code, output = finish(
         start(tmp_path, "--run_dir=run", "--model=resnet8", *DIVERGING, "--learning_rate=50", "--on_nan=rollback")
@@ -216,6 +223,7 @@ def test_three_rollbacks_are_the_most(tmp_path):
     assert "--on_nan" not in output  # which was given
 
 
+@pytest.mark.thorough
 def test_a_validation_told_to_stop_ends_too(tmp_path):
     run = tmp_path / "run"
     process = start(tmp_path, "--run_dir=run", *FLAGS, "--epochs=400")

@@ -84,6 +84,7 @@ def test_there_are_notebooks():
 
 
 # Each takes its kernel half a minute: the first stands for the others, which `make test-all` runs too.
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name[:2] != "01")) for name in NOTEBOOKS]
 )

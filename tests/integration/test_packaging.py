@@ -9,14 +9,11 @@ import subprocess
 import sys
 import zipfile
 
-import keras
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="packaging does not depend on the backend"
-)
+pytestmark = pytest.mark.tensorflow
 
 
 # Where TensorFlow has wheels.
@@ -110,6 +107,7 @@ def test_the_installed_wheel_works_elsewhere(wheel, tmp_path):
     assert done.stdout.split() == [str(site / "elrt_keras"), "Tucker2Conv2D"]
 
 
+@pytest.mark.thorough
 def test_the_source_distribution_makes_the_same_wheel(wheel, tmp_path_factory):
     target = tmp_path_factory.mktemp("distributions")
     source = copied(tmp_path_factory)

@@ -11,9 +11,7 @@ import pytest
 
 import elrt_keras as elrt
 
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="one backend is enough: the command is the same"
-)
+pytestmark = pytest.mark.tensorflow
 
 
 def plan(*arguments, cwd):
@@ -96,6 +94,7 @@ def test_a_reader_that_has_enough_is_no_error(tmp_path):
     assert done.returncode == 0 and "elrt-plan" not in done.stderr and len(done.stdout.splitlines()) == 1
 
 
+@pytest.mark.thorough
 def test_a_reader_of_the_help_that_has_enough_is_no_error(tmp_path):
     """The reader is gone long before the help is written."""
     program = "import os, time; os.close(0); time.sleep(1)"
@@ -105,6 +104,7 @@ def test_a_reader_of_the_help_that_has_enough_is_no_error(tmp_path):
     assert done.stdout.strip() == "0" and "Error" not in done.stderr
 
 
+@pytest.mark.thorough
 def test_an_output_in_another_encoding_costs_no_result(tmp_path):
     arguments = ["--model=resnet20", "--max_macs=0.4", "--output=plan.json"]
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
@@ -125,6 +125,7 @@ def test_an_image_size_is_an_input_shape(tmp_path):
     assert done[0].returncode == 0 and done[0].stdout == done[1].stdout
 
 
+@pytest.mark.thorough
 def test_a_budget_of_time(tmp_path, monkeypatch):
     monkeypatch.setenv("ELRT_CACHE_DIR", str(tmp_path / "cache"))
     done = plan("--model=resnet8", "--max_latency=0.8", "--multiple_of=16", "--output=plan.json", cwd=tmp_path)

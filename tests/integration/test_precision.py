@@ -7,11 +7,13 @@ import sys
 import keras
 import numpy as np
 import pytest
-from test_distribution import TENSORFLOW_ONLY, logs, start_workers, wait
+from test_distribution import logs, start_workers, wait
 
 import elrt_keras as elrt
 from elrt_keras.launch import data, modeling, training
 from elrt_keras.launch.config import TrainConfig
+
+pytestmark = pytest.mark.thorough
 
 PRECISIONS = ("mixed_bfloat16", "mixed_float16")
 
@@ -52,7 +54,7 @@ def test_layers_compute_in_16_bits_and_penalties_in_32(precision, float32_loss):
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer) == (precision == "mixed_float16")
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("precision", [pytest.param(PRECISIONS[0], marks=pytest.mark.slow), PRECISIONS[1]])
 def test_a_run_in_mixed_precision_leaves_a_float32_model(tmp_path, precision):
     """Through full-rank warm-up, a checkpoint and back, and to LiteRT."""
@@ -109,7 +111,7 @@ def told(output):
     return json.loads(next(line for line in output.splitlines() if line.startswith("told"))[5:])
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.tensorflow
 def test_an_overflow_on_any_replica_skips_the_step_on_all(tmp_path):
     arguments = [sys.executable, "-c", OVERFLOW, "false"]
     done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=200)
@@ -117,7 +119,7 @@ def test_an_overflow_on_any_replica_skips_the_step_on_all(tmp_path):
     assert told(done.stdout) == EXPECTED
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.tensorflow
 @pytest.mark.slow
 def test_an_overflow_on_any_worker_skips_the_step_on_all(tmp_path):
     (tmp_path / "program.py").write_text(OVERFLOW)

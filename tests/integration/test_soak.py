@@ -7,9 +7,10 @@ import subprocess
 import sys
 import time
 
-import keras
 import numpy as np
 import pytest
+
+pytestmark = pytest.mark.thorough
 
 MINUTES = float(os.environ.get("ELRT_SOAK_MINUTES", "60"))
 # Steps, epochs, validation and checkpoints, many of each: an epoch of the digits takes a second or two.
@@ -45,7 +46,7 @@ def resident_mb(pid):
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads /proc")
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="what TensorFlow keeps of summaries")
+@pytest.mark.tensorflow
 def test_the_logs_of_many_steps_take_no_memory(tmp_path):
     # In a process of its own: in this one other tests leave much that may go at any moment.
     done = subprocess.run([sys.executable, "-c", MANY_STEPS, tmp_path], capture_output=True, text=True, timeout=300)

@@ -19,9 +19,6 @@ import elrt_keras as elrt
 from elrt_keras.launch import modeling, training
 from elrt_keras.launch.config import TrainConfig
 
-TENSORFLOW_ONLY = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="one backend is enough: the command is the same"
-)
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -68,7 +65,7 @@ def test_summary_agrees_with_the_saved_model(smoke_run):
     assert summary["orthogonality_error"]["stage3_block1_2_conv/factor_in"] == pytest.approx(expected, rel=1e-4)
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.tensorflow
 def test_evaluate_repeats_the_accuracy(smoke_run):
     run_dir, _ = smoke_run
     summary = json.loads((run_dir / "summary.json").read_text())
@@ -77,14 +74,14 @@ def test_evaluate_repeats_the_accuracy(smoke_run):
     assert f"test accuracy {summary['test_accuracy']:.4f}, reported {summary['test_accuracy']:.4f}" in done.stdout
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.tensorflow
 def test_evaluate_refuses_what_is_no_run(tmp_path):
     done = commands.run("evaluate", tmp_path, cwd=tmp_path)
     assert done.returncode == 2 and "Expected a run directory with flags.txt" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.tensorflow
 def test_a_finished_run_is_not_repeated_and_another_configuration_refused(smoke_run):
     run_dir, _ = smoke_run
     before = {path: path.stat().st_mtime_ns for path in run_dir.iterdir()}
@@ -102,7 +99,7 @@ def epochs_of(run_dir):
         return list(csv.DictReader(file))
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.tensorflow
 def test_full_rank_warm_up_then_low_rank(tmp_path):
     fields = {"epochs": 3, "warmup_epochs": 1, "batch_size": 256, "rank_method": "energy", "augmentation": "none"}
     config = TrainConfig(model="resnet8", **fields)
@@ -120,7 +117,7 @@ def test_full_rank_warm_up_then_low_rank(tmp_path):
     assert float(rows[1]["loss"]) < float(rows[0]["loss"]) + 1
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.tensorflow
 @pytest.mark.slow
 def test_a_run_killed_after_the_switch_goes_on_low_rank(tmp_path, monkeypatch):
     config = TrainConfig(epochs=3, warmup_epochs=1, batch_size=256, augmentation="none")
@@ -146,7 +143,7 @@ def test_a_run_killed_after_the_switch_goes_on_low_rank(tmp_path, monkeypatch):
     assert resumed["macs"] == undisturbed["macs"]
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.tensorflow
 @pytest.mark.slow
 def test_stable_ranks_end_the_warm_up(tmp_path):
     fields = {"epochs": 4, "warmup_epochs": "auto", "rank_method": "stable_rank", "augmentation": "none"}
@@ -157,7 +154,7 @@ def test_stable_ranks_end_the_warm_up(tmp_path):
     assert training.run(lively, str(tmp_path / "lively"))["full_rank_epochs"] == 2  # half of the run at the latest
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.tensorflow
 @pytest.mark.slow
 def test_a_trained_model_is_decomposed_and_fine_tuned(tmp_path):
     dense = TrainConfig(format="dense", epochs=6, batch_size=128, augmentation="none")
@@ -174,7 +171,7 @@ def test_a_trained_model_is_decomposed_and_fine_tuned(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.tensorflow
 @pytest.mark.parametrize(
     "fields, message",
     [
@@ -190,7 +187,7 @@ def test_bad_input_stops_before_anything_is_written(tmp_path, fields, message):
     assert list(tmp_path.iterdir()) == []
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.tensorflow
 def test_a_run_under_a_plan_has_the_formats_of_the_plan(tmp_path, capsys):
     plan = elrt.plan_ranks(elrt.models.build("resnet8", (8, 8, 1), 10), format="svd", max_macs=0.6)
     plan.save(tmp_path / "plan.json")
@@ -201,7 +198,7 @@ def test_a_run_under_a_plan_has_the_formats_of_the_plan(tmp_path, capsys):
         training.run(dataclasses.replace(config, format="cp"), str(tmp_path / "other"))
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.tensorflow
 def test_layers_that_a_plan_does_not_name_are_told(tmp_path, caplog):
     """A plan for a small network fits a larger one of its family, and would miss its budget without a word."""
     elrt.plan_ranks(elrt.models.build("resnet8", (8, 8, 1), 10), max_macs=0.6).save(tmp_path / "plan.json")
@@ -216,7 +213,8 @@ def test_layers_that_a_plan_does_not_name_are_told(tmp_path, caplog):
     assert not caplog.text
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.thorough
+@pytest.mark.tensorflow
 def test_a_run_that_another_process_finishes_meanwhile_is_left_as_it_is(tmp_path, monkeypatch, capsys):
     config, run_dir, load_data = (
         TrainConfig(model="resnet8", smoke=True, epochs=1),
@@ -235,7 +233,7 @@ def test_a_run_that_another_process_finishes_meanwhile_is_left_as_it_is(tmp_path
     assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.tensorflow
 def test_a_plan_for_other_layers_is_refused(tmp_path):
     plan = tmp_path / "plan.json"
     elrt.RankPlan({"conv_of_another_model": ("tucker2", (8, 8))}).save(plan)
@@ -244,7 +242,7 @@ def test_a_plan_for_other_layers_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.tensorflow
 def test_directories_that_are_no_place_for_a_run(tmp_path):
     (tmp_path / "link").symlink_to("nowhere")
     with pytest.raises(ValueError, match="which is a link to nothing"):
@@ -260,7 +258,7 @@ def test_directories_that_are_no_place_for_a_run(tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.tensorflow
 def test_command_line_errors_are_one_line(tmp_path):
     done = commands.run("train", "--run_dir=run", "--model=resnet21", cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
@@ -278,7 +276,7 @@ def test_command_line_errors_are_one_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.tensorflow
 def test_help_teaches_and_the_script_runs_by_its_path(tmp_path):
     environment = {**os.environ, "COLUMNS": "100"}
     done = subprocess.run(
@@ -293,7 +291,8 @@ def test_help_teaches_and_the_script_runs_by_its_path(tmp_path):
     assert "elrt-train --run_dir=runs/digits" in done.stdout and "--max_macs" in done.stdout
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.thorough
+@pytest.mark.tensorflow
 @pytest.mark.parametrize(
     ("command", "flag"),
     [
@@ -327,7 +326,8 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.thorough
+@pytest.mark.tensorflow
 def test_a_folder_of_images_and_a_broken_one_among_them(photos):
     arguments = ("--run_dir=run", f"--dataset=folder:{photos}", "--batch_size=24", "--epochs=8", "--learning_rate=0.02")
     arguments = (*arguments, "--max_macs=0.6", "--lr_schedule=one_cycle", "--image_size=16", "--augmentation=flip")
@@ -360,7 +360,8 @@ def test_a_folder_of_images_and_a_broken_one_among_them(photos):
     assert done.returncode == 0 and (photos.parent / "run" / "quantization_aware" / "model.tflite").exists()
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.thorough
+@pytest.mark.tensorflow
 def test_a_recipe_and_flags_that_override_it(tmp_path):
     done = commands.run(
         "train", "--run_dir=run", "--dataset=digits", "--smoke", "--recipe=cifar10_resnet20_71.1", cwd=tmp_path
@@ -371,7 +372,7 @@ def test_a_recipe_and_flags_that_override_it(tmp_path):
     assert {"--max_macs=0.289", "--dataset=digits", "--epochs=2", "--weight_decay=0.0005"} <= set(flags)
 
 
-@TENSORFLOW_ONLY
+@pytest.mark.tensorflow
 def test_the_list_and_what_is_missing(tmp_path):
     recipe = tmp_path.parent / "with_recipe.flags"
     recipe.write_text("--recipe=cifar10_resnet20_71.1\n")
