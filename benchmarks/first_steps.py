@@ -70,29 +70,26 @@ def sentences():
     results = evidence.read("first_steps")
     before, now = results["before"], results["now"]
     minutes = [seconds / 60 for seconds in now["test_seconds"]]
+    more = (now["test_megabytes"] - now["demo_megabytes"]) / 1000
+    readme = (
+        f"On two cores, with packages from a mirror nearby, `make demo` takes {now['demo_seconds'] / 60:.1f} minutes and "
+        f"{now['demo_megabytes'] / 1000:.1f} GB the first time, and {now['demo_again_seconds']:.0f} s after that; "
+        f"`make test` installs {more:.1f} GB more and then runs for {statistics.median(minutes):.0f} minutes."
+    )
     counts = " + ".join(f"{number:,} on {backend}" for backend, number in now["tests"].items())
-    return {
-        "README.md": (
-            f"On two cores, downloads from a mirror nearby, `make demo` takes {now['demo_seconds'] / 60:.1f} minutes and "
-            f"{now['demo_megabytes'] / 1000:.1f} GB the first time, and {now['demo_again_seconds']:.0f} s after that; "
-            f"`make test` installs {(now['test_megabytes'] - now['demo_megabytes']) / 1000:.1f} GB more and runs in "
-            f"{statistics.median(minutes):.0f} minutes."
-        ),
-        "docs/reliability.md": "\n\n".join(
-            [
-                f"`make test` on two cores after installation: {', '.join(f'{m:.1f}' for m in minutes)} minutes in "
-                f"{len(minutes)} runs; {counts} tests.",
-                markdown.table(
-                    ["`make demo` on a fresh clone", "seconds", "again", "installed, MB"],
-                    [
-                        [title, *(f"{row[key]:,.0f}" for key in ("demo_seconds", "demo_again_seconds", "demo_megabytes"))]
-                        for title, row in (("everything for development installed", before), ("the runtime alone", now))
-                    ],
-                ),
-                markdown.machine(now["machine"]),
-            ]
-        ),
-    }
+    runs = (
+        f"`make test` on two cores after installation: {', '.join(f'{m:.1f}' for m in minutes)} minutes in "
+        f"{len(minutes)} runs; {counts} tests."
+    )
+    keys = ("demo_seconds", "demo_again_seconds", "demo_megabytes")
+    demos = markdown.table(
+        ["`make demo` on a fresh clone installs", "seconds", "seconds, again", "MB"],
+        [
+            [title, *(f"{row[key]:,.0f}" for key in keys)]
+            for title, row in (("everything for development (before)", before), ("the runtime alone", now))
+        ],
+    )
+    return {"README.md": readme, "docs/reliability.md": "\n\n".join([runs, demos, markdown.machine(now["machine"])])}
 
 
 def renewed(page, text):

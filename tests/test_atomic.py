@@ -56,7 +56,9 @@ def test_the_output_of_a_process_is_no_file(tmp_path):
     "write",
     [
         "elrt_keras.atomic.write_bytes('file', bytes(2000))",
-        "elrt_keras.RankPlan({f'layer{i}': ('svd', 8) for i in range(99)}).save('file')",
+        pytest.param(
+            "elrt_keras.RankPlan({f'layer{i}': ('svd', 8) for i in range(99)}).save('file')", marks=pytest.mark.thorough
+        ),
     ],
 )
 def test_a_full_disk_leaves_the_old_file_and_no_part(tmp_path, write):

@@ -8,6 +8,7 @@ import types
 
 import keras
 import pytest
+from common import thorough_but
 
 import elrt_keras
 from elrt_keras import formats
@@ -35,7 +36,7 @@ def blocks(page):
 
 
 @pytest.mark.tensorflow
-@pytest.mark.parametrize("page", GUIDES)
+@pytest.mark.parametrize("page", thorough_but(("index", "training"), GUIDES))
 def test_the_code_of_a_guide_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(formats.base, "_FORMATS", dict(formats.base._FORMATS))

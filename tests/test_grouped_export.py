@@ -105,6 +105,7 @@ def test_what_litert_cannot_take_is_told_before_layers_are_timed(tmp_path, monke
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.thorough
 def test_ranks_of_grouped_layers_by_measured_time(tmp_path, monkeypatch):
     pytest.importorskip("ai_edge_litert")
     monkeypatch.setenv("ELRT_CACHE_DIR", str(tmp_path))

@@ -161,6 +161,7 @@ def test_grey_images_are_jittered_too():
     assert x.shape == (20, 8, 8, 1) and x.std() > 5
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("augmentation", [pytest.param("randaugment", marks=SLOW_ON_JAX)])
 def test_randaugment_keeps_the_range_and_differs_between_steps(augmentation):
     images = np.random.default_rng(0).integers(0, 256, (16, 16, 16, 3)).astype("uint8")

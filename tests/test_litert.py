@@ -7,6 +7,7 @@ import zipfile
 import keras
 import numpy as np
 import pytest
+from common import thorough_but
 
 import elrt_keras as elrt
 from elrt_keras import litert
@@ -37,7 +38,9 @@ def test_a_conversion_says_nothing(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("call", ["litert.require_runtime()", "litert.Runner(b'')"])
+@pytest.mark.parametrize(
+    "call", thorough_but(("litert.Runner(b'')",), ["litert.require_runtime()", "litert.Runner(b'')"])
+)
 def test_a_missing_runtime_is_named_with_its_remedy(call):
     code = f"import sys; sys.modules['ai_edge_litert'] = None; from elrt_keras import litert; {call}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -220,7 +223,7 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", thorough_but(("dataset", "list of examples", "images and boxes"), FORMS))
 def test_representative_data_in_every_form_gives_the_same_file(trained, tmp_path, form):
     model, images, labels = trained
     paths = [tmp_path / "array.tflite", tmp_path / "other.tflite"]
@@ -332,6 +335,7 @@ def test_a_file_is_as_readable_as_any_other(exported, tmp_path):
     assert exported[1].stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
+@pytest.mark.thorough
 def test_a_full_disk_leaves_no_part(trained, tmp_path):
     model, _, _ = trained
     model.save(tmp_path / "model.keras")

@@ -254,6 +254,7 @@ def test_saved_pictures_are_whole(tmp_path, name):
         DRAWINGS[name](tmp_path / "none" / "picture.png")
 
 
+@pytest.mark.thorough
 def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path):
     (tmp_path / "p.png").write_bytes(b"old")
     program = (

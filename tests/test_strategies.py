@@ -107,7 +107,7 @@ print("mended", trainer.reduce_per_replica.mended)
     "version, told",
     [
         ("seen", "mended True"),
-        ("later", "known to work up to Keras 3.0; this is 3."),
+        pytest.param("later", "known to work up to Keras 3.0; this is 3.", marks=pytest.mark.thorough),
         ("other", r"Expected a Keras with ['reduce_per_replica']; training on several workers is known to work up to"),
     ],
 )

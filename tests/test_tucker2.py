@@ -91,6 +91,7 @@ def test_decompose_reaches_the_error_of_a_converged_tensorly_decomposition():
     assert abs(error - converged) <= 1e-5 * np.linalg.norm(kernel)
 
 
+@pytest.mark.thorough
 def test_decompose_of_a_large_kernel_comes_close_to_the_converged_error():
     kernel = np.random.default_rng(3).standard_normal((3, 3, 192, 160))
     with tensorly.backend_context("numpy"):

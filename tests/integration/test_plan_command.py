@@ -88,6 +88,7 @@ def test_what_the_one_flag_that_has_to_be_given_takes_is_told(tmp_path):
     assert done.returncode == 2 and "--model=None: expected a builder's name, a file or a run" in done.stderr
 
 
+@pytest.mark.thorough
 def test_a_reader_that_has_enough_is_no_error(tmp_path):
     command = f"set -o pipefail; {sys.executable} -m elrt_keras.launch.plan --model=resnet20 --max_macs=0.4 | head -1"
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=300)
