@@ -72,8 +72,8 @@ def sentences():
     minutes = [seconds / 60 for seconds in now["test_seconds"]]
     more = (now["test_megabytes"] - now["demo_megabytes"]) / 1000
     readme = (
-        f"On two cores, with packages from a mirror nearby, `make demo` takes {now['demo_seconds'] / 60:.1f} minutes and "
-        f"{now['demo_megabytes'] / 1000:.1f} GB the first time, and {now['demo_again_seconds']:.0f} s after that; "
+        f"On two cores, with a mirror of packages nearby, `make demo` takes {now['demo_seconds'] / 60:.1f} minutes "
+        f"and {now['demo_megabytes'] / 1000:.1f} GB the first time, and {now['demo_again_seconds']:.0f} s after that; "
         f"`make test` installs {more:.1f} GB more and then runs for {statistics.median(minutes):.0f} minutes."
     )
     counts = " + ".join(f"{number:,} on {backend}" for backend, number in now["tests"].items())
