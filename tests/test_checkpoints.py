@@ -151,6 +151,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.tensorflow
 @pytest.mark.skipif(resource.getrlimit(resource.RLIMIT_FSIZE)[1] != resource.RLIM_INFINITY, reason="files are limited")
 def test_a_full_disk_leaves_the_last_good_one(tmp_path):
     program = FULL_DISK.format(tests=os.path.dirname(__file__), folder=str(tmp_path))
@@ -163,6 +164,7 @@ def resident_kb():
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
 
+@pytest.mark.tensorflow
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads /proc")
 def test_a_hundred_checkpoints_take_no_more_memory_than_one(tmp_path):
     model = trained_model()

@@ -100,7 +100,6 @@ def test_raw_pixels_are_normalised_inside(normalization):
     np.testing.assert_allclose(got, (pixels - mean) / std, atol=1e-4)
 
 
-@pytest.mark.backends
 @each(SMALL_IMAGES + ["mobilenet_v2", "vgg11", "resnet50"])
 def test_builders_do_not_follow_the_global_image_format(name):
     arguments = {"input_shape": (32, 32, 3), "classes": np.int64(4), "width": np.float32(0.25)}
@@ -223,7 +222,6 @@ def test_every_builder_has_a_low_rank_twin(name):
     assert outputs.shape == (2, 4) and np.isfinite(outputs).all()
 
 
-@pytest.mark.backends
 def test_low_rank_build_outputs_probabilities_and_every_parameter_gets_a_gradient():
     plan = elrt.plan_ranks(elrt.models.build("resnet20", (8, 8, 1), 7), fraction=0.5)
     model = elrt.models.build(

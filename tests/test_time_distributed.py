@@ -84,7 +84,6 @@ def test_defaults_exclude_the_first_convolution_and_the_classifier():
     assert {"frames/network/body", "frames/network/tail"} <= set(plan.factorized())
 
 
-@pytest.mark.backends
 def test_whole_kernels_compute_the_same_and_lower_ranks_cost_what_was_planned():
     model = video_model()
     whole = {"smooth/conv": ("tucker2", 1.0), "frames/network/body": ("svd", 1.0)}
