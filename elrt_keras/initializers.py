@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from elrt_keras import formats
+from elrt_keras.checks import suggestion
 from elrt_keras.formats.arrays import Tensor
 from elrt_keras.formats.chain import Shape
 
@@ -228,7 +229,7 @@ def get(identifier: Identifier) -> Any:
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"Unknown factor initializer. Expected one of {sorted(_BY_NAME)}, or a Keras initializer. "
-            f"Received: factor_initializer={identifier!r}"
+            f"Received: factor_initializer={identifier!r}{suggestion(identifier, _BY_NAME)}"
         ) from error
     if initializer is None:
         raise ValueError("Expected a factor initializer. Received: factor_initializer=None")

@@ -15,6 +15,7 @@ import numpy as np
 
 from elrt_keras import figures, formats, records
 from elrt_keras.atomic import Path
+from elrt_keras.checks import one_of
 from elrt_keras.ranks import RankPlan
 from elrt_keras.ranks.plan import Entry
 from elrt_keras.ranks.spectra import layer_spectra
@@ -213,8 +214,7 @@ def tradeoff(
     ('MACs of one example (millions)', 'test accuracy (%)')
     """
     figures.check_path(path)
-    if cost not in (None, *_COSTS):
-        raise ValueError(f"Expected one of {[None, *_COSTS]}. Received: cost={cost!r}")
+    one_of(cost, (None, *_COSTS), "cost")
     if not isinstance(results, collections.abc.Iterable) or isinstance(results, (str, bytes, collections.abc.Mapping)):
         raise ValueError(f"Expected a list of results. Received: results={results!r}")
     results = list(results)

@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from elrt_keras.checks import suggestion
 from elrt_keras.opened import opened, symbolic_calls
 from elrt_keras.separable import is_separable
 
@@ -139,7 +140,8 @@ def select(paths: Iterable[str], patterns: Any, argument: str) -> list[str]:
         matches = matching(paths, pattern)
         if not matches:
             raise ValueError(
-                f"Nothing matched. Expected a name or pattern among {paths}. Received: {argument}={pattern!r}"
+                f"Nothing matched. Expected a name or pattern among {paths}. "
+                f"Received: {argument}={pattern!r}{suggestion(pattern, paths)}"
             )
         found.update(matches)
     return [path for path in paths if path in found]

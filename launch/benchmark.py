@@ -21,6 +21,7 @@ import sys
 from absl import flags as absl_flags
 
 from elrt_keras.atomic import check_file
+from elrt_keras.checks import suggestion
 from elrt_keras.launch import cli
 from elrt_keras.tables import render_table
 
@@ -47,7 +48,8 @@ def run(argv):
     """Measures what `argv` names."""
     values = absl_flags.FLAGS
     if argv[1:2] != ["litert"] and argv[1:] != ["data"]:
-        raise ValueError(f"Expected what to measure: elrt-benchmark litert FILE… or data. Received: {argv[1:]}")
+        meant = suggestion("".join(argv[1:2]), ("litert", "data"))
+        raise ValueError(f"Expected what to measure: elrt-benchmark litert FILE… or data. Received: {argv[1:]}{meant}")
     others = _OF_DATA if argv[1] == "litert" else _OF_LITERT
     idle = [f"--{name}" for name in others if values[name].present]
     if idle:

@@ -3,6 +3,7 @@
 import pathlib
 
 from elrt_keras import models
+from elrt_keras.checks import one_of
 from elrt_keras.launch import data, flags
 from elrt_keras.tables import render_table
 
@@ -30,9 +31,7 @@ def recipe_path(name):
         ValueError: for an unknown name.
     """
     known = recipes()
-    if name not in known:
-        raise ValueError(f"Expected one of the recipes {list(known)}. Received: recipe={name!r}")
-    return known[name]
+    return known[one_of(name, known, "recipe")]
 
 
 def recipe_notes(name):

@@ -8,6 +8,7 @@ import sys
 
 from absl import app, flags, logging
 
+from elrt_keras.checks import suggestion
 from elrt_keras.tables import render_table
 
 _HELP = ("help", "helpshort", "helpfull", "h", "?")
@@ -24,6 +25,16 @@ def refuse_arguments(argv):
         raise ValueError(f"Expected flags only, such as --run_dir=DIR. Received: {argv[1:]}")
 
 
+class _SuggestingParser(flags.EnumParser):
+    """An enum flag's parser that suggests the value that was probably meant."""
+
+    def parse(self, argument):
+        try:
+            return super().parse(argument)
+        except ValueError as error:
+            raise ValueError(f"{error}{suggestion(argument, self.enum_values)}") from error
+
+
 def with_one_line_errors(program, function, interrupted="interrupted"):
     """Wraps a command: an error that tells the user what to mend becomes one line and exit status 2.
 
@@ -33,6 +44,9 @@ def with_one_line_errors(program, function, interrupted="interrupted"):
     # absl has a flag of its own that writes a file anywhere, and a flag file may come from somebody else.
     flags.register_validator("profile_file", lambda path: path is None, "use python -m cProfile -o FILE instead")
     _explain_by_help(function)
+    for flag in map(flags.FLAGS.__getitem__, flags.FLAGS):
+        if isinstance(flag.parser, flags.EnumParser):
+            flag.parser = _SuggestingParser(flag.parser.enum_values, flag.parser.case_sensitive)
 
     @functools.wraps(function)
     def wrapped(argv):

@@ -5,6 +5,7 @@ import math
 import sys
 
 from elrt_keras import formats, initializers, models, ranks, regularizers
+from elrt_keras.checks import one_of
 from elrt_keras.launch import data as data_module
 from elrt_keras.launch.data.augment import NAMES as AUGMENTATIONS
 from elrt_keras.launch.data.stream import BAD_IMAGES
@@ -109,20 +110,20 @@ class TrainConfig:
         return [name for name in names if getattr(self, name) is not None]
 
     def _check_names(self):
-        _one_of("model", self.model, models.list_models())
+        one_of(self.model, models.list_models(), "model")
         if not self.dataset.startswith(data_module.FOLDER):
-            _one_of("dataset", self.dataset, [*data_module.DATASETS, f"{data_module.FOLDER}PATH"])
-        _one_of("bad_images", self.bad_images, BAD_IMAGES)
-        _one_of("format", self.format, ["dense", *formats.names()])
-        _one_of("orthogonality", self.orthogonality, ORTHOGONALITY)
-        _one_of("optimizer", self.optimizer, OPTIMIZERS)
-        _one_of("lr_schedule", self.lr_schedule, LR_SCHEDULES)
-        _one_of("weight_decay_kind", self.weight_decay_kind, WEIGHT_DECAYS)
-        _one_of("precision", self.precision, PRECISIONS)
-        _one_of("on_nan", self.on_nan, ON_NAN)
+            one_of(self.dataset, [*data_module.DATASETS, f"{data_module.FOLDER}PATH"], "dataset")
+        one_of(self.bad_images, BAD_IMAGES, "bad_images")
+        one_of(self.format, ["dense", *formats.names()], "format")
+        one_of(self.orthogonality, ORTHOGONALITY, "orthogonality")
+        one_of(self.optimizer, OPTIMIZERS, "optimizer")
+        one_of(self.lr_schedule, LR_SCHEDULES, "lr_schedule")
+        one_of(self.weight_decay_kind, WEIGHT_DECAYS, "weight_decay_kind")
+        one_of(self.precision, PRECISIONS, "precision")
+        one_of(self.on_nan, ON_NAN, "on_nan")
         for name in self.augmentations:
-            _one_of("augmentation", name, ["none", *AUGMENTATIONS])
-        _one_of("rank_method", self.rank_method, ranks.METHODS)
+            one_of(name, ["none", *AUGMENTATIONS], "augmentation")
+        one_of(self.rank_method, ranks.METHODS, "rank_method")
         if self.factor_initializer != "decomposed":
             initializers.get(self.factor_initializer)
 
@@ -247,11 +248,6 @@ def parse_schedule(text):
 def _plain_count(text):
     """`"007"` as `"7"`, so that equal runs have equal configs; other text as it is."""
     return str(int(text)) if text.isdecimal() else text
-
-
-def _one_of(name, value, allowed):
-    if value not in allowed:
-        raise ValueError(f"Expected one of {list(allowed)}. Received: {name}={value!r}")
 
 
 def _in_range(name, value, interval, whole=False):

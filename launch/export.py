@@ -18,6 +18,7 @@ import sys
 
 from absl import flags as absl_flags
 
+from elrt_keras.checks import one_of
 from elrt_keras.launch import cli
 
 _KINDS = ("float32", "float16", "dynamic_int8", "int8")
@@ -41,7 +42,9 @@ def define():
 def _kinds(values):
     """The kinds of files that are asked for; refuses flags that would change nothing."""
     kinds = list(dict.fromkeys(values.quantization))
-    if not kinds or set(kinds) - set(_KINDS) or (values.output is not None and len(kinds) > 1):
+    for kind in kinds:
+        one_of(kind, _KINDS, "quantization")
+    if not kinds or (values.output is not None and len(kinds) > 1):
         raise ValueError(f"Expected some of {_KINDS}, one with --output. Received: quantization={kinds}")
     if values.format != "litert" and kinds != ["float32"]:
         raise ValueError(f"--quantization is for LiteRT. Received: format={values.format!r}, quantization={kinds}")

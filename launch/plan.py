@@ -17,6 +17,7 @@ import sys
 from absl import flags
 
 from elrt_keras.atomic import check_file
+from elrt_keras.checks import suggestion
 from elrt_keras.launch import cli, parsing
 from elrt_keras.ranks import METHODS, READ_WEIGHTS
 
@@ -33,9 +34,7 @@ def define():
         None,
         "Height, width, channels: of a builder's model (its own by default), or of a file's with open sizes.",
     )
-    flags.DEFINE_integer(
-        "image_size", None, "Height and width of colour images; short for --input_shape.", lower_bound=1
-    )
+    flags.DEFINE_integer("image_size", None, "Height, width of colour images; short for --input_shape.", lower_bound=1)
     flags.DEFINE_integer("classes", None, "Number of classes, for a builder; its own by default.")
     flags.DEFINE_string("format", "tucker2", "Low-rank format; or 'pattern:format,…' by layer names, first match.")
     flags.DEFINE_float("fraction", None, "Fraction of the full ranks, instead of a budget.")
@@ -99,7 +98,8 @@ def _model(values, shape):
         return models.build(values.model, shape, values.classes)
     if not os.path.exists(values.model):
         raise ValueError(
-            f"Expected one of {models.list_models()}, a .keras file or a finished run. Received: model={values.model!r}"
+            f"Expected one of {models.list_models()}, a .keras file or a finished run. "
+            f"Received: model={values.model!r}{suggestion(values.model, models.list_models())}"
         )
     if values.classes is not None:
         raise ValueError(f"--classes is for builders; a saved model has its own. Received: classes={values.classes}")

@@ -38,6 +38,7 @@ from typing import Any  # noqa: E402
 
 import keras  # noqa: E402
 
+from elrt_keras.checks import one_of  # noqa: E402
 from elrt_keras.models.blocks import Normalization, Plan  # noqa: E402
 from elrt_keras.models.mobilenet import mobilenet_v2  # noqa: E402
 from elrt_keras.models.resnet import resnet18, resnet18_cifar, resnet34, resnet50, resnet101, resnet152  # noqa: E402
@@ -129,7 +130,5 @@ def _builder(name):
     def plain(text):
         return re.sub(r"[-_]", "", str(text)).lower()
 
-    for known, builder in _BUILDERS.items():
-        if plain(known) == plain(name):
-            return builder
-    raise ValueError(f"Unknown model. Expected one of {list_models()}. Received: name={name!r}")
+    known = {plain(model): model for model in _BUILDERS}
+    return _BUILDERS[one_of(known.get(plain(name), name), _BUILDERS, "name")]

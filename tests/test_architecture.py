@@ -17,7 +17,7 @@ import elrt_keras
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FOLDERS = {"elrt_keras": "elrt_keras", "models": "elrt_keras.models", "launch": "elrt_keras.launch"}
 LEVELS = {
-    **{f"elrt_keras.{name}": 0 for name in ("atomic", "figures", "formats", "costs", "litert", "batch_norm")},
+    **{f"elrt_keras.{name}": 0 for name in ("atomic", "checks", "figures", "formats", "costs", "litert", "batch_norm")},
     **{
         f"elrt_keras.{name}": 0
         for name in ("opened", "progress", "records", "separable", "tables", "tracing", "traversal")

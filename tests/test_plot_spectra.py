@@ -86,7 +86,7 @@ def test_spectra_of_shared_nested_grouped_and_zero_layers():
     [
         ({"model": 3}, "Expected a Keras model. Received: model=3"),
         ({"model": model_of(keras.layers.Flatten(), shape=(2, 2, 1))}, "Expected a model with built convolutions"),
-        ({"format": "tucker"}, "Unknown format.*Received: format='tucker'"),
+        ({"format": "tucker"}, "Expected one of .* Received: format='tucker'. Did you mean 'tucker2'"),
         ({"layers": "conv*"}, r"Nothing matched.*\['stem', 'body', .*Received: layers='conv\*'"),
         ({"layers": []}, r"names or patterns of layers among .*Received: layers=\[\]"),
         ({"layers": [5]}, "Expected a name or pattern. Received: 5"),

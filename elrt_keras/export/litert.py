@@ -8,6 +8,7 @@ import keras
 
 from elrt_keras import litert
 from elrt_keras.atomic import Path, check_file
+from elrt_keras.checks import one_of
 from elrt_keras.costs import count_costs
 from elrt_keras.export import checks
 from elrt_keras.export.examples import check_batches, check_range, take_inputs
@@ -130,8 +131,7 @@ def to_litert(
 
 
 def _check(model, path, quantization, representative_data, io_dtype, class_names):
-    if quantization not in litert.QUANTIZATIONS:
-        raise ValueError(f"Expected one of {litert.QUANTIZATIONS}. Received: quantization={quantization!r}")
+    one_of(quantization, litert.QUANTIZATIONS, "quantization")
     check_model(model, "LiteRT export", legacy=True)
     check_weights(model, "LiteRT export")
     aware = is_quantization_aware(model)
@@ -144,9 +144,9 @@ def _check(model, path, quantization, representative_data, io_dtype, class_names
             "quantization='int8' measures ranges of activations: expected representative_data, some hundred example "
             "inputs. Received: representative_data=None"
         )
-    if io_dtype not in IO_DTYPES or (io_dtype != "float32" and quantization != "int8"):
+    if one_of(io_dtype, IO_DTYPES, "io_dtype") != "float32" and quantization != "int8":
         raise ValueError(
-            f"Expected io_dtype one of {IO_DTYPES}, float32 unless quantization='int8'. "
+            "Expected io_dtype='float32' unless quantization='int8'. "
             f"Received: io_dtype={io_dtype!r}, quantization={quantization!r}"
         )
     outputs = model.outputs[0].shape[-1]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import keras
 import numpy as np
 
+from elrt_keras.checks import one_of
 from elrt_keras.export.calibration import calibrate
 from elrt_keras.export.examples import take_inputs
 from elrt_keras.export.legacy import to_tf_keras
@@ -53,8 +54,7 @@ def quantization_aware(
     >>> # aware = elrt_keras.export.quantization_aware(model)
     >>> # aware.compile("sgd", "categorical_crossentropy"); aware.fit(…)
     """
-    if preserve not in PRESERVE:
-        raise ValueError(f"Expected one of {PRESERVE}. Received: preserve={preserve!r}")
+    one_of(preserve, PRESERVE, "preserve")
     tfmot, tf_keras, model = _prepared(model)
     quantization, combined = tfmot.quantization.keras, tfmot.experimental.combine
     schemes = {

@@ -16,6 +16,7 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 from keras import ops
 
+from elrt_keras.checks import one_of
 from elrt_keras.formats.arrays import (
     MatrixView,
     Tensor,
@@ -258,6 +259,4 @@ def get(name: str | Format) -> Format:
     """
     if isinstance(name, Format):
         return name
-    if not isinstance(name, str) or name not in _FORMATS:
-        raise ValueError(f"Unknown format. Expected one of {names()}. Received: format={name!r}")
-    return _FORMATS[name]
+    return _FORMATS[one_of(name, names(), "format")]

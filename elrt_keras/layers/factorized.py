@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from elrt_keras import formats, initializers
+from elrt_keras.checks import one_of
 from elrt_keras.formats.arrays import Tensor
 from elrt_keras.formats.base import Ranks
 from elrt_keras.initializers import Identifier
@@ -73,8 +74,7 @@ class FactorizedLayer(keras.layers.Layer):
             raise ValueError(f"Expected arguments of a {self.stock_class.__name__}. Received: {shared}") from error
         for argument in shared:
             setattr(self, argument, plain(getattr(stock, argument)))
-        if execution not in _EXECUTIONS:
-            raise ValueError(f"Expected one of {_EXECUTIONS}. Received: execution={execution!r}")
+        one_of(execution, _EXECUTIONS, "execution")
         if not isinstance(recompute, bool):
             raise ValueError(f"`recompute` is a bool. Received: recompute={recompute!r}")
         self._shared = tuple(shared)

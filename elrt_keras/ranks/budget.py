@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 import keras
 
+from elrt_keras.checks import one_of
 from elrt_keras.costs import count_costs
 from elrt_keras.litert.convert import Quantization
 from elrt_keras.ranks import energy, latency
@@ -150,8 +151,7 @@ def _bases(candidates, method):
 
 
 def _validated_limits(fraction, max_macs, max_params, max_latency, method):
-    if method not in METHODS:
-        raise ValueError(f"Expected one of {list(METHODS)}. Received: method={method!r}")
+    one_of(method, METHODS, "method")
     if (max_latency is None) == (method == "latency"):
         raise ValueError(
             "`max_latency` and method='latency' belong together. "

@@ -23,6 +23,7 @@ import numpy as np
 
 from elrt_keras import litert
 from elrt_keras.atomic import write_bytes
+from elrt_keras.checks import one_of
 from elrt_keras.formats.chain import chain_costs
 from elrt_keras.litert.convert import Quantization
 from elrt_keras.progress import progress_bar
@@ -244,8 +245,7 @@ def timed(
             "Times are measured of models with one input and one output. "
             f"Received: {model.name!r} with {len(model.inputs)} and {len(model.outputs)}"
         )
-    if quantization not in litert.QUANTIZATIONS:
-        raise ValueError(f"Expected one of {litert.QUANTIZATIONS}. Received: quantization={quantization!r}")
+    one_of(quantization, litert.QUANTIZATIONS, "quantization")
     litert.require_runtime()
     shape = input_shape or model.inputs[0].shape[1:]
     examples = np.random.default_rng(0).standard_normal((2, *shape), "float32")  # times do not depend on them

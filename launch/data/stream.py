@@ -5,6 +5,7 @@ import os
 
 from absl import logging
 
+from elrt_keras.checks import one_of
 from elrt_keras.launch.data.augment import Augmentation
 from elrt_keras.launch.data.decode import decoded_or_blank
 from elrt_keras.launch.data.interface import Images, local_batch, one_hot_batches, steps_per_epoch
@@ -30,9 +31,7 @@ class BadImages:
     """
 
     def __init__(self, mode, count):
-        if mode not in BAD_IMAGES:
-            raise ValueError(f"Expected one of {list(BAD_IMAGES)}. Received: bad_images={mode!r}")
-        self.mode, self._count = mode, count
+        self.mode, self._count = one_of(mode, BAD_IMAGES, "bad_images"), count
         self.names = set()
         self.fatal = None
 

@@ -92,7 +92,7 @@ def test_a_keras_file_in_other_formats(exported):
         ([], "Expected one run directory or .keras file"),
         (["nothing.keras"], "Received: 'nothing.keras', which does not exist"),
         (["text.keras"], "Expected a Keras model in a .keras file"),
-        (["run", "--quantization=int4"], "Received: quantization=['int4']"),
+        (["run", "--quantization=int4"], "Received: quantization='int4'. Did you mean 'int8'?"),
         (["run", "--quantization=int8,float16", "--output=m.tflite"], "one with --output"),
         (["run", "--format=onnx", "--quantization=int8"], "--quantization is for LiteRT"),
         (["nowhere"], "Received: 'nowhere', which does not exist"),
