@@ -52,7 +52,7 @@ def measure(name):
         macs_fraction = elrt.count_costs(low).macs / elrt.count_costs(dense).macs
         uniform = elrt.factorize(dense, elrt.plan_ranks(dense, max_macs=macs_fraction))
         contents = [dense_content, converted(low), converted(uniform)]
-        times = np.array([latency.measure(contents, _THREADS.value) for _ in range(_ROUNDS.value)])
+        times = np.array([latency.measure(contents, _THREADS.value)[0] for _ in range(_ROUNDS.value)])
         speedups = times[:, 0] / times[:, 1]
         row = {
             "model": name,

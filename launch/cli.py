@@ -5,6 +5,7 @@ import gc
 import io
 import os
 import sys
+import warnings
 
 from absl import app, flags, logging
 
@@ -92,6 +93,8 @@ def start(program, function, argv, **options):
             _print_no_more()
             sys.exit(0)
 
+    # The user has no use for the source line that warns.
+    warnings.formatwarning = lambda message, *_, **__: f"{program}: warning: {message}\n"
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a table's lines are in few encodings but UTF-8
     app.run(with_one_line_errors(program, function, **options), argv=argv, flags_parser=parsed)

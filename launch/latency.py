@@ -5,11 +5,14 @@ import json
 import os
 import re
 import shlex
+import warnings
 
 from elrt_keras import figures
 from elrt_keras.plot import tradeoff
 from elrt_keras.tables import render_table, short_names
 
+# 10–90 % range over the median: 7 to 15 % with a core to itself, from 18 % to many times the median without one.
+_SCATTER = 0.25
 _DEVICE_FOLDER = "/data/local/tmp"
 
 
@@ -43,9 +46,16 @@ def measure(paths, threads, runs):
     """Rows of results: what `benchmark_litert` measures, with the accuracy that `elrt-export` wrote down."""
     from elrt_keras.export import benchmark_litert
 
-    return [
-        {**dataclasses.asdict(result), **_exported(result.path)} for result in benchmark_litert(paths, threads, runs)
-    ]
+    results = benchmark_litert(paths, threads, runs)
+    names = zip(short_names(paths), results)
+    scattered = [name for name, one in names if one.high_ms - one.low_ms > _SCATTER * one.median_ms]
+    if scattered:
+        warnings.warn(
+            f"Single runs of {', '.join(scattered)} scatter by more than {_SCATTER:.0%} of the median: stop other "
+            f"programs, and measure again with more runs than --runs={runs}",
+            stacklevel=2,
+        )
+    return [{**dataclasses.asdict(result), **_exported(result.path)} for result in results]
 
 
 def _exported(path):

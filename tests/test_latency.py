@@ -1,6 +1,7 @@
 """Measured times and the ranks planned from them."""
 
 import json
+import pathlib
 
 import keras
 import numpy as np
@@ -255,6 +256,42 @@ def test_several_outputs_are_refused(cache):
         elrt.plan_ranks(model, max_latency=0.5)
 
 
+def scattered(seconds):
+    """A measurement whose interquartile range is 40 % of the median."""
+    return np.outer([0.8, 1.0, 1.2], seconds)
+
+
+def test_times_that_scatter_are_told_with_the_remedy(cache, monkeypatch, recwarn):
+    measured = latency.measure
+    monkeypatch.setattr(latency, "measure", lambda *arguments: np.tile(measured(*arguments)[0], (3, 1)))
+    elrt.plan_ranks(small_model(), max_latency=0.95)
+    monkeypatch.setattr(latency, "measure", lambda *arguments: scattered(measured(*arguments)[0]))
+    elrt.plan_ranks(small_model(), max_latency=0.95)
+    assert "scatter" not in "".join(str(one.message) for one in recwarn)  # the second time read from the table
+    table = latency.TimeTable(1).path
+    pathlib.Path(table).unlink()
+    with pytest.warns(UserWarning, match="scatter by 40% .* stop other programs, remove ") as told:
+        elrt.plan_ranks(small_model(), max_latency=0.95)
+    (told,) = [one for one in told if "scatter" in str(one.message)]
+    assert repr(table) in str(told.message) and told.filename == __file__
+
+
+def test_the_command_tells_which_files_scatter(tmp_path, monkeypatch):
+    from elrt_keras.launch import latency as command
+
+    ranges = {"a.tflite": (0.9, 1.1), "b.tflite": (0.9, 1.2)}
+
+    def benchmark_litert(paths, threads, runs):
+        return [
+            elrt.export.LatencyResult(path, 1, threads, runs, 1.0, *ranges[path], peak_memory_bytes=None)
+            for path in paths
+        ]
+
+    monkeypatch.setattr(elrt.export, "benchmark_litert", benchmark_litert)
+    with pytest.warns(UserWarning, match="Single runs of b scatter by more than 25% .* --runs=50"):
+        assert len(command.measure(list(ranges), 1, 50)) == 2
+
+
 @pytest.mark.slow
 # Processors that multiply int8 matrices (AMX) leave less to gain there.
 @pytest.mark.parametrize(("quantization", "max_latency"), [(None, 0.6), ("int8", 0.8)])
@@ -263,5 +300,5 @@ def test_the_predicted_speed_up_is_the_measured_one(quantization, max_latency):
     plan = elrt.plan_ranks(model, max_latency=max_latency, quantization=quantization)
     images = np.random.default_rng(0).integers(0, 256, (4, 128, 128, 3)).astype("float32")
     contents = [litert.model_to_litert(m, quantization, images) for m in (model, elrt.factorize(model, plan))]
-    dense, fast = latency.measure(contents, 1)
+    dense, fast = latency.measure(contents, 1)[0]
     assert dense / fast == pytest.approx(plan.latency["dense"] / plan.latency["planned"], rel=0.15)

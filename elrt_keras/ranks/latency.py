@@ -15,6 +15,7 @@ import json
 import math
 import numbers
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -40,7 +41,9 @@ _MORE_RANKS = (0.125, 0.25, 0.375, 0.5, 0.75)
 _LARGE, _FEW_FRACTIONS = 2**24, (0.0625, 0.125, 0.25, 0.5)
 _SECONDS = 1.0  # of measuring per layer, within these numbers of rounds
 _ROUNDS = (5, 40)
-_QUANTILE = 0.25
+# Interquartile range of single runs over their median, summed over layers: 4 to 8 % with a core to itself, 8 to 32 %
+# with several programs to each core. Lower quartiles stayed within 3 % there, so less is not worth a word.
+_SCATTER = 0.25
 _MEMORY = 2**30  # bytes of the models that take turns
 
 
@@ -95,6 +98,17 @@ class TimeTable:
                 f"Received: {folder!r}"
             )
         self._seconds = self._read()
+        self._ranges, self._medians = 0.0, 0.0
+
+    @property
+    def scatter(self) -> float:
+        """The interquartile range of what has been measured since the table was opened, as a part of the median."""
+        return self._ranges / self._medians if self._medians else 0.0
+
+    def note(self, quartiles: np.ndarray) -> None:
+        """Takes down how far the single runs of a measurement lie apart; `quartiles` as `measure` returns them."""
+        low, middle, high = quartiles.sum(axis=1)
+        self._ranges, self._medians = self._ranges + float(high - low), self._medians + float(middle)
 
     def get(self, key: str) -> float | None:
         """The seconds of a key, or `None`."""
@@ -170,7 +184,8 @@ def _times(candidate, choices, size, table):
         for part in _parts([ranks for ranks in missing if ranks is not None], candidate, size):
             contents = [litert.chain_to_litert(chains[ranks], *shape) for ranks in part]
             # The dense layer takes part each time: it is what the others are compared with.
-            seconds = measure([dense, *contents], table.threads)
+            seconds, *_ = quartiles = measure([dense, *contents], table.threads)
+            table.note(quartiles)
             scale = (table.get(keys[None]) or seconds[0]) / seconds[0]
             measured = zip([None, *part], seconds)
             table.add({keys[ranks]: float(scale * value) for ranks, value in measured})
@@ -198,11 +213,11 @@ def _key(stages, size, padding):
 
 
 def measure(contents: Sequence[bytes], threads: int) -> np.ndarray:
-    """Seconds of one inference of each of several LiteRT models (bytes): the lower quartile of interleaved runs."""
+    """Seconds of one inference of each of several LiteRT models (bytes): the three quartiles of interleaved runs."""
     runners = [litert.Runner(content, threads) for content in contents]
     one_round = float(litert.time_interleaved(runners, runs=1, warmup=1).sum())
     rounds = int(np.clip(math.ceil(_SECONDS / one_round), *_ROUNDS))
-    return np.quantile(litert.time_interleaved(runners, rounds, warmup=1), _QUANTILE, axis=1)
+    return np.quantile(litert.time_interleaved(runners, rounds, warmup=1), (0.25, 0.5, 0.75), axis=1)
 
 
 def timed(
@@ -255,6 +270,12 @@ def timed(
     candidates = time_candidates(
         budget.candidates, multiple_of, table, functools.partial(progress_bar, told="timing layers")
     )
+    if table.scatter > _SCATTER:
+        warnings.warn(
+            f"Single runs of the timed layers scatter by {table.scatter:.0%} of their median, so other ranks may be "
+            f"faster: stop other programs, remove {table.path!r}, and plan again",
+            stacklevel=3,
+        )
     total = _total(content, candidates, table)
     dense = sum(candidate.times[None] for candidate in candidates)
     if dense > total:
@@ -267,11 +288,11 @@ def timed(
 def _total(content, candidates, table):
     """Seconds of the whole dense model, on a machine as busy as when its layers were timed."""
     if not candidates:
-        return float(measure([content], table.threads)[0])
+        return float(measure([content], table.threads)[0, 0])
     slowest = max(candidates, key=lambda candidate: candidate.times[None])
     (size, _), *_ = slowest.sizes
     stages = slowest.stages(None)
     layer = litert.chain_to_litert(stages, size, slowest.padding, table.quantization)
     # The times of layers may be old. The slowest of them takes turns with the model, and says what has changed.
-    whole, now = measure([content, layer], table.threads)
+    whole, now = measure([content, layer], table.threads)[0]
     return float(whole * table.get(_key(stages, size, slowest.padding)) / now)

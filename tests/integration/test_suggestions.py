@@ -1,4 +1,7 @@
-"""Commands suggest the flag, and the value of a flag, that was probably meant."""
+"""Commands suggest the flag, and the value of a flag, that was probably meant; warnings are lines of text."""
+
+import subprocess
+import sys
 
 import commands
 import pytest
@@ -34,3 +37,13 @@ def test_misspelt_flags_and_values(command, arguments, meant, tmp_path):
     done = commands.run(command, *arguments, cwd=tmp_path)
     assert done.returncode == 2 and meant in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_warning_is_one_line_without_the_source_that_warns(tmp_path):
+    program = (
+        "import warnings; from elrt_keras.launch import cli; "
+        "cli.start('elrt-x', lambda argv: warnings.warn('Times scatter'), ['elrt-x'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0 and "elrt-x: warning: Times scatter" in done.stderr.splitlines()
+    assert "warnings.warn" not in done.stderr
