@@ -62,14 +62,23 @@ STUMBLES = (
         "`make demo` was silent for minutes.",
         "README says what it installs, how large, and that it takes minutes.",
     ),
+    (
+        "Keras' progress lines had `low_rank` and `seconds` in them, which say little, as above.",
+        "They now show accuracy, loss and, where the loss has penalties, the cross-entropy.",
+    ),
+    (
+        "A misspelt model was answered with the whole list.",
+        "Messages about misspelt names and values now suggest the closest one.",
+    ),
+    (
+        "Nothing warned where a loss diverges, or where measured times scatter because the machine is busy.",
+        "Both are now warnings that say what to do.",
+    ),
 )
 
 # What is as it was.
 LEFT = (
     "TensorFlow writes some lines to the terminal whenever it starts, before a command can tell it not to.",
-    "Keras' progress lines have `low_rank` and `seconds` in them, which say little.",
-    "A misspelt model is answered with the whole list, not with the nearest name.",
-    "Nothing warns where a loss diverges, or where measured times scatter because the machine is busy.",
     "The error for a broken image ends with names of TensorFlow's operations.",
     "Classifying an image with the Keras model takes a few lines of one's own.",
 )

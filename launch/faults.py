@@ -9,6 +9,7 @@ import time
 
 import keras
 import numpy as np
+from absl import logging
 
 from elrt_keras.launch import checkpoints
 from elrt_keras.launch.checkpoints import Progress
@@ -149,6 +150,33 @@ def _diagnosis(what, model, run_dir, epoch, step):
         f"{_last_good(run_dir)}. "
         "A lower --learning_rate or --orthogonality_strength or a longer --lr_warmup_epochs may help"
     )
+
+
+class DivergenceWarning(keras.callbacks.Callback):
+    """Warns once when the loss of training has become worse than guessing, and clearly worse than it was.
+
+    Args:
+        config: the `TrainConfig`.
+        classes: number of classes.
+    """
+
+    def __init__(self, config, classes):
+        super().__init__()
+        self._config, self._classes = config, classes
+        self._best, self._warned = math.inf, False
+
+    def on_epoch_end(self, epoch, logs=None):
+        loss = logs.get("cross_entropy", logs["loss"])  # there are no penalties where only the loss is there
+        self._best = min(self._best, loss)
+        guessing = math.log(self._classes)
+        if self._warned or loss <= max(2 * guessing, 1.5 * self._best):
+            return
+        self._warned = True
+        logging.warning(
+            "The loss of training has risen from %.2f to %.2f by epoch %d, where guessing among %d classes has %.2f: a "
+            "--learning_rate below %g or a longer --lr_warmup_epochs may help",
+            *(self._best, loss, epoch + 1, self._classes, guessing, self._config.learning_rate),
+        )
 
 
 class Checkpointing(keras.callbacks.Callback):

@@ -114,7 +114,7 @@ def compile_model(model, config, steps):
     model.compile(
         make_optimizer(config, steps),
         keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing),
-        metrics=[accuracy()],
+        metrics=[accuracy(), *_cross_entropy(config)],
         jit_compile=jit_compile(),
     )
 
@@ -122,6 +122,14 @@ def compile_model(model, config, steps):
 def accuracy():
     """Top-1 accuracy as an object: a name gets its variables in the first step, which TensorFlow then traces again."""
     return keras.metrics.CategoricalAccuracy(name="accuracy")
+
+
+def _cross_entropy(config):
+    """The loss without penalties as a metric, for the runs whose loss has some."""
+    if frobenius_decay(config) is None and _orthogonality(config) is None:
+        return []
+    # By the configuration, not by the model: full-rank warm-up has the columns of the low-rank epochs.
+    return [keras.metrics.CategoricalCrossentropy(name="cross_entropy", label_smoothing=config.label_smoothing)]
 
 
 def slow_down(model, config, steps, rollbacks):

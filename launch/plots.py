@@ -6,13 +6,14 @@ from elrt_keras import figures, records
 from elrt_keras.plot import orthogonality
 
 _PANELS = {
-    "loss (with penalties)": {"train": "loss", "test": "val_loss"},
+    "cross-entropy": {"train": "cross_entropy", "test": "val_cross_entropy"},
+    "loss": {"train": "loss", "test": "val_loss"},
     "accuracy": {"train": "accuracy", "test": "val_accuracy"},
 }
 
 
 def plot_curves(history_csv, path, title):
-    """Draws loss, accuracy and orthogonality error over the epochs of a `history.csv`.
+    """Draws loss (without penalties), accuracy and orthogonality error over the epochs of a `history.csv`.
 
     Args:
         history_csv: file written by `keras.callbacks.CSVLogger`.
@@ -22,6 +23,8 @@ def plot_curves(history_csv, path, title):
     columns = {name: list(map(records.number, values)) for name, values in records.columns(history_csv).items()}
     epochs = [int(epoch) + 1 for epoch in columns["epoch"]]
     panels = {name: series for name, series in _PANELS.items() if all(_has_values(columns, c) for c in series.values())}
+    if "cross-entropy" in panels:
+        del panels["loss"]
     is_low_rank = _has_values(columns, "orthogonality_error_mean")
     count = len(panels) + is_low_rank
     figure = figures.new(3.4, width=4 * count)

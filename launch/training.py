@@ -31,6 +31,7 @@ class _Job:
     dense: keras.Model
     distribution: Distribution
     request: faults.StopRequest
+    divergence: faults.DivergenceWarning  # one for all calls of `fit`
 
 
 def run(config, run_dir, distribution=SINGLE):
@@ -62,7 +63,8 @@ def run(config, run_dir, distribution=SINGLE):
     with modeling.precision(config), faults.noting_sigterm() as request, faults.plain_errors(run_dir, distribution):
         keras.utils.set_random_seed(config.seed)
         dense = modeling.dense_model(config, data)
-        job = _Job(config, run_dir, data, steps, dense, distribution, request)
+        divergence = faults.DivergenceWarning(config, len(data.class_names))
+        job = _Job(config, run_dir, data, steps, dense, distribution, request, divergence)
         with rundir.held(run_dir) if distribution.is_chief else contextlib.nullcontext():
             finished = _finished(config, run_dir) if distribution.workers == 1 else None
             if finished is not None:  # by another process, while this one read its data
@@ -229,6 +231,8 @@ def _callbacks(job, progress, warms_up):
     config, run_dir = job.config, job.run_dir
     callbacks = [
         faults.NonFiniteGuard(run_dir, progress),
+        # Ahead of those that add to the logs what is for the CSV file and TensorBoard.
+        keras.callbacks.ProgbarLogger(),
         elrt.callbacks.OrthogonalityLogger(),
         EpochNotes(config, warms_up),
     ]
@@ -236,7 +240,7 @@ def _callbacks(job, progress, warms_up):
     if schedule is not None and not warms_up:
         callbacks.append(elrt.callbacks.RegularizationSchedule(schedule))
     if job.distribution.is_chief:
-        callbacks.append(keras.callbacks.CSVLogger(rundir.history_path(run_dir), append=True))
+        callbacks += [keras.callbacks.CSVLogger(rundir.history_path(run_dir), append=True), job.divergence]
     stops_by_itself = warms_up and config.warmup_epochs == "auto"
     if stops_by_itself:
         # After the CSV file, whose columns have to be those of the low-rank epochs.

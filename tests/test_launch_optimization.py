@@ -19,15 +19,29 @@ def rates(steps_per_epoch=10, **fields):
 
 
 @pytest.mark.tensorflow
-def test_a_training_step_is_traced_once(monkeypatch):
+@pytest.mark.parametrize(("fields", "more"), [({}, {"cross_entropy"}), ({"weight_decay": 0, "format": "dense"}, set())])
+def test_a_training_step_is_traced_once(monkeypatch, fields, more):
     """Tracing is most of the time in which a run starts: of a ResNet, seconds."""
     traced, train_step = [], keras.Model.train_step
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="softmax")])
-    modeling.compile_model(model, TrainConfig(), 2)
+    modeling.compile_model(model, TrainConfig(**fields), 2)
     model.optimizer.build(model.trainable_variables)  # as in a model from a checkpoint
     monkeypatch.setattr(model, "train_step", lambda data: traced.append(1) or train_step(model, data))
     logs = model.fit(np.ones((8, 4)), np.eye(3)[[0, 1, 2, 0, 1, 2, 0, 0]], batch_size=4, verbose=0).history
-    assert set(logs) == {"accuracy", "loss"} and len(traced) == 1
+    assert set(logs) == {"accuracy", "loss"} | more and len(traced) == 1
+
+
+def test_the_cross_entropy_is_the_loss_without_penalties():
+    config = TrainConfig(model="resnet8", label_smoothing=0.1, weight_decay=0.01)
+    dense = elrt.models.build("resnet8", (8, 8, 1), 10)
+    model = modeling.build_model(config, dense, modeling.rank_plan(config, dense))
+    modeling.compile_model(model, config, 2)
+    x, y = np.random.default_rng(0).uniform(0, 255, (8, 8, 8, 1)), np.eye(10)[:8]
+    results = model.evaluate(x, y, verbose=0, return_dict=True)
+    smooth, outputs = 0.9 * y + 0.01, np.asarray(model.predict(x, verbose=0), "float64")
+    expected = -np.mean(np.sum(smooth * np.log(outputs), axis=1))
+    assert results["cross_entropy"] == pytest.approx(expected, rel=1e-4)
+    assert results["loss"] == pytest.approx(expected + float(sum(model.losses)), rel=1e-4)
 
 
 def test_cosine():

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -43,7 +44,11 @@ def test_a_run_leaves_what_it_promises(smoke_run):
     assert f"{summary['macs_fraction']:.1%} of dense" in output
     rows = list(csv.DictReader((run_dir / "history.csv").open()))
     assert [row["epoch"] for row in rows] == ["0", "1"]
-    assert {"loss", "val_accuracy", "orthogonality_error_mean", "seconds"} <= set(rows[0])
+    shown = [f"{split}{name}" for split in ("", "val_") for name in ("accuracy", "cross_entropy", "loss")]
+    errors = ("orthogonality_error_mean", "orthogonality_error_max")
+    assert set(rows[0]) == {"epoch", "seconds", "low_rank", *shown, *errors}
+    lines = [line for line in output.splitlines() if "val_accuracy" in line]
+    assert [re.findall(r"(\w+): ", line) for line in lines] == [shown, shown]
 
 
 def test_summary_agrees_with_the_saved_model(smoke_run):
