@@ -94,6 +94,7 @@ setup(
             "elrt-plan=elrt_keras.launch.plan:main",
             "elrt-export=elrt_keras.launch.export:main",
             "elrt-benchmark=elrt_keras.launch.benchmark:main",
+            "elrt-classify=elrt_keras.launch.classify:main",
         ]
     },
 )

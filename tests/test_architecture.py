@@ -110,7 +110,7 @@ def python(program, cwd):
     return subprocess.run([sys.executable, "-c", program], cwd=cwd, capture_output=True, text=True, timeout=200)
 
 
-@pytest.mark.parametrize("script", ["train", "evaluate", "plan", "export", "benchmark"])
+@pytest.mark.parametrize("script", ["train", "evaluate", "plan", "export", "benchmark", "classify"])
 def test_commands_are_thin(script):
     assert len((ROOT / "launch" / f"{script}.py").read_text(encoding="utf-8").splitlines()) < 120
 

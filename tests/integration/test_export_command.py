@@ -220,3 +220,55 @@ def test_the_example_classifies_image_files(exported, tmp_path):
     int8 = [program, f"--model={folder}/run/export/low_rank_int8.tflite", paths[0]]
     done = subprocess.run([sys.executable, *map(str, int8)], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0 and done.stdout.startswith(f"{paths[0]}: ")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Image files of several kinds and sizes."""
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype="uint8")
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg")
+    Image.fromarray(pixels[:8, :8, 0]).save(tmp_path / "grey.png")
+    Image.fromarray(257 * pixels[..., 0].astype("uint16")).save(tmp_path / "deep.png")
+    return ["photo.jpg", "grey.png", "deep.png"]
+
+
+@pytest.mark.parametrize("kind", ["float32", "int8"])
+def test_the_command_classifies_as_the_example_does(exported, tmp_path, pictures, kind):
+    folder, _ = exported
+    path = folder / "run" / "export" / f"low_rank_{kind}.tflite"
+    program = pathlib.Path(__file__).resolve().parents[2] / "examples" / "classify.py"
+    example = [sys.executable, program, f"--model={path}", "--top_k=2", *pictures]
+    expected = subprocess.run(list(map(str, example)), cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    done = commands.run("classify", path, "--top_k=2", *pictures, cwd=tmp_path)
+    assert done.returncode == expected.returncode == 0, done.stderr[-2000:]
+    assert done.stdout == expected.stdout and len(done.stdout.splitlines()) == 3
+
+
+def test_images_that_cannot_be_read_are_named(exported, tmp_path, pictures):
+    folder, _ = exported
+    path = folder / "run" / "export" / "low_rank_float32.tflite"
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "photo.jpg").read_bytes()[:600])
+    done = commands.run("classify", path, "text.png", *pictures, "cut.jpg", "missing.png", cwd=tmp_path)
+    assert done.returncode == 1 and [line.split(": ")[0] for line in done.stdout.splitlines()] == pictures
+    told = [line.split(": ")[:3] for line in done.stderr.splitlines() if line.startswith("elrt-classify")]
+    unread = ("text.png", "cut.jpg", "missing.png")
+    assert told == [["elrt-classify", name, "no image that can be read"] for name in unread]
+    assert commands.run("classify", path, *unread, cwd=tmp_path).returncode == 2
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "Expected a model and images: elrt-classify FILE.tflite IMAGE… Received: []"),
+        (["model.tflite"], "Received: ['model.tflite']"),
+        (["model.tflite", "photo.jpg"], "Expected a LiteRT model. Received: model.tflite"),
+        (["photo.jpg", "photo.jpg"], "Expected a LiteRT model. Received: photo.jpg"),
+    ],
+)
+def test_what_cannot_classify_is_refused_in_one_line(tmp_path, pictures, arguments, message):
+    done = commands.run("classify", *arguments, cwd=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert message in [line for line in done.stderr.splitlines() if line.startswith("elrt-classify: error: ")][-1]

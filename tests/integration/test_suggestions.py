@@ -17,6 +17,7 @@ pytestmark = pytest.mark.tensorflow  # the same on every backend
         ("export", ["run", "--quantisation=int8"], "Did you mean: quantization ?"),
         ("evaluate", ["run", "--datadir=x"], "Did you mean: data_dir ?"),
         ("benchmark", ["litert", "--thread=2"], "Did you mean: threads ?"),
+        ("classify", ["model.tflite", "--topk=1"], "Did you mean: top_k ?"),
         ("train", ["--run_dir=run", "--optimizer=adam"], "one of <sgd|adamw>. Did you mean 'adamw'?"),
         ("train", ["--run_dir=run", "--strategy=miror"], "Did you mean 'mirrored'?"),
         ("plan", ["--model=resnet20", "--method=vmbf"], "Did you mean 'vbmf'?"),

@@ -306,6 +306,7 @@ def test_help_teaches_and_the_script_runs_by_its_path(tmp_path):
         ("plan", "--max_latency:"),
         ("export", "--quantization:"),
         ("benchmark", "--threads:"),
+        ("classify", "--top_k:"),
     ],
 )
 def test_an_installed_command_explains_itself_and_its_flags(command, flag, tmp_path):
