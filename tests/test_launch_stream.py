@@ -14,7 +14,7 @@ from PIL import Image
 
 from elrt_keras.launch import data
 from elrt_keras.launch.config import TrainConfig
-from elrt_keras.launch.data import decode, sources
+from elrt_keras.launch.data import decode, records, sources
 
 CLASSES = ("cat", "dog", "eel")
 PER_CLASS = 20
@@ -125,13 +125,13 @@ def test_a_link_that_leads_back_adds_no_images(folder, tmp_path):
 
 
 def test_a_lone_split_is_no_class(folder, tmp_path):
-    for split in ("train", "holdout"):
+    for split in ("train", "part"):
         for name in CLASSES:
             (tmp_path / split / name).mkdir(parents=True)
             shutil.copy(folder / name / "00.jpg", tmp_path / split / name)
-    with pytest.raises(ValueError, match=r"one of \('train', .*Received: 'train', which.*beside \['holdout'\]"):
+    with pytest.raises(ValueError, match=r"such as 'train' and.*Received: 'train', which.*beside \['part'\]"):
         load(tmp_path)
-    (tmp_path / "holdout").rename(tmp_path / "testing")
+    (tmp_path / "part").rename(tmp_path / "testing")
     assert (load(tmp_path).train.count, load(tmp_path).test.count) == (3, 3)
     # A class may be called so.
     for name in ("train", "bus"):
@@ -139,6 +139,69 @@ def test_a_lone_split_is_no_class(folder, tmp_path):
         for number in range(2):
             shutil.copy(folder / CLASSES[0] / f"{number:02}.jpg", tmp_path / "vehicles" / name)
     assert load(tmp_path / "vehicles").class_names == ("bus", "train")
+
+
+def write_splits(root, names, classes=("cup", "pan"), count=3):
+    """One folder for each name, with `count` images in each class; those of the first are black."""
+    for number, name in enumerate(names):
+        for kind in classes:
+            (root / name / kind).mkdir(parents=True)
+            for image in range(count):
+                Image.new("RGB", (9, 9), (200 * number, 0, 0)).save(root / name / kind / f"{image}.png")
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize(
+    "train, test",
+    [
+        *[("Train", "Test"), ("TRAIN", "VAL"), ("training_set", "test_set"), ("Training", "Testing"), ("train", "dev")],
+        *[("train2017", "val2017"), ("trainset", "evaluation"), ("train_images", "valid_images"), ("trn", "holdout")],
+        *[("train-data", "Validation Data"), ("train_split_1", "eval.set")],
+    ],
+)
+def test_splits_under_any_usual_name(tmp_path, train, test):
+    write_splits(tmp_path, (train, test))
+    halves = *_, names = sources.folder_splits(tmp_path)
+    assert names == ("cup", "pan") and [half.count for half in halves[:2]] == [6, 6]
+    assert all(f"/{train}/".encode() in path for path in halves[0].paths)
+    assert all(f"/{test}/".encode() in path for path in halves[1].paths)
+
+
+@pytest.mark.tensorflow
+def test_validation_comes_before_test_and_two_of_a_kind_are_refused(tmp_path):
+    write_splits(tmp_path, ("train", "Test", "Val"))
+    assert b"/Val/" in sources.folder_splits(tmp_path)[1].paths[0]
+    write_splits(tmp_path, ("train2014",))
+    with pytest.raises(ValueError, match=r"one folder for each split.*Received: \['train', 'train2014'\]"):
+        sources.folder_splits(tmp_path)
+
+
+@pytest.mark.tensorflow
+def test_folders_of_the_same_folders_are_no_classes(tmp_path):
+    write_splits(tmp_path / "folds", ("1_train", "2_test"))
+    with pytest.raises(ValueError, match=r"Received: \['1_train', '2_test'\], each of which holds .*\['cup', 'pan'\]"):
+        sources.folder_splits(tmp_path / "folds")
+    # A class may keep its images in one folder, or in folders of its own.
+    write_splits(tmp_path / "deep", ("cup", "pan"), classes=("images",))
+    assert sources.folder_splits(tmp_path / "deep")[2] == ("cup", "pan")
+    write_splits(tmp_path / "unlike", ("cup",), classes=("red", "blue"))
+    write_splits(tmp_path / "unlike", ("pan",), classes=("steel", "iron"))
+    assert sources.folder_splits(tmp_path / "unlike")[2] == ("cup", "pan")
+
+
+@pytest.mark.tensorflow
+def test_images_under_other_suffixes_are_taken_and_other_pictures_counted(tmp_path, caplog):
+    write_splits(tmp_path, ("cup", "pan"), classes=("",))
+    for name in ("a.jfif", "b.jpe", "c", "d.tif.part"):
+        (tmp_path / "cup" / name).write_bytes(encoded(picture(1, 9, 9)))
+    for name in ("e.tif", "f.HEIC", "g.avif"):
+        (tmp_path / "pan" / name).write_bytes(b"II*\0 a picture of another kind")
+    (tmp_path / "pan" / "notes.txt").write_text("no picture")
+    with caplog.at_level("WARNING"):
+        train, test, _ = sources.folder_splits(tmp_path)
+    assert train.count + test.count == 3 + 4 + 3
+    assert "3 pictures of other kinds (1 .tif, 1 .heic, 1 .avif)" in caplog.text
+    assert "e.tif" in caplog.text and "notes.txt" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -287,7 +350,7 @@ def test_a_batch_that_does_not_divide_is_refused(folder):
 
 @pytest.mark.parametrize("name", ["imagenette/160px-v2", "imagenet2012"])
 def test_tfds_records(tfds_dir, name, monkeypatch):
-    monkeypatch.setattr(sources, "_BLOCK", 16)  # several blocks, the last one not full
+    monkeypatch.setattr(records, "_BLOCK", 16)  # several blocks, the last one not full
     images = data.load(name, str(tfds_dir), image_size=20)
     assert (images.train_count, images.test.count) == (40, 12)
     assert len(images.class_names) == (1000 if name == "imagenet2012" else 10)

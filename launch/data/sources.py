@@ -1,19 +1,28 @@
-"""Where encoded images come from: files in folders, or the records of a prepared TFDS data set.
+"""Image files in folders, one per class, as a training and a test split.
 
 A split yields `(name, reference, label)` and turns a reference into the bytes of an image.
 """
 
+import collections
 import dataclasses
+import mimetypes
 import os
 import pathlib
+import re
 
 import numpy as np
+from absl import logging
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
-_TRAIN, _TEST = ("train", "training"), ("val", "valid", "validation", "test", "testing", "eval")
+# First bytes of the kinds that `decode.py` reads; a WebP file says so after its length.
+_MAGIC = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|BM|RIFF....WEBP", re.DOTALL)
+# Kinds of pictures that Python's table of file types may lack.
+_OTHER_PICTURES = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".tif", ".tiff", ".dng", ".cr2", ".nef", ".arw", ".psd")
+# Names of splits without case, words such as "set", separators and numbers; of test splits the first kind is taken.
+_TRAIN = ("train", "training", "trn")
+_TEST_KINDS = (("val", "valid", "validation", "dev"), ("test", "testing", "tst", "eval", "evaluation", "holdout"))
+_FILLER = re.compile(r"(?:set|data|split|images|imgs|img)$|[^a-z]+$")
 _TEST_FRACTION = 0.2
-# Files read side by side, and records that are shuffled together: memory is some of these blocks of encoded images.
-_CYCLE, _BLOCK = 16, 2048
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,97 +55,24 @@ class FolderSplit:
         return tf.io.read_file(reference)
 
 
-@dataclasses.dataclass(frozen=True)
-class RecordSplit:
-    """The record files of one split of a TFDS data set with the features `image` and `label`."""
-
-    files: tuple
-    features: object
-    count: int
-
-    def examples(self, seed=None, shard=(0, 1)):
-        """A dataset of `(name, reference, label)`: files and records shuffled by `seed`, or in order.
-
-        The reference is the encoded image itself. Names are TFDS' own: `FILE__NUMBER`.
-        """
-        import tensorflow as tf
-
-        files = tf.constant(self.files)
-        if seed is not None:
-            files = tf.random.experimental.stateless_shuffle(files, seed)
-        files = tf.data.Dataset.from_tensor_slices(files)
-        by_file = len(self.files) % shard[1] == 0
-        files = files.shard(shard[1], shard[0]) if by_file else files
-        # In order means file by file.
-        cycle = 1 if seed is None else _CYCLE
-        records = files.interleave(self._records, cycle, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        records = records if by_file else records.shard(shard[1], shard[0])
-        if seed is not None:
-            records = _shuffled(records, seed)
-        return records.map(self._parsed)
-
-    @staticmethod
-    def _records(file):
-        import tensorflow as tf
-
-        return tf.data.TFRecordDataset(file).enumerate().map(lambda number, record: (file, number, record))
-
-    def _parsed(self, file, number, record):
-        import tensorflow as tf
-        import tensorflow_datasets as tfds
-
-        example = self.features.deserialize_example(record, decoders={"image": tfds.decode.SkipDecoding()})
-        name = tf.strings.join([tf.strings.split(file, os.sep)[-1], tf.strings.as_string(number)], "__")
-        return name, example["image"], example["label"]
-
-    @staticmethod
-    def contents(reference):
-        """The bytes of an image."""
-        return reference
-
-
-def _shuffled(records, seed):
-    """The elements of a dataset of tuples, shuffled in blocks.
-
-    `Dataset.shuffle` also depends on TensorFlow's global seed, and refuses a tensor as seed where that is 0.
-    """
-    import tensorflow as tf
-
-    def shuffled_block(number, block):
-        block_seed = tf.cast(seed, tf.int64) + [0, number]
-        order = tf.random.experimental.stateless_shuffle(tf.range(tf.shape(block[0])[0]), block_seed)
-        return tuple(tf.gather(part, order) for part in block)
-
-    blocks = records.batch(_BLOCK).enumerate().map(shuffled_block)
-    return blocks.prefetch(1).unbatch()
-
-
-def record_splits(builder):
-    """The training and test `RecordSplit` of a prepared TFDS builder."""
-
-    def split(name):
-        info = builder.info.splits[name]
-        return RecordSplit(tuple(map(str, info.filepaths)), builder.info.features, info.num_examples)
-
-    return split("train"), split("validation" if "validation" in builder.info.splits else "test")
-
-
 def folder_splits(path):
     """The training and test `FolderSplit` of a folder, and its class names.
 
-    `PATH/train/CLASS/*` and `PATH/val/CLASS/*` (or another of the names for these) where they are there; otherwise
-    `PATH/CLASS/*`, of which every fifth image is a test image, the same in every run.
+    `PATH/train/CLASS/*` and `PATH/val/CLASS/*`, also under other usual names of splits; otherwise `PATH/CLASS/*`, of
+    which every fifth image is a test image, the same in every run.
 
     Raises:
-        ValueError: for a path that is no such folder, or has one of the two splits under another name.
+        ValueError: for a path that is no such folder, holds one of the two splits only, two folders that could be the
+            same split, or folders that look like splits under unknown names.
     """
     root = pathlib.Path(path).expanduser()
     if not str(path) or not root.is_dir():
         raise ValueError(f"Expected a folder with one folder per class. Received: {str(path)!r}, which is no folder")
-    train, test = (next((root / n for n in names if (root / n).is_dir()), None) for names in (_TRAIN, _TEST))
+    train, test = _split_folders(root)
     if train is None or test is None:
         _refuse_a_lone_split(root, train or test)
         files = _class_files(root)
+        _refuse_unknown_splits(root, files)
         picked = {name: _stratified(paths) for name, paths in files.items()}
         halves = [{name: picked[name][half] for name in files} for half in (0, 1)]
     else:
@@ -150,41 +86,128 @@ def folder_splits(path):
     return *(_split(half) for half in halves), names
 
 
+def _folders(root):
+    return sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _plain(name):
+    """A folder's name without case and the words, separators and numbers that follow the name of a split.
+
+    >>> _plain("Training_set"), _plain("train2017"), _plain("VAL")
+    ('training', 'train', 'val')
+    """
+    name = name.lower()
+    while (shorter := _FILLER.sub("", name)) != name:
+        name = shorter
+    return name
+
+
+def _split_folders(root):
+    """The folders of the training and the test split, `None` where there is none."""
+
+    def only(kinds):
+        for kind in kinds:
+            found = [folder for folder in _folders(root) if _plain(folder.name) in kind]
+            if len(found) > 1 and all(map(_holds_classes, found)):
+                raise ValueError(
+                    f"Expected one folder for each split in {str(root)!r}. "
+                    f"Received: {[folder.name for folder in found]}, which could be the same split"
+                )
+            if found:
+                return found[0]
+        return None
+
+    return only((_TRAIN,)), only(_TEST_KINDS)
+
+
+def _holds_classes(folder):
+    """Whether a folder holds folders of images and no images itself."""
+    return not any(map(_is_image, folder.iterdir())) and any(_image_files(inner)[0] for inner in _folders(folder))
+
+
 def _refuse_a_lone_split(root, split):
     """Refuses folders of which one is named as a split and holds folders of images: they are no classes."""
-    if split is None or any(entry.suffix.lower() in _SUFFIXES for entry in split.iterdir()):
-        return
-    if any(entry.is_dir() and _image_files(entry) for entry in split.iterdir()):
+    if split is not None and _holds_classes(split):
         raise ValueError(
-            f"Expected one of {_TRAIN} and one of {_TEST} in {str(root)!r}, or one folder per class. "
-            f"Received: {split.name!r}, which holds folders of images, beside "
-            f"{sorted(entry.name for entry in root.iterdir() if entry.is_dir() and entry != split)[:10]}"
+            f"Expected a folder such as 'train' and one such as 'val' or 'test' in {str(root)!r}, or one folder per "
+            f"class. Received: {split.name!r}, which holds folders of images, beside "
+            f"{[entry.name for entry in _folders(root) if entry != split][:10]}"
+        )
+
+
+def _refuse_unknown_splits(root, classes):
+    """Refuses folders that hold the same folders of images and no images themselves: splits, more likely than classes.
+
+    One folder of the same name in each class (`CLASS/images/*`) is a usual way to keep a class.
+    """
+    inner = [sorted(entry.name for entry in _folders(root / name)) for name in classes]
+    if len(inner[0]) > 1 and all(names == inner[0] and _holds_classes(root / c) for c, names in zip(classes, inner)):
+        raise ValueError(
+            f"Expected one folder per class in {str(root)!r}, or splits that are called 'train' and 'val' or 'test'. "
+            f"Received: {list(classes)[:10]}, each of which holds the folders {inner[0][:10]}"
         )
 
 
 def _class_files(folder):
-    """`{class: sorted image paths}` of the folders in `folder` that are not hidden."""
-    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    files = {entry.name: _image_files(entry) for entry in classes}
-    empty = [name for name, paths in files.items() if not paths]
+    """`{class: sorted image paths}` of the folders in `folder` that are not hidden; says what it leaves out."""
+    found = {entry.name: _image_files(entry) for entry in _folders(folder)}
+    files = {name: images for name, (images, _) in found.items()}
+    others = [path for _, paths in found.values() for path in paths]
+    empty = [name for name, images in files.items() if not images]
+    left_out = f"; {_counted(others)}" if others else ""
     if len(files) < 2 or empty:
         raise ValueError(
             f"Expected at least two class folders with images ({', '.join(_SUFFIXES)}) in {str(folder)!r}. "
-            f"Received: classes {list(files)[:10]}" + (f", no images in {empty[:10]}" if empty else "")
+            f"Received: classes {list(files)[:10]}" + (f", no images in {empty[:10]}" if empty else "") + left_out
         )
+    if others:
+        logging.warning("%s in %s cannot be decoded and are left out, such as %s", _counted(others), folder, others[0])
     return files
 
 
+def _counted(paths):
+    """Files by suffix.
+
+    >>> _counted(["a.tif", "b.tif", "c.heic"])
+    '3 pictures of other kinds (2 .tif, 1 .heic)'
+    """
+    kinds = collections.Counter(os.path.splitext(path)[1].lower() for path in paths)
+    told = ", ".join(f"{count} {suffix}" for suffix, count in kinds.most_common())
+    return f"{len(paths)} pictures of other kinds ({told})"
+
+
 def _image_files(folder):
-    found, seen = [], set()
+    """Paths below a folder, sorted: of images that can be decoded, and of pictures of other kinds."""
+    images, others, seen = [], [], set()
     for where, folders, names in os.walk(folder, followlinks=True):
         if os.path.realpath(where) in seen:  # a link has led back
             folders.clear()
             continue
         seen.add(os.path.realpath(where))
-        images = [name for name in names if name.lower().endswith(_SUFFIXES) and not name.startswith(".")]
-        found += [os.path.join(where, name) for name in images]
-    return sorted(found)
+        for path in (pathlib.Path(where, name) for name in names if not name.startswith(".")):
+            if _is_image(path):
+                images.append(str(path))
+            elif _is_other_picture(path):
+                others.append(str(path))
+    return sorted(images), sorted(others)
+
+
+def _is_image(path):
+    """Whether a file is of a kind that can be decoded: by its suffix, or else by its first bytes."""
+    if path.name.lower().endswith(_SUFFIXES):
+        return True
+    if not path.is_file():
+        return False
+    try:
+        with open(path, "rb") as file:
+            return _MAGIC.match(file.read(12)) is not None
+    except OSError:
+        return False
+
+
+def _is_other_picture(path):
+    kind = mimetypes.guess_type(path.name)[0] or ""
+    return kind.startswith("image/") or path.name.lower().endswith(_OTHER_PICTURES)
 
 
 def _stratified(paths):

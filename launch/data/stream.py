@@ -10,7 +10,8 @@ from elrt_keras.launch.data.augment import Augmentation
 from elrt_keras.launch.data.decode import decoded_or_blank
 from elrt_keras.launch.data.interface import Images, local_batch, one_hot_batches, steps_per_epoch
 from elrt_keras.launch.data.memory import prepared
-from elrt_keras.launch.data.sources import FolderSplit, RecordSplit, folder_splits, record_splits
+from elrt_keras.launch.data.records import RecordSplit, record_splits
+from elrt_keras.launch.data.sources import FolderSplit, folder_splits
 
 FOLDER = "folder:"
 STREAMED_SETS = ("imagenet2012", "imagenette", "imagenette/320px-v2", "imagenette/160px-v2")
