@@ -109,7 +109,7 @@ def test_a_limit_without_examples_is_refused_before_the_work(tmp_path, limit):
 
 def test_labels_that_are_no_outputs_are_refused(model, tmp_path):
     labels = np.full(len(IMAGES), 99)
-    with pytest.raises(ValueError, match="Expected labels from 0 to .* Received: labels from 99 to 99"):
+    with pytest.raises(ValueError, match="Expected labels from 0 to .*without labels.* Received: labels from 99 to 99"):
         elrt.export.to_saved_model(model, tmp_path / "model", evaluation_data=(IMAGES, labels))
     assert not list(tmp_path.iterdir())
 

@@ -322,14 +322,6 @@ def test_a_layer_that_fails_is_named_and_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("last", [keras.layers.Dense(1, activation="sigmoid"), keras.layers.Reshape((4, 4, 3))])
-def test_accuracy_is_that_of_a_vector_of_scores_only(tmp_path, last):
-    model = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Flatten(), last])
-    data = (np.random.default_rng(0).uniform(0, 1, (6, 4, 4, 3)), np.ones(6))
-    report = elrt.export.to_litert(model, tmp_path / "model.tflite", evaluation_data=data)
-    assert report.examples == 6 and report.accuracy is report.keras_accuracy is None
-
-
 def test_a_file_is_as_readable_as_any_other(exported, tmp_path):
     (tmp_path / "other").write_text("")
     assert exported[1].stat().st_mode == (tmp_path / "other").stat().st_mode

@@ -25,7 +25,8 @@ class Comparison:
         max_difference: largest absolute difference of an output.
         rms_difference: root mean square of the differences, relative to that of the Keras outputs.
         agreement: part of the examples with the same largest output; `None` where there is one output only.
-        accuracy, keras_accuracy: of both models; `None` without labels, or where an output is no vector of scores.
+        accuracy, keras_accuracy: of both models; `None` without labels. A single output means class 1 above 0.5, or
+            above 0 if some of Keras' outputs are no probabilities.
     """
 
     examples: int
@@ -50,7 +51,7 @@ def compare(
         A `Comparison`.
 
     Raises:
-        ValueError: for labels that are no outputs of the model.
+        ValueError: for examples that the model does not take.
     """
     expected, actual, all_labels = [], [], []
     for inputs, labels in batches:
@@ -60,20 +61,22 @@ def compare(
             all_labels.append(labels)
     expected, actual = np.concatenate(expected), np.concatenate(actual)
     difference, scale = actual - expected, np.sqrt(np.mean(expected**2))
-    classifies = expected.ndim == 2 and expected.shape[-1] > 1
-    labels = np.concatenate(all_labels) if all_labels and classifies else None
-    if labels is not None and not (0 <= labels.min() and labels.max() < expected.shape[-1]):
-        raise ValueError(
-            f"Expected labels from 0 to {expected.shape[-1] - 1}, one for each output. "
-            f"Received: labels from {labels.min()} to {labels.max()}"
-        )
+    labels = np.concatenate(all_labels) if all_labels else None
+    threshold = 0.5 if 0 <= expected.min() and expected.max() <= 1 else 0.0
+
+    def accuracy(outputs):
+        if labels is None:
+            return None
+        classes = outputs.argmax(-1) if outputs.shape[-1] > 1 else outputs[:, 0] > threshold
+        return float(np.mean(classes == labels))
+
     return Comparison(
         examples=len(expected),
         max_difference=float(np.max(np.abs(difference))),
         rms_difference=float(np.sqrt(np.mean(difference**2)) / max(scale, np.finfo("float32").tiny)),
         agreement=float(np.mean(actual.argmax(-1) == expected.argmax(-1))) if expected.shape[-1] > 1 else None,
-        accuracy=None if labels is None else float(np.mean(actual.argmax(-1) == labels)),
-        keras_accuracy=None if labels is None else float(np.mean(expected.argmax(-1) == labels)),
+        accuracy=accuracy(actual),
+        keras_accuracy=accuracy(expected),
     )
 
 

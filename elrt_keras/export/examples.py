@@ -14,7 +14,8 @@ _BATCH = 64
 
 def take_inputs(data: Any, shape: Shape, limit: int) -> np.ndarray:
     """The first inputs as a float32 array `(N, …)`, at most `limit`; arguments and errors are those of `batches`."""
-    return np.concatenate([inputs for inputs, _ in batches(data, shape, limit, labelled=False)])
+    _refuse_examples_in_a_tuple(data, shape)
+    return np.concatenate([inputs for inputs, _ in batches(data, shape, limit)])
 
 
 def check_range(input_range: Any) -> None:
@@ -29,10 +30,30 @@ def check_range(input_range: Any) -> None:
         raise ValueError(f"Expected input_range as (lowest, highest). Received: input_range={input_range!r}")
 
 
+def _refuse_examples_in_a_tuple(data, shape):
+    """Refuses a tuple of single examples, of which all but the first would count as labels.
+
+    Raises:
+        ValueError: with what to give instead.
+    """
+    if isinstance(data, tuple) and len(data) > 1 and all(np.shape(part) == tuple(shape) for part in data):
+        raise ValueError(
+            f"Expected examples as an array (N, {_text(shape)}) or a list; a tuple is (inputs, labels). "
+            f"Received: a tuple of {len(data)} examples"
+        )
+
+
 def check_batches(
-    evaluation_data: Any, shape: Shape, input_range: tuple[float, float], limit: int | None = None, count: int = 16
+    evaluation_data: Any,
+    shape: Shape,
+    outputs: Shape,
+    input_range: tuple[float, float],
+    limit: int | None = None,
+    count: int = 16,
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """Batches of `(inputs, class numbers or None)` for a check: the evaluation data, or `count` random inputs.
+
+    `outputs` is the shape of one output, which the labels have to fit.
 
     Raises:
         ValueError: at once for a limit below 1; otherwise as `batches`.
@@ -42,27 +63,29 @@ def check_batches(
     if evaluation_data is None:
         random = np.random.default_rng(0)
         evaluation_data = random.uniform(*input_range, (count, *shape)).astype("float32")
-    return batches(evaluation_data, shape, limit)
+    _refuse_examples_in_a_tuple(evaluation_data, shape)
+    return batches(evaluation_data, shape, limit, outputs)
 
 
 def batches(
-    data: Any, shape: Shape, limit: int | None = None, labelled: bool = True
+    data: Any, shape: Shape, limit: int | None = None, outputs: Shape | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """Batches of `(inputs, class numbers or None)`: float32 `(B, …)` and ints `(B,)`.
 
     Args:
         data: array `(N, …)`, or a tuple `(inputs, labels)` of arrays; or a `tf.data.Dataset`, another iterable, or a
             function that returns one: of batches, or of tuples `(inputs, labels, …)`. A single example counts as a
-            batch of one. Labels are class numbers or one-hot.
+            batch of one. Labels are class numbers, or rows of probabilities such as one-hot ones; of a model with one
+            output they are 0 or 1.
         shape: shape of one example.
         limit: int, the most examples; `None` for all.
-        labelled: whether labels count; otherwise they may be anything, such as masks, and are left out.
+        outputs: shape of one output, for labels that count; otherwise they may be anything, such as masks.
 
     Raises:
-        ValueError: for no examples, inputs of another shape, NaN or infinity, or labels that are not one each.
+        ValueError: for no examples, inputs of another shape, NaN or infinity, or labels that are no classes.
     """
     count = 0
-    for inputs, labels in _elements(data() if callable(data) else data, labelled):
+    for inputs, labels in _elements(data() if callable(data) else data, outputs is not None):
         if inputs.shape == tuple(shape):
             inputs, labels = inputs[None], None if labels is None else labels[None]
         if inputs.shape[1:] != tuple(shape):
@@ -70,7 +93,7 @@ def batches(
         if not len(inputs):
             continue
         keep = len(inputs) if limit is None else min(len(inputs), limit - count)
-        inputs, labels = inputs[:keep].astype("float32"), _class_numbers(labels, len(inputs))
+        inputs, labels = inputs[:keep].astype("float32"), _class_numbers(labels, len(inputs), outputs)
         if not np.all(np.isfinite(inputs)):
             raise ValueError("Expected examples of finite numbers. Received: NaN or infinity")
         for start in range(0, keep, _BATCH):
@@ -94,16 +117,34 @@ def _elements(data: Any, labelled: bool) -> Iterator[tuple[np.ndarray, np.ndarra
         yield np.asarray(parts[0]), None if labels is None else np.asarray(labels)  # pyright: ignore
 
 
-def _class_numbers(labels, count):
+def _class_numbers(labels, count, outputs):
+    """Labels as class numbers `(N,)`; refuses targets of another kind, by which nothing could be judged."""
     if labels is None:
         return None
-    if labels.shape[:1] != (count,) or labels.ndim > 2:
-        raise ValueError(
-            f"Expected labels of shape ({count},), or one-hot ({count}, classes), for {count} examples. "
-            f"Received: {labels.shape}"
-        )
-    labels = labels.reshape(count, -1)
-    return labels[:, 0].astype(int) if labels.shape[1] == 1 else labels.argmax(axis=1)
+    classes = outputs[0] if len(outputs) == 1 else None
+    if classes is None:
+        raise _no_labels("a model with one vector of scores, to be judged by labels", f"outputs of shape {outputs}")
+    if labels.shape not in ((count,), (count, 1), (count, classes)):
+        one_hot = f", or one-hot ({count}, {classes})" if classes > 1 else ""
+        raise _no_labels(f"labels of shape ({count},){one_hot}, for {count} examples", labels.shape)
+    if labels.dtype.kind not in "biuf":
+        raise _no_labels("class numbers as labels", f"{labels.dtype}, such as {labels[0]!r}")
+    labels = labels.astype("float64")
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        if not (labels.min() >= 0 and np.allclose(labels.sum(axis=1), 1, atol=1e-3)):
+            raise _no_labels("rows of labels that are one-hot, or probabilities with the sum 1", labels[0])
+        return labels.argmax(axis=1)
+    labels, highest = labels.reshape(count), max(classes, 2) - 1
+    if not (0 <= labels.min() and labels.max() <= highest):
+        raise _no_labels(f"labels from 0 to {highest}", f"labels from {labels.min():g} to {labels.max():g}")
+    if not np.array_equal(labels, np.rint(labels)):
+        raise _no_labels("class numbers as labels", labels[:4])
+    return labels.astype(int)
+
+
+def _no_labels(expected, received):
+    received = getattr(received, "shape", received) if np.size(received) > 8 else received
+    return ValueError(f"Expected {expected}; without labels, outputs alone are compared. Received: {received}")
 
 
 def _text(shape):

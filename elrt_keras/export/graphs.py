@@ -141,7 +141,8 @@ def to_onnx(
 def _prepare(model, evaluation_data, max_examples, input_range, what):
     check_model(model, what)
     check_range(input_range)
-    return check_batches(evaluation_data, tuple(model.inputs[0].shape[1:]), input_range, max_examples)
+    shapes = (tuple(tensor.shape[1:]) for tensor in (model.inputs[0], model.outputs[0]))
+    return check_batches(evaluation_data, *shapes, input_range, max_examples)
 
 
 def _compared(model, run, examples):

@@ -74,7 +74,8 @@ def to_litert(
         representative_data: example inputs: an array `(N, …)`, a `tf.data.Dataset` or another iterable of batches,
             which may be `(inputs, labels)`. At most 500 are used.
         evaluation_data: the examples of the check, such as the test set: `(inputs, labels)`, or batches of such tuples;
-            labels are class numbers or one-hot. Otherwise 16 examples of `representative_data` or random ones.
+            labels are class numbers or one-hot, of a single output 0 or 1, and may be left out. Otherwise 16 examples
+            of `representative_data` or random ones.
         max_examples: int, the most examples of `evaluation_data` that are looked at.
         class_names: list of str, one per output.
         input_range: `(lowest, highest)` value of an input, for the metadata and for random examples.
@@ -113,7 +114,7 @@ def to_litert(
         calibration = _spanning(calibration, input_range)
     if evaluation_data is None and calibration is not None:
         evaluation_data = calibration[:_CHECK_EXAMPLES]
-    examples = check_batches(evaluation_data, shape, input_range, max_examples)
+    examples = check_batches(evaluation_data, shape, tuple(model.outputs[0].shape[1:]), input_range, max_examples)
     content = litert.model_to_litert(model, quantization, calibration, io_dtype)
     content = with_metadata(content, model.name, shape, input_range, class_names)
     with litert.for_inference(model):
