@@ -65,12 +65,23 @@ def add_legend(figure: Any, place: str, columns: int) -> None:
     figure.legend(handles.values(), handles, loc=place, ncols=columns, fontsize=SMALL)
 
 
+def literal(text: str) -> str:
+    """A user's text for a figure: dollars are no mathematics, and a label with `_` in front is in the legend.
+
+    Example:
+
+    >>> print(elrt_keras.figures.literal("d$imgs_$2024"))
+    d\\$imgs_\\$2024
+    """
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
+
+
 def shortened(name: str) -> str:
-    """A layer's name, or the end of one that is too long.
+    """A layer's name as literal text, or the end of one that is too long.
 
     Example:
 
     >>> elrt_keras.figures.shortened("backbone/stage1_block1/conv2_of_the_residual_branch")
     '…1/conv2_of_the_residual_branch'
     """
-    return name if len(name) <= LONGEST else f"…{name[-LONGEST:]}"
+    return literal(name if len(name) <= LONGEST else f"…{name[-LONGEST:]}")

@@ -235,7 +235,7 @@ def tradeoff(
     front = np.array(records.pareto_front(known[cost].values()))
     axis.plot(*front.T, color="gray", linewidth=1, drawstyle="steps-post", label="Pareto front", zorder=1)
     for number, (name, points) in enumerate(series.items()):
-        axis.plot(*np.array(points).T, _MARKERS[number % len(_MARKERS)], label=name, alpha=0.8)
+        axis.plot(*np.array(points).T, _MARKERS[number % len(_MARKERS)], label=figures.literal(name), alpha=0.8)
     threads = {records.entry(results[index], "threads") for index in known[cost]}
     note = f", threads: {threads.pop()}" if cost == "latency" and len(threads) == 1 and None not in threads else ""
     axis.set(xlabel=_COSTS[cost][0] + note, ylabel="test accuracy (%)")

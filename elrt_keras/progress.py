@@ -11,8 +11,10 @@ def progress_bar(items: Sequence, told: str) -> Iterable:
         items: what is worked through.
         told: what is being done, before the bar.
     """
+    if sys.stderr is None or not sys.stderr.isatty():  # a service or a windowed program may have none
+        return items
     # rich is imported on use so that importing the package stays quick.
     from rich.console import Console
     from rich.progress import track
 
-    return track(items, told, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    return track(items, told, console=Console(stderr=True), transient=True)

@@ -37,7 +37,7 @@ def plot_curves(history_csv, path, title):
         axis.legend()
     if is_low_rank:
         orthogonality(history_csv, axis=axes[-1])
-    figure.suptitle(title)
+    figure.suptitle(figures.literal(title))
     figures.finish(figure, path)
 
 

@@ -7,6 +7,7 @@ import os
 import zipfile
 
 import keras
+from absl import logging
 
 from elrt_keras import plot
 from elrt_keras.atomic import write_bytes
@@ -127,7 +128,7 @@ def prepare(config, run_dir, plan):
         if plan is not None:
             plan.save(plan_path(run_dir))
             if plan.factorized():
-                plot.rank_plan(plan, path=os.path.join(run_dir, "rank_plan.png"))
+                _draw(plot.rank_plan, plan, path=os.path.join(run_dir, "rank_plan.png"))
     except OSError as error:
         raise ValueError(f"Cannot write the run directory. Received: run_dir={run_dir!r}: {error}") from error
 
@@ -237,11 +238,20 @@ def load_model(path):
 
 
 def finish(config, run_dir, summary):
-    """Writes the plot and the summary; the checkpoints have served. Returns the summary."""
-    plot_curves(history_path(run_dir), os.path.join(run_dir, "curves.png"), title=f"{config.model}, {config.dataset}")
+    """Writes the summary and the plot; the checkpoints have served. Returns the summary."""
     write_text(summary_path(run_dir), json.dumps(summary, indent=2) + "\n")
+    title = f"{config.model}, {config.dataset}"
+    _draw(plot_curves, history_path(run_dir), path=os.path.join(run_dir, "curves.png"), title=title)
     checkpoints.clear(run_dir)
     return summary
+
+
+def _draw(draw, content, path, **options):
+    """Draws a picture; one that fails is a warning, since the result is worth more."""
+    try:
+        draw(content, path=path, **options)
+    except Exception as error:
+        logging.warning("%s could not be drawn: %s: %s", path, type(error).__name__, error)
 
 
 def write_text(path, text):

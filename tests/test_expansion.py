@@ -32,8 +32,10 @@ def test_every_format_goes_in_and_out(name, execution, tmp_path):
     names = [path for path, _ in elrt.traversal.iterate_layers(expanded)]
     if execution == "chain":
         factors = formats.get(name).factor_names
-        assert [n for n in names if n.startswith("shared")] == [f"shared_{factor}" for factor in factors]
-        assert f"nested/conv_{factors[0]}" in names and "head_factor_out" in names
+        assert [n for n in names if n.startswith("shared")] == [f"shared_{factor}" for factor in factors[:-1]] + [
+            "shared"
+        ]
+        assert f"nested/conv_{factors[0]}" in names and "head" in names
         calls = {row.name: row.calls for row in elrt.count_costs(expanded).layers}
         assert calls[f"shared_{factors[0]}"] == 2
         assert elrt.count_costs(expanded).macs == elrt.count_costs(low).macs
@@ -65,14 +67,30 @@ def test_expanded_layers_take_over_every_argument(arguments):
         assert type(expanded) is keras.Sequential and expanded.name == "seq"
 
 
+def test_named_outputs_keep_their_losses_and_targets():
+    inputs = keras.Input((8, 8, 6))
+    body = layers.Conv2D(12, 3, name="body")(inputs)
+    outputs = [layers.Dense(4, name=name)(layers.GlobalAveragePooling2D()(body)) for name in ("age", "kind")]
+    model = keras.Model(inputs, outputs)
+    low = elrt.factorize(model, {"body": ("cp", 3), "age": ("svd", 2), "kind": ("svd", 1)})
+    targets = {"age": np.ones((2, 4)), "kind": np.zeros((2, 4))}
+    for twin in (low, elrt.expand(low), elrt.merge(low)):
+        assert twin.output_names == model.output_names == ["age", "kind"]
+        twin.compile("sgd", {"age": "mse", "kind": "mae"}, metrics={"kind": ["mse"]})
+        assert "kind_mse" in twin.fit(np.ones((2, 8, 8, 6)), targets, verbose=0).history
+
+
 def test_names_that_two_layers_would_get_are_refused():
     model = keras.Sequential([keras.Input((8, 8, 4))])
     model.add(elrt.layers.Tucker2Conv2D(4, 3, ranks=2, name="conv"))
     model.add(layers.Conv2D(4, 3, name="conv_core"))
     with pytest.raises(ValueError, match="different names. Received: 'conv_core' of 'conv' and of 'conv_core'"):
         elrt.expand(model)
-    both = elrt.factorize(model, {"conv_core": ("tucker2", 2)})  # now both are chains, of other names
-    assert [layer.name for layer in elrt.expand(both).layers][1::3] == ["conv_core", "conv_core_core"]
+    both = elrt.factorize(model, {"conv_core": ("tucker2", 2)})  # the end of its chain has its name, too
+    with pytest.raises(ValueError, match="different names. Received: 'conv_core' of 'conv' and of 'conv_core'"):
+        elrt.expand(both)
+    model.layers[-1].name = "conv_factor_out"
+    assert [layer.name for layer in elrt.expand(model).layers][-2:] == ["conv", "conv_factor_out"]
 
 
 def test_an_expanded_model_needs_no_penalty_of_this_package():

@@ -98,7 +98,7 @@ def test_custom_blocks_are_unfolded():
 
     model = keras.Sequential([keras.Input((8, 8, 4)), Block(name="block"), keras.layers.Flatten()])
     legacy = export.to_tf_keras(model)
-    assert {"conv_factor_in", "conv_core", "conv_factor_out"} <= {layer.name for layer in legacy.layers}
+    assert {"conv_factor_in", "conv_core", "conv"} <= {layer.name for layer in legacy.layers}
 
 
 def test_names_that_nested_models_share_are_numbered():

@@ -113,7 +113,7 @@ def test_chains_are_models_of_their_own_and_survive_saving(tmp_path):
         again = keras.models.load_model(tmp_path / "model.keras")
         np.testing.assert_allclose(outputs(again, x), outputs(low_rank, x), atol=1e-6)
     chain = elrt.expand(low_rank).get_layer("frames").layer
-    assert [layer.name for layer in chain.layers] == ["conv_factor_in", "conv_core", "conv_factor_out"]
+    assert [layer.name for layer in chain.layers] == ["conv_factor_in", "conv_core", "conv"]
 
 
 @pytest.mark.backends

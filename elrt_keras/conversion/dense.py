@@ -34,11 +34,11 @@ def expand(model: keras.Model) -> keras.Model:
     """The same model in stock Keras layers: every low-rank layer becomes its chain of plain convolutions.
 
     The result runs, saves and exports wherever Keras does, without this package. The outputs are equal up to rounding.
-    A chain's layers are named after the layer and its factors (`conv1_factor_in`, `conv1_core`, `conv1_factor_out`);
-    the last one has the bias and the activation. A layer that executes by its composed kernel, because that takes fewer
-    MACs, becomes one stock layer of its own name. All other names, shared layers and nested models stay. Regularizers
-    and constraints of factors and kernels are left behind, since stock layers have none of that kind. The result is not
-    compiled.
+    A chain's layers are named after the layer and its factors (`conv1_factor_in`, `conv1_core`), but for the last: it
+    keeps the layer's name, so that named outputs stay, and has the bias and the activation. A layer that executes by
+    its composed kernel, because that takes fewer MACs, becomes one stock layer. All other names, shared layers and
+    nested models stay. Regularizers and constraints of factors and kernels are left behind, since stock layers have
+    none of that kind. The result is not compiled.
 
     Args:
         model: a built Functional or Sequential model with low-rank layers.
@@ -52,7 +52,7 @@ def expand(model: keras.Model) -> keras.Model:
     >>> model = keras.Sequential([keras.Input((8, 8, 16)), keras.layers.Conv2D(16, 3, name="conv")])
     >>> stock = elrt_keras.expand(elrt_keras.factorize(model, {"conv": ("tucker2", (2, 3))}))
     >>> [layer.name for layer in stock.layers]
-    ['conv_factor_in', 'conv_core', 'conv_factor_out']
+    ['conv_factor_in', 'conv_core', 'conv']
     """
     check_low_rank(model, "expand")
     _check_names(model)

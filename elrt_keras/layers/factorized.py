@@ -224,6 +224,10 @@ class FactorizedLayer(keras.layers.Layer):
         """
         raise NotImplementedError
 
+    def _stage_names(self):
+        """Names of the chain's stock layers; the last one has the layer's own, by which losses and targets know it."""
+        return [*(f"{self.name}_{name}" for name in self.format.factor_names[:-1]), self.name]
+
     def _bias_arguments(self):
         """What the last stock layer takes over: the bias, the activation and their penalties."""
         names = ("bias_initializer", "bias_regularizer", "bias_constraint", "activity_regularizer")

@@ -197,7 +197,7 @@ class FactorizedConv(FactorizedLayer):
         self._require_built("stock_layers")
         if not self._runs_chain:
             return [self._composed()]
-        names = [f"{self.name}_{name}" for name in self.format.factor_names]
+        names = self._stage_names()
         last = len(names) - 1
         layers = []
         for index, (stage, factor) in enumerate(zip(self._stages, self.factors)):

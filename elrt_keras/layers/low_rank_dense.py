@@ -127,9 +127,9 @@ class LowRankDense(FactorizedLayer):
         if not self._runs_chain:
             return [self._composed()]
         common = {"dtype": self.dtype_policy, "trainable": self.trainable}
-        names = [f"{self.name}_{name}" for name in self.format.factor_names]
-        first = keras.layers.Dense(self.ranks[0], use_bias=False, name=names[0], **common)
-        second = keras.layers.Dense(self.units, name=names[1], **self._bias_arguments(), **common)
+        first_name, second_name = self._stage_names()
+        first = keras.layers.Dense(self.ranks[0], use_bias=False, name=first_name, **common)
+        second = keras.layers.Dense(self.units, name=second_name, **self._bias_arguments(), **common)
         core, factor_out = map(ops.convert_to_numpy, self.factors)
         return [(first, [core]), (second, [factor_out, *self.end_weights()])]
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from elrt_keras.formats.arrays import Tensor
 from elrt_keras.formats.chain import Shape, Stage
+from elrt_keras.litert.shared import shared
 from elrt_keras.traversal import held_layers
 
 if TYPE_CHECKING:
@@ -63,12 +64,17 @@ def model_to_litert(
         return converter.convert()
 
 
-@contextlib.contextmanager
-def for_inference(model: "keras.Model | tf_keras.Model") -> Iterator[None]:
+def for_inference(model: "keras.Model | tf_keras.Model") -> contextlib.AbstractContextManager[None]:
     """Within it a model lacks what only training needs: half precision over float32 weights, penalties of outputs.
 
-    Not every converter takes a graph with these; outputs are compared in float32.
+    Not every converter takes a graph with these; outputs are compared in float32. Threads that export one model share
+    the context.
     """
+    return shared(id(model), lambda: _for_inference(model))
+
+
+@contextlib.contextmanager
+def _for_inference(model):
     layers = [model, *held_layers(model)] if isinstance(model, keras.Model) else []
     policies = [(layer, _policy(layer)) for layer in layers if layer.compute_dtype != layer.variable_dtype]
     mixed = [(layer, policy) for layer, policy in policies if policy.quantization_mode is None]
@@ -170,9 +176,13 @@ def _reason(error):
     return telling[0][:300] if telling else repr(error)
 
 
-@contextlib.contextmanager
 def _quiet_converter():
     """Keeps the converter's notes off the terminal, hundreds of lines; what it says in an error stays."""
+    return shared("quiet converter", _quiet)
+
+
+@contextlib.contextmanager
+def _quiet():
     from absl import logging as absl_logging
 
     logger = logging.getLogger("tensorflow")
@@ -192,16 +202,26 @@ def _quiet_converter():
 @contextlib.contextmanager
 def _without_stderr():
     """Nothing is written to standard error, by TensorFlow's C++ neither."""
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        sys.stderr.flush()
+    try:
         terminal = os.dup(2)
+    except OSError:  # a service or a windowed program may have none
+        yield
+        return
+    _flush_stderr()
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
         os.dup2(nowhere.fileno(), 2)
-        try:
-            yield
-        finally:
+    try:
+        yield
+    finally:
+        _flush_stderr()
+        os.dup2(terminal, 2)
+        os.close(terminal)
+
+
+def _flush_stderr():
+    with contextlib.suppress(ValueError, OSError):  # closed by the program
+        if sys.stderr is not None:
             sys.stderr.flush()
-            os.dup2(terminal, 2)
-            os.close(terminal)
 
 
 def chain_to_litert(
