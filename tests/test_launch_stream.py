@@ -299,7 +299,10 @@ def test_an_epoch_holds_each_image_once_and_labels_follow(folder):
 
 @pytest.mark.parametrize(
     "augmentation",
-    ["crop,flip", pytest.param("crop,flip,jitter,cutout,mixup,cutmix,randaugment", marks=SLOW_ON_JAX)],
+    [
+        "crop,flip",
+        pytest.param("crop,flip,jitter,cutout,mixup,cutmix,randaugment", marks=[pytest.mark.thorough, *SLOW_ON_JAX]),
+    ],
 )
 def test_a_late_start_continues_the_same_stream(folder, augmentation):
     images = load(folder)

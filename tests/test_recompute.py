@@ -27,7 +27,10 @@ def trained(make, recompute, dtype="float32", eagerly=False):
     return before, [to_numpy(weight) for weight in model.weights]
 
 
-@pytest.mark.parametrize("dtype, eagerly", [("float32", False), ("float32", True), ("mixed_bfloat16", False)])
+@pytest.mark.parametrize(
+    "dtype, eagerly",
+    [("float32", False), ("float32", True), pytest.param("mixed_bfloat16", False, marks=pytest.mark.thorough)],
+)
 @pytest.mark.parametrize("name", LAYERS)
 def test_it_trains_to_the_same_weights(name, dtype, eagerly):
     (before, one), (_, other) = (trained(LAYERS[name], recompute, dtype, eagerly) for recompute in (False, True))

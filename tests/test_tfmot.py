@@ -327,6 +327,7 @@ def int8_kernels(path):
     return zeros, distinct
 
 
+@pytest.mark.thorough
 def test_clusters_alone(trained):
     model, x, labels = trained
     clustered = export.strip(fine_tune(export.cluster(model, clusters=np.int64(8)), x[:320], labels[:320]))

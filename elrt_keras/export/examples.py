@@ -1,5 +1,6 @@
 """Examples for calibration and checks, from whatever a training pipeline gives."""
 
+import itertools
 import math
 import numbers
 from collections.abc import Iterator
@@ -56,7 +57,7 @@ def check_batches(
     `outputs` is the shape of one output, which the labels have to fit.
 
     Raises:
-        ValueError: at once for a limit below 1; otherwise as `batches`.
+        ValueError: at once for a limit below 1 and a first batch that is refused; otherwise as `batches`.
     """
     if limit is not None and (not isinstance(limit, numbers.Integral) or limit < 1):
         raise ValueError(f"Expected an int of at least one example. Received: max_examples={limit!r}")
@@ -64,7 +65,8 @@ def check_batches(
         random = np.random.default_rng(0)
         evaluation_data = random.uniform(*input_range, (count, *shape)).astype("float32")
     _refuse_examples_in_a_tuple(evaluation_data, shape)
-    return batches(evaluation_data, shape, limit, outputs)
+    examples = batches(evaluation_data, shape, limit, outputs)
+    return itertools.chain([next(examples)], examples)  # bad ones are refused before the long work of an export
 
 
 def batches(

@@ -53,6 +53,7 @@ def wheel(tmp_path_factory):
     return path
 
 
+@pytest.mark.thorough
 def test_the_root_of_a_checkout_shadows_no_part_of_the_package():
     """As after `pip install .`: this folder comes before what is installed, and no editable installation helps."""
     code = (
