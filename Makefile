@@ -9,7 +9,7 @@ BACKENDS := tensorflow jax torch
 on_all_backends = set -e; for backend in $(BACKENDS); do \
 	echo "== $(1) tests on $$backend"; KERAS_BACKEND=$$backend $(PYTEST) --suite=$(1); done
 
-.PHONY: demo test test-rest test-all lint docs notebooks bench report clean
+.PHONY: demo test test-rest test-all mutants lint docs notebooks bench report clean
 .DEFAULT_GOAL := test
 
 $(VENV)/.runtime: setup.py
@@ -38,6 +38,10 @@ test-rest: $(VENV)/.installed
 # Everything, the slow tests too, with random examples that differ from run to run.
 test-all: $(VENV)/.installed
 	@$(call on_all_backends,all)
+
+# Seeded faults, one at a time, against the tests (an hour); the table of docs/reliability.md from what it finds.
+mutants: $(VENV)/.installed
+	$(BIN)/python tests/mutants.py --write
 
 # Style and types. models/ is linked to where it is installed, for pyright.
 lint: $(VENV)/.installed

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 import elrt_keras as elrt
 from elrt_keras import formats
+from elrt_keras.ranks.grid import Budget, on_grid
 from elrt_keras.ranks.plan import DENSE
 from elrt_keras.ranks.survey import survey
+from elrt_keras.ranks.uniform import ScaledRanks
 
 layers = keras.layers
 
@@ -42,6 +44,46 @@ def small():
     for layer in (layers.GlobalAveragePooling2D(), layers.Dense(128, name="hidden"), layers.Dense(10, name="head")):
         model.add(layer)
     return model
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("rank, expected", [(0.1, 8), (11.9, 8), (12, 16), (19.9, 16), (59.9, 56), (61, 62), (62, 62)])
+def test_ranks_are_rounded_to_the_nearest_on_the_grid(rank, expected):
+    assert on_grid(rank, limit=62, step=8) == expected
+
+
+@pytest.mark.tensorflow
+def test_a_budget_may_be_spent_to_the_last():
+    budget = Budget([], {"macs": 100, "params": 50}, {"macs": 40, "params": 20})
+    assert budget.allows({"macs": 40, "params": 20}) and not budget.allows({"macs": 40, "params": 20.5})
+
+
+@pytest.mark.tensorflow
+def test_the_scales_of_the_bisection_are_those_at_which_ranks_change(small):
+    candidates, _ = survey(small, "tucker2", [])
+    scaled = ScaledRanks(candidates, {c.name: c.limits for c in candidates}, 8, False, ["macs"], exact=True)
+
+    def ranks(scale):
+        return tuple(scaled.ranks(candidate, scale) for candidate in candidates)
+
+    at_scales = {ranks(scale) for scale in scaled.scales()}
+    assert {ranks(scale) for scale in np.linspace(1e-3, 1, 3000)} <= at_scales
+    assert ranks(scaled.scales()[-1]) == tuple(candidate.limits for candidate in candidates)
+
+
+@pytest.mark.tensorflow
+def test_an_explicit_fraction_is_taken_at_its_word():
+    conv = layers.Conv2D(8, (1, 3), padding="same", name="conv")
+    plan = elrt.plan_ranks(
+        keras.Sequential([keras.Input((8, 8, 64)), conv]), fraction=0.5, multiple_of=4, exclude=[], break_even=False
+    )
+    assert plan["conv"].ranks == (32, 4)  # though no kernel uses more than 3·4 of the 32
+
+
+@pytest.mark.tensorflow
+def test_a_name_that_is_there_is_no_pattern():
+    assert elrt.traversal.matching(["conv1", "conv[1]"], "conv[1]") == ["conv[1]"]
+    assert elrt.traversal.matching(["conv1", "conv2"], "conv[1]") == ["conv1"]
 
 
 @pytest.mark.parametrize("method", ["uniform", "energy", "vbmf", "stable_rank"])

@@ -207,6 +207,9 @@ def test_stable_rank_stopping():
     assert history["stable_rank_mean"][0] == pytest.approx(stable(), rel=1e-4)
     assert history["stable_rank_change"][0] == pytest.approx(abs(stable() - before) / before, rel=1e-3)
     assert stopping.stopped_epoch is None
+    means = model.fit(inputs, targets, epochs=2, verbose=0, callbacks=[stopping]).history
+    first, second = means["stable_rank_mean"]
+    assert means["stable_rank_change"][1] == pytest.approx(abs(second - first) / first, rel=1e-3)
     stopping = elrt.callbacks.StableRankStopping("svd", tolerance=10.0, exclude=[])
     assert len(model.fit(inputs, targets, epochs=5, verbose=0, callbacks=[stopping]).epoch) == 1
     assert stopping.stopped_epoch == 0

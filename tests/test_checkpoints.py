@@ -81,6 +81,20 @@ def test_the_last_two_are_kept_in_the_order_of_steps(tmp_path):
     assert sorted(os.listdir(tmp_path / "checkpoints")) == sorted(names)
 
 
+@pytest.mark.tensorflow
+def test_a_checkpoint_has_its_name_once_it_is_whole(tmp_path, monkeypatch):
+    model, seen = trained_model(), []
+    save = model.save
+
+    def saved(path):
+        save(path)
+        seen.append(checkpoints.paths(str(tmp_path)))
+
+    monkeypatch.setattr(model, "save", saved)
+    path = checkpoints.save(model, str(tmp_path), Progress(1))
+    assert seen == [[]] and checkpoints.paths(str(tmp_path)) == [path]
+
+
 def damage_by_truncation(path):
     size = os.path.getsize(path)
     os.truncate(path, size // 2)

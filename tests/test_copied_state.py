@@ -212,6 +212,15 @@ def test_functions_that_keras_cannot_load_stay(activation):
     np.testing.assert_allclose(to_numpy(shrunk(images)), to_numpy(cheaper(images)), atol=1e-4)
 
 
+@pytest.mark.tensorflow
+def test_a_frozen_layer_stays_frozen_as_a_low_rank_one():
+    frozen = [layers.Conv2D(6, 3, trainable=False, name="conv"), layers.Dense(4, trainable=False, name="dense")]
+    model = keras.Sequential([keras.Input((6, 6, 4)), *frozen, layers.Conv2D(4, 3, name="free")])
+    low_rank = elrt.factorize(model, {"conv": ("tucker2", 2), "dense": ("svd", 2), "free": ("tucker2", 2)})
+    for copy in (low_rank, elrt.merge(low_rank), elrt.shrink(low_rank, max_macs=1.0)):
+        assert [copy.get_layer(name).trainable for name in ("conv", "dense", "free")] == [False, False, True]
+
+
 def test_models_made_frozen_stay_so():
     inputs = keras.Input((6, 6, 4))
     inner = keras.Model(inputs, layers.Conv2D(4, 3, name="a")(inputs), name="inner", trainable=False)

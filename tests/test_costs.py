@@ -84,6 +84,14 @@ class Subclassed(keras.Model):
         return self.conv(inputs)
 
 
+@pytest.mark.tensorflow
+def test_weights_that_two_layers_share_count_once():
+    inputs, cell = keras.Input((5, 3)), keras.layers.SimpleRNNCell(4)
+    both = [keras.layers.RNN(cell, go_backwards=backwards)(inputs) for backwards in (False, True)]
+    costs = elrt.count_costs(keras.Model(inputs, keras.layers.Add()(both)))
+    assert costs.params == 3 * 4 + 4 * 4 + 4 and costs.macs == 2 * 5 * (3 * 4 + 4 * 4)
+
+
 @pytest.mark.parametrize("activation", [layers.ReLU, layers.PReLU], ids=["ReLU", "PReLU"])
 def test_layers_with_a_layer_as_their_activation_count_and_are_planned(activation):
     plain = keras.Sequential([keras.Input((9, 9, 8)), layers.Conv2D(16, 3, name="a"), layers.Conv2D(32, 3, name="b")])

@@ -80,6 +80,25 @@ def test_named_outputs_keep_their_losses_and_targets():
         assert "kind_mse" in twin.fit(np.ones((2, 8, 8, 6)), targets, verbose=0).history
 
 
+@pytest.mark.tensorflow
+def test_merged_layers_keep_the_penalty_of_their_kernels():
+    conv = elrt.layers.Tucker2Conv2D(8, 3, ranks=2, kernel_regularizer=keras.regularizers.L2(0.1), name="conv")
+    low = keras.Sequential([keras.Input((6, 6, 4)), conv])
+    (merged,), (expected,) = elrt.merge(low).losses, low.losses
+    np.testing.assert_allclose(to_numpy(merged), to_numpy(expected), rtol=1e-5)
+    assert not elrt.expand(low).losses
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("execution", ["chain", "compose"])
+def test_what_is_frozen_stays_frozen(execution):
+    conv = elrt.layers.Tucker2Conv2D(8, 3, ranks=2, execution=execution, trainable=False, name="conv")
+    head = elrt.layers.LowRankDense(3, ranks=2, execution=execution, trainable=False, name="head")
+    model = keras.Sequential([keras.Input((6, 6, 4)), conv, layers.Flatten(), head])
+    for back in (elrt.expand, elrt.merge):
+        assert back(model).weights and not back(model).trainable_weights
+
+
 def test_names_that_two_layers_would_get_are_refused():
     model = keras.Sequential([keras.Input((8, 8, 4))])
     model.add(elrt.layers.Tucker2Conv2D(4, 3, ranks=2, name="conv"))

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 import elrt_keras as elrt
+from elrt_keras.export import checks
+from elrt_keras.export.examples import take_inputs
 from elrt_keras.export.files import move_folder
 
 pytestmark = pytest.mark.tensorflow
@@ -17,6 +19,22 @@ IMAGES = np.random.default_rng(3).uniform(0, 255, (5, 12, 12, 3)).astype("float3
 def model():
     dense = elrt.models.build("resnet20", input_shape=(12, 12, 3))
     return elrt.factorize(dense, elrt.plan_ranks(dense, max_macs=0.4))
+
+
+def test_outputs_that_are_no_numbers_are_not_close():
+    with pytest.raises(ValueError, match="Received: a difference of nan over 4 examples"):
+        checks.require_close(checks.Comparison(4, np.nan, np.nan, None, None, None), 0.1, 0.05)
+
+
+def test_an_accuracy_may_rise_and_not_fall():
+    checks.require_close(checks.Comparison(4, 0.0, 0.0, 1.0, accuracy=0.75, keras_accuracy=0.5), 0.1, 0.05)
+    with pytest.raises(ValueError, match="Received: 50.00% against 75.00% over 4 examples"):
+        checks.require_close(checks.Comparison(4, 0.0, 0.0, 1.0, accuracy=0.5, keras_accuracy=0.75), 0.1, 0.05)
+
+
+def test_the_limit_of_examples_counts_over_all_batches():
+    taken = take_inputs([np.full((3, 2), value) for value in (1, 2, 3)], (2,), limit=4)
+    np.testing.assert_array_equal(taken[:, 0], [1, 1, 1, 2])
 
 
 def test_onnx_runs_in_onnx_runtime_at_any_batch_size(model, tmp_path):
@@ -40,6 +58,7 @@ def test_saved_model_runs_in_tensorflow_at_any_batch_size(model, tmp_path):
     (neighbour / "precious").write_text("data")
     report = elrt.export.to_saved_model(model, path)
     signature = tf.saved_model.load(str(path)).signatures["serving_default"]
+    assert signature.structured_input_signature[1]["image"].shape.as_list() == [None, 12, 12, 3]
     got = signature(image=tf.constant(IMAGES))["scores"]
     np.testing.assert_allclose(got, model.predict(IMAGES, verbose=0), atol=1e-5)
     assert report.examples == 16 and report.accuracy is None

@@ -56,6 +56,16 @@ def arguments_of(leaf, **others):
     return arguments
 
 
+@pytest.mark.tensorflow
+def test_a_fraction_as_rank_stays_one_in_the_configuration_of_a_built_layer():
+    layer = elrt.layers.Tucker2Conv2D(8, 3, ranks=0.5)
+    layer.build((None, 6, 6, 4))
+    assert layer.ranks == (2, 4) and layer.get_config()["ranks"] == 0.5
+    wider = elrt.layers.Tucker2Conv2D.from_config(layer.get_config())
+    wider.build((None, 6, 6, 8))
+    assert wider.ranks == (4, 4)
+
+
 def test_the_table_holds_every_argument():
     parameters = list(inspect.signature(FactorizedConv.__init__).parameters)
     assert parameters[1:-1] == list(ARGUMENTS)

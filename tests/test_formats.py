@@ -199,6 +199,14 @@ def test_truncating_orthonormal_tucker2_factors_costs_what_the_core_loses():
     assert lost == pytest.approx(np.linalg.norm(compose("tucker2", small) - core), rel=1e-4)
 
 
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("shape, axis", [((3, 3, 4, 10), 2), ((3, 3, 10, 4), 3)])
+def test_the_rank_of_cp_is_estimated_from_the_narrower_channel_axis(shape, axis):
+    kernel = random_array(*shape)
+    (unfolding,) = formats.get("cp").unfoldings(kernel)
+    np.testing.assert_array_equal(unfolding, np.moveaxis(kernel, axis, 0).reshape(4, -1))
+
+
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # TensorLy's relative error of nothing
 @pytest.mark.parametrize("name", formats.names())
 def test_a_zero_kernel_and_one_of_known_rank(name):

@@ -123,6 +123,8 @@ def test_the_format_is_the_one_of_each_group(format_name):
         np.testing.assert_allclose(found, values, atol=1e-5)
     widths = many.rank_estimates(kernel, lambda matrix: matrix.shape[0])
     assert widths == [matrix.shape[0] for matrix in one.unfoldings(parts[0])]
+    for index, norm in enumerate(many.rank_estimates(kernel, np.linalg.norm)):
+        assert norm == pytest.approx(np.mean([np.linalg.norm(one.unfoldings(part)[index]) for part in parts]))
     higher = tuple(rank + 2 for rank in ranks)
     whole = many.decompose(kernel, higher)
     assert [f.shape for f in whole] == many.factor_shapes(shape, higher)

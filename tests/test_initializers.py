@@ -55,6 +55,14 @@ def test_factor_matrices_are_semi_orthogonal(initializer, shape, ranks):
         assert orthonormality(factor.reshape(factor.shape[-2:])) < 1e-5
 
 
+@pytest.mark.tensorflow
+def test_random_orthogonal_factors_have_no_sign_that_they_prefer():
+    drawn = [initializers.OrthogonalFactors(seed=s).factors("tucker2", (1, 1, 8, 8), (4, 4)) for s in range(64)]
+    for index in (0, 2):
+        corners = [np.sign(factors[index].flat[0]) for factors in drawn]
+        assert abs(np.mean(corners)) < 0.5  # four standard errors; QR alone gives one sign to all
+
+
 def test_decomposed_takes_the_kernel():
     kernel = random_array(3, 3, 4, 6)
     factors = initializers.Decomposed(kernel).factors("tucker2", kernel.shape, (4, 6))

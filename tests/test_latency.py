@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from time import sleep
 
 import keras
 import numpy as np
@@ -31,6 +32,33 @@ def small_model():
         layers.append(keras.layers.Conv2D(filters, 3, padding="same", activation="relu", name=name))
     layers += [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(5, name="head")]
     return keras.Sequential(layers)
+
+
+class SlowAtFirst:
+    """A runner whose first inferences take longer."""
+
+    def __init__(self, slow):
+        self._slow = slow
+
+    def set_random_input(self):
+        pass
+
+    def invoke(self):
+        self._slow -= 1
+        sleep(0.05 if self._slow >= 0 else 0.0)
+
+
+def test_a_layer_that_is_called_twice_takes_the_time_of_two_calls(monkeypatch):
+    inputs, shared = keras.Input((20, 20, 64)), keras.layers.Conv2D(64, 3, padding="same", name="shared")
+    candidates, _ = survey(keras.Model(inputs, shared(shared(inputs))), "tucker2", [])
+    monkeypatch.setattr(latency, "_times", lambda candidate, choices, size, table: dict.fromkeys(choices, 0.5))
+    (timed,) = latency.time_candidates(candidates, 32, latency.TimeTable(1))
+    assert len(timed.times) > 1 and set(timed.times.values()) == {1.0}
+
+
+def test_rounds_of_warm_up_do_not_count():
+    seconds = timing.time_interleaved([SlowAtFirst(2), SlowAtFirst(2)], runs=3, warmup=2)
+    assert seconds.shape == (2, 3) and np.median(seconds) < 0.05  # the machine may be busy at one of them
 
 
 def candidates_of(model):

@@ -43,6 +43,12 @@ def test_what_a_restart_may_change():
     assert config.differences(TrainConfig(dataset="imagenette", seed=1)) == {"seed": (0, 1)}
 
 
+@pytest.mark.tensorflow
+def test_full_rank_warm_up_takes_half_of_the_run_at_most_where_ranks_decide():
+    assert TrainConfig(epochs=9, warmup_epochs="auto").longest_warmup == 4
+    assert TrainConfig(epochs=9, warmup_epochs="7").longest_warmup == 7
+
+
 def test_smoke_shrinks():
     config = TrainConfig(smoke=True, epochs=200, batch_size=512)
     assert (config.epochs, config.batch_size) == (2, 32)
@@ -205,6 +211,16 @@ def test_damaged_files_of_a_run_are_named(tmp_path, name, content, read, message
         read(str(tmp_path))
 
 
+@pytest.mark.tensorflow
+def test_rows_of_epochs_that_are_trained_again_leave_the_history(tmp_path):
+    path = tmp_path / "history.csv"
+    path.write_text("epoch,loss\n0,2.5\n1,2.0\n2,1.5\n", encoding="utf-8")
+    rundir.truncate_history(str(tmp_path), 2)
+    assert path.read_text(encoding="utf-8") == "epoch,loss\n0,2.5\n1,2.0\n"
+    rundir.truncate_history(str(tmp_path), 0)
+    assert not path.exists()
+
+
 def test_a_start_that_was_killed_at_once_leaves_a_place_for_a_run(tmp_path):
     (tmp_path / "tmp0.tmp").write_text("--mod")
     rundir.check(TrainConfig(), str(tmp_path))
@@ -216,6 +232,10 @@ def test_a_start_that_was_killed_at_once_leaves_a_place_for_a_run(tmp_path):
 def test_differences_ignore_where_the_data_lies():
     config = TrainConfig(dataset="cifar10", data_dir="/a")
     assert config.differences(TrainConfig(dataset="cifar10", data_dir="/b", download=True)) == {}
+    changes = {"batch_size": 64, "learning_rate": 0.05, "seed": 1, "epochs": 3, "precision": "mixed_bfloat16"}
+    for name, value in changes.items():
+        other = TrainConfig(dataset="cifar10", **{name: value})
+        assert config.differences(other) == {name: (getattr(config, name), value)}
     assert config.differences(TrainConfig(dataset="cifar10", seed=1)) == {"seed": (0, 1)}
 
 

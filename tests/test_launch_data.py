@@ -72,6 +72,14 @@ def test_epochs_differ_and_a_late_start_continues_the_same_stream(digits):
     assert not np.array_equal(stream[0][0], stream[steps][0])
 
 
+@pytest.mark.tensorflow
+def test_every_epoch_has_an_order_of_its_own(digits):
+    config = TrainConfig(augmentation="none", batch_size=400)
+    firsts = [batches(digits.train_batches(config, first_epoch=epoch), 1)[0][0] for epoch in (0, 1, 2)]
+    # Of 1437 images a batch of 400 has the 111 of another on average, few of them at the same place.
+    assert all(np.mean(np.all(a == b, axis=(1, 2, 3))) < 0.1 for a, b in zip(firsts, firsts[1:]))
+
+
 def test_seeds_give_other_orders(digits):
     first, second = (
         batches(digits.train_batches(TrainConfig(augmentation="none", seed=seed)), 1)[0][0] for seed in (0, 1)
@@ -89,6 +97,21 @@ def test_pad_and_crop_equals_a_crop_of_the_padded_image(digits):
         assert found
         offsets.update(found[:1])
     assert len(offsets) > 10  # of 25: the images are shifted each in its own way
+
+
+def test_crops_reach_every_place():
+    images = np.random.default_rng(0).integers(1, 255, (200, 6, 6, 1)).astype("uint8")
+    cropped = augment.pad_and_crop(images, [1, 2], margin=2).numpy()[..., 0] > 0
+    # Zeros lie before the image where the crop begins early, and behind it where it begins late.
+    for axis in (1, 2):
+        lines = cropped.any(axis=3 - axis)
+        assert {(int(line.argmax()), int(line[::-1].argmax())) for line in lines} == {
+            (2, 0),
+            (1, 0),
+            (0, 0),
+            (0, 1),
+            (0, 2),
+        }
 
 
 def test_flip_mirrors_about_half(digits):

@@ -75,6 +75,25 @@ def test_constant_with_warm_up():
     np.testing.assert_allclose(got, 0.3 * np.minimum(np.arange(1, 21) / 5, 1), rtol=1e-6)
 
 
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("rollbacks", [1, 2, 3])
+def test_each_rollback_halves_the_learning_rate(rollbacks):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    config = TrainConfig(lr_schedule="constant", learning_rate=0.4)
+    modeling.compile_model(model, config, 2)
+    modeling.slow_down(model, config, 2, rollbacks)
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.4 / 2**rollbacks)
+
+
+@pytest.mark.tensorflow
+def test_the_loss_of_a_run_smooths_labels():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(4, activation="softmax")])
+    modeling.compile_model(model, TrainConfig(label_smoothing=0.2), 2)
+    scores = np.array([[0.7, 0.1, 0.1, 0.1]], "float32")
+    expected = -(0.85 * np.log(0.7) + 3 * 0.05 * np.log(0.1))  # 0.8 for the class and 0.2 over all four
+    assert float(model.loss(np.eye(4, dtype="float32")[:1], scores)) == pytest.approx(expected, rel=1e-5)
+
+
 def small_model():
     dense = keras.Sequential(
         [
@@ -87,6 +106,18 @@ def small_model():
         ]
     )
     return elrt.factorize(dense, {"body": ("tucker2", (4, 4))})
+
+
+@pytest.mark.tensorflow
+def test_the_factors_of_a_run_are_those_of_its_seed():
+    dense = elrt.merge(small_model())
+    plan = elrt.RankPlan({"body": ("tucker2", (4, 4))})
+    first, again, other = (
+        modeling.build_model(TrainConfig(seed=seed), dense, plan).get_layer("body").get_weights()[0]
+        for seed in (3, 3, 4)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 0.01
 
 
 @pytest.mark.backends

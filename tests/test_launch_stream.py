@@ -9,12 +9,13 @@ import hypothesis.strategies as st
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from common import SLOW_ON_JAX
 from PIL import Image
 
 from elrt_keras.launch import data
 from elrt_keras.launch.config import TrainConfig
-from elrt_keras.launch.data import decode, records, sources
+from elrt_keras.launch.data import decode, records, sources, stream
 
 CLASSES = ("cat", "dog", "eel")
 PER_CLASS = 20
@@ -318,6 +319,23 @@ def test_a_late_start_continues_the_same_stream(folder, augmentation):
     assert not np.array_equal(other[0][0], stream[0][0])
 
 
+@pytest.mark.tensorflow
+def test_every_image_of_every_epoch_has_a_crop_of_its_own(folder, monkeypatch):
+    def numbered(contents_of, reference, size, seed):
+        return tf.fill((size, size, 3), tf.cast(seed[1], tf.uint8)), tf.constant(True)
+
+    monkeypatch.setattr(stream, "decoded_or_blank", numbered)
+    x, _ = stacked(batches(load(folder).train_batches(config_of(folder, augmentation="crop")), 6))
+    assert sorted(x[:, 0, 0, 0]) == list(range(2 * 48))
+
+
+@pytest.mark.tensorflow
+def test_every_epoch_of_a_stream_has_an_order_of_its_own(folder):
+    images, config = load(folder), config_of(folder)
+    x, _ = stacked(batches(images.train_batches(config), 6))
+    assert np.mean(np.all(x[:48] == x[48:], axis=(1, 2, 3))) < 0.25  # one image stays in place on average
+
+
 def test_test_images_come_in_order_and_whole(folder):
     images = load(folder)
     x, y = stacked(batches(images.test_batches(config_of(folder))))
@@ -344,6 +362,17 @@ def test_workers_share_the_images(folder, tfds_dir, workers):
     for step, (x, _) in enumerate(whole):
         both = np.concatenate([share[step][0] for share in shares])
         assert sorted(image.tobytes() for image in both) == sorted(image.tobytes() for image in x)
+
+
+def test_every_batch_of_every_worker_is_augmented_by_a_seed_of_its_own(folder, monkeypatch):
+    monkeypatch.setattr(stream, "Augmentation", lambda *_: lambda images, labels, seed: seed)
+    config = config_of(folder, batch_size=12)
+    seeds = [
+        tuple(map(int, seed))
+        for worker in range(3)
+        for seed in load(folder).train_batches(config, shard=(worker, 3)).take(6).as_numpy_iterator()
+    ]
+    assert len(set(seeds)) == 3 * 6
 
 
 def test_a_batch_that_does_not_divide_is_refused(folder):
@@ -434,6 +463,12 @@ def test_a_file_that_vanished_is_a_broken_image(folder, tmp_path):
     os.remove(gone)
     batches(images.train_batches(config_of(tmp_path / "set")), 3)
     assert images.bad_images == (gone,)
+
+
+def test_a_run_goes_on_with_half_of_its_images():
+    bad = stream.BadImages("skip", 4)
+    assert bad.note(b"a") and bad.note(b"a") and bad.note(b"b") and bad.fatal is None
+    assert not bad.note(b"c") and "Received: 3 of 4 that cannot" in bad.fatal
 
 
 def test_mostly_broken_images_end_the_run(folder, tmp_path):

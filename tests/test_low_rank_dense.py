@@ -47,6 +47,20 @@ def test_auto_takes_the_cheaper_execution(rank, macs):
     assert layer.count_params() == rank * (32 + 16) + 16
 
 
+@pytest.mark.tensorflow
+def test_where_both_cost_the_same_the_chain_runs():
+    layer = LowRankDense(12, 3)
+    layer.build((None, 4))  # 3·(4 + 12) = 4·12
+    assert layer.runs_chain
+
+
+@pytest.mark.tensorflow
+def test_every_place_of_a_sequence_is_counted():
+    layer = LowRankDense(16, 4)
+    layer.build((None, 5, 7, 32))
+    assert layer.compute_activations((1, 5, 7, 32)) == 5 * 7 * (4 + 16)
+
+
 def test_masks_pass_as_through_a_stock_layer():
     # Sequential: a functional copy would hand the mask on by itself.
     stack = [

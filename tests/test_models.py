@@ -73,13 +73,14 @@ def test_names():
 
 
 @pytest.mark.backends
-def test_shortcut_takes_every_second_pixel_and_pads_channels_on_both_sides():
-    model = elrt.models.build("resnet20", input_shape=(8, 8, 3))
+@pytest.mark.parametrize("width, added", [(1.0, (8, 8)), (0.3, (2, 3))])  # from 16 to 32 channels, from 5 to 10
+def test_shortcut_takes_every_second_pixel_and_pads_channels_on_both_sides(width, added):
+    model = elrt.models.build("resnet20", input_shape=(8, 8, 3), width=width)
     probe = keras.Model(
         model.input, [model.get_layer(f"{n}").output for n in ("stage1_block3_relu", "stage2_block1_shortcut_pad")]
     )
     before, after = map(to_numpy, probe(random_array(2, 8, 8, 3, scale=100)))
-    expected = np.pad(before[:, ::2, ::2], [(0, 0), (0, 0), (0, 0), (8, 8)])
+    expected = np.pad(before[:, ::2, ::2], [(0, 0), (0, 0), (0, 0), added])
     np.testing.assert_array_equal(after, expected)
 
 
@@ -164,6 +165,13 @@ def test_batch_norm_is_that_of_the_source():
     assert (norm.momentum, norm.epsilon) == (0.9, 1e-5)
     norm = elrt.models.build("mobilenet_v2", (32, 32, 3), 3, width=0.1).get_layer("stem_bn")
     assert (norm.momentum, norm.epsilon) == (0.997, 1e-3)
+
+
+@pytest.mark.tensorflow
+def test_every_relu_of_mobilenet_is_limited_to_six():
+    model = elrt.models.build("mobilenet_v2", (32, 32, 3), 4, width=0.25)
+    limits = [layer.max_value for layer in model.layers if isinstance(layer, keras.layers.ReLU)]
+    assert len(limits) == 35 and set(limits) == {6.0}
 
 
 def test_initial_weights_are_he_normal():

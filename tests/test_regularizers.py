@@ -188,6 +188,7 @@ def test_strength_can_be_set_and_is_saved(regularizer):
 def test_further_arguments_round_trip_and_are_checked():
     assert regularizers.SoftOrthogonality(1.0, normalize=False).get_config() == {"strength": 1.0, "normalize": False}
     assert regularizers.SpectralIsometry.from_config({"strength": 1.0, "power_iterations": 3}).power_iterations == 3
+    assert regularizers.SpectralIsometry(1.0, 3).get_config() == {"strength": 1.0, "power_iterations": 3}
     with pytest.raises(ValueError, match="Received: power_iterations=0"):
         regularizers.SpectralIsometry(power_iterations=0)
 

@@ -30,6 +30,17 @@ def test_shrink_is_exact_where_the_kernel_has_the_lower_rank():
     assert elrt.count_costs(shrunk).macs == elrt.count_costs(exact).macs
 
 
+@pytest.mark.tensorflow
+def test_a_layer_may_stay_dearer_than_dense_where_others_lose_nothing():
+    conv = {"padding": "same", "execution": "chain", "use_bias": False}
+    free, flat = (elrt.layers.Tucker2Conv2D(16, 3, ranks=16, name=name, **conv) for name in ("free", "flat"))
+    model = keras.Sequential([keras.Input((8, 8, 16)), free, flat])
+    flat.assign_kernel(np.ones((3, 3, 16, 16)))  # of rank 1
+    shrunk = elrt.shrink(model, max_macs=0.65, multiple_of=1)
+    # Together 0.62 of dense: the chain of the first takes 1.22 of its dense layer.
+    assert shrunk.get_layer("free").ranks == (16, 16) and shrunk.get_layer("flat").ranks == (1, 1)
+
+
 @pytest.mark.parametrize("name", formats.names())
 def test_shrink_meets_budgets_and_keeps_everything_else(name):
     model = functional()

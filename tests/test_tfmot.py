@@ -26,6 +26,15 @@ def gated():
     return keras.Model(inputs, layers.Flatten()(layers.Multiply()([x, gate])))
 
 
+def test_ranges_from_data_hold_zero_where_no_output_is_near_it():
+    conv = keras.layers.Conv2D(4, 3, bias_initializer=keras.initializers.Constant(9.0), name="conv")
+    x = images(4, 6, 6, 3) / 255
+    aware = export.quantization_aware(keras.Sequential([keras.Input((6, 6, 3)), conv]), representative_data=x)
+    ends = {weight.name: float(weight) for weight in aware.weights if weight.name.startswith("quant_conv/post_act")}
+    assert ends["quant_conv/post_activation_min:0"] == 0.0
+    assert 5 < ends["quant_conv/post_activation_max:0"] < 15
+
+
 def norm_behind_activation():
     layers = keras.layers
     chain = [layers.Conv2D(8, 3, activation="relu"), layers.BatchNormalization(), layers.Flatten()]
