@@ -26,7 +26,7 @@ PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- mutants: begin -->", "<!-- mutants: end -->"
 # Checks the list of faults against the sources, and so would fail for every one of them.
 _OF_THE_LIST = "tests/test_mutants.py"
-_QUICK = ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist"]
+_QUICK = ["-x", "-q", "--suite=quick", "-p", "no:cacheprovider", "-p", "no:xdist"]
 _LIMIT_S = 2400  # of one run of tests: a fault may also hang
 
 

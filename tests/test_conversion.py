@@ -240,6 +240,7 @@ def test_a_model_made_anew_from_the_config_of_a_decomposed_one_trains():
     assert deviations[1] == pytest.approx(deviations[0], rel=0.5)
 
 
+@pytest.mark.thorough
 @pytest.mark.tensorflow
 def test_a_terminal_shows_how_far_decomposition_is():
     pty = pytest.importorskip("pty")

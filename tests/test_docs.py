@@ -36,7 +36,7 @@ def blocks(page):
 
 
 @pytest.mark.tensorflow
-@pytest.mark.parametrize("page", thorough_but(("index", "training"), GUIDES))
+@pytest.mark.parametrize("page", thorough_but(("index",), GUIDES))
 def test_the_code_of_a_guide_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(formats.base, "_FORMATS", dict(formats.base._FORMATS))

@@ -290,10 +290,12 @@ def scattered(seconds):
 
 
 def test_times_that_scatter_are_told_with_the_remedy(cache, monkeypatch, recwarn):
-    measured = latency.measure
-    monkeypatch.setattr(latency, "measure", lambda *arguments: np.tile(measured(*arguments)[0], (3, 1)))
+    def seconds(contents):
+        return 1e-9 * np.array([len(content) for content in contents])
+
+    monkeypatch.setattr(latency, "measure", lambda contents, threads: np.tile(seconds(contents), (3, 1)))
     elrt.plan_ranks(small_model(), max_latency=0.95)
-    monkeypatch.setattr(latency, "measure", lambda *arguments: scattered(measured(*arguments)[0]))
+    monkeypatch.setattr(latency, "measure", lambda contents, threads: scattered(seconds(contents)))
     elrt.plan_ranks(small_model(), max_latency=0.95)
     assert "scatter" not in "".join(str(one.message) for one in recwarn)  # the second time read from the table
     table = latency.TimeTable(1).path

@@ -9,7 +9,6 @@ import hypothesis.strategies as st
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from common import SLOW_ON_JAX
 from PIL import Image
 
@@ -321,6 +320,8 @@ def test_a_late_start_continues_the_same_stream(folder, augmentation):
 
 @pytest.mark.tensorflow
 def test_every_image_of_every_epoch_has_a_crop_of_its_own(folder, monkeypatch):
+    import tensorflow as tf
+
     def numbered(contents_of, reference, size, seed):
         return tf.fill((size, size, 3), tf.cast(seed[1], tf.uint8)), tf.constant(True)
 

@@ -62,6 +62,7 @@ def test_four_replicas_in_mixed_precision(tmp_path):
         assert largest_difference(one, four) < 0.05 and abs(one["loss"] - four["loss"]) < 0.05
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="Keras does not spread training on PyTorch")
 def test_the_command_trains_on_the_devices_it_is_told(tmp_path):
     for arguments, code, told in (
