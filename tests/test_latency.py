@@ -1,6 +1,7 @@
 """Measured times and the ranks planned from them."""
 
 import json
+import math
 import pathlib
 from time import sleep
 
@@ -293,6 +294,10 @@ def test_times_that_scatter_are_told_with_the_remedy(cache, monkeypatch, recwarn
     def seconds(contents):
         return 1e-9 * np.array([len(content) for content in contents])
 
+    def as_long_as_its_weights(stages, *arguments):
+        return bytes(sum(math.prod((*stage.kernel_size, stage.in_channels, stage.out_channels)) for stage in stages))
+
+    monkeypatch.setattr(latency.litert, "chain_to_litert", as_long_as_its_weights)
     monkeypatch.setattr(latency, "measure", lambda contents, threads: np.tile(seconds(contents), (3, 1)))
     elrt.plan_ranks(small_model(), max_latency=0.95)
     monkeypatch.setattr(latency, "measure", lambda contents, threads: scattered(seconds(contents)))
