@@ -60,7 +60,7 @@ STUMBLES = (
     ),
     (
         "`make demo` was silent for minutes.",
-        "README says what it installs, how large, and that it takes minutes.",
+        "It shows what it installs, which is now the runtime alone.",
     ),
     (
         "Keras' progress lines had `low_rank` and `seconds` in them, which say little, as above.",
