@@ -13,10 +13,10 @@ from elrt_keras.formats.chain import Shape
 _BATCH = 64
 
 
-def take_inputs(data: Any, shape: Shape, limit: int) -> np.ndarray:
-    """The first inputs as a float32 array `(N, …)`, at most `limit`; arguments and errors are those of `batches`."""
+def take_inputs(data: Any, shape: Shape, limit: int, dtype: str = "float32") -> np.ndarray:
+    """The first inputs as an array `(N, …)`, at most `limit`; arguments and errors are those of `batches`."""
     _refuse_examples_in_a_tuple(data, shape)
-    return np.concatenate([inputs for inputs, _ in batches(data, shape, limit)])
+    return np.concatenate([inputs for inputs, _ in batches(data, shape, limit, dtype=dtype)])
 
 
 def check_range(input_range: Any) -> None:
@@ -50,11 +50,12 @@ def check_batches(
     outputs: Shape,
     input_range: tuple[float, float],
     limit: int | None = None,
+    dtype: str = "float32",
     count: int = 16,
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """Batches of `(inputs, class numbers or None)` for a check: the evaluation data, or `count` random inputs.
 
-    `outputs` is the shape of one output, which the labels have to fit.
+    `outputs` is the shape of one output, which the labels have to fit; the other arguments are those of `batches`.
 
     Raises:
         ValueError: at once for a limit below 1 and a first batch that is refused; otherwise as `batches`.
@@ -63,16 +64,17 @@ def check_batches(
         raise ValueError(f"Expected an int of at least one example. Received: max_examples={limit!r}")
     if evaluation_data is None:
         random = np.random.default_rng(0)
-        evaluation_data = random.uniform(*input_range, (count, *shape)).astype("float32")
+        evaluation_data = random.uniform(*input_range, (count, *shape))
+        evaluation_data = evaluation_data if dtype == "float32" else np.floor(evaluation_data)
     _refuse_examples_in_a_tuple(evaluation_data, shape)
-    examples = batches(evaluation_data, shape, limit, outputs)
+    examples = batches(evaluation_data, shape, limit, outputs, dtype)
     return itertools.chain([next(examples)], examples)  # bad ones are refused before the long work of an export
 
 
 def batches(
-    data: Any, shape: Shape, limit: int | None = None, outputs: Shape | None = None
+    data: Any, shape: Shape, limit: int | None = None, outputs: Shape | None = None, dtype: str = "float32"
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """Batches of `(inputs, class numbers or None)`: float32 `(B, …)` and ints `(B,)`.
+    """Batches of `(inputs, class numbers or None)`: `(B, …)` of type `dtype` and ints `(B,)`.
 
     Args:
         data: array `(N, …)`, or a tuple `(inputs, labels)` of arrays; or a `tf.data.Dataset`, another iterable, or a
@@ -82,6 +84,7 @@ def batches(
         shape: shape of one example.
         limit: int, the most examples; `None` for all.
         outputs: shape of one output, for labels that count; otherwise they may be anything, such as masks.
+        dtype: type of the inputs, float32 or one of whole numbers.
 
     Raises:
         ValueError: for no examples, inputs of another shape, NaN or infinity, or labels that are no classes.
@@ -95,9 +98,7 @@ def batches(
         if not len(inputs):
             continue
         keep = len(inputs) if limit is None else min(len(inputs), limit - count)
-        inputs, labels = inputs[:keep].astype("float32"), _class_numbers(labels, len(inputs), outputs)
-        if not np.all(np.isfinite(inputs)):
-            raise ValueError("Expected examples of finite numbers. Received: NaN or infinity")
+        inputs, labels = _typed(inputs[:keep], dtype), _class_numbers(labels, len(inputs), outputs)
         for start in range(0, keep, _BATCH):
             part = slice(start, min(start + _BATCH, keep))
             yield inputs[part], None if labels is None else labels[part]
@@ -117,6 +118,20 @@ def _elements(data: Any, labelled: bool) -> Iterator[tuple[np.ndarray, np.ndarra
         labels = parts[1] if labelled and len(parts) > 1 else None
         # An empty tuple raises, as it should.
         yield np.asarray(parts[0]), None if labels is None else np.asarray(labels)  # pyright: ignore
+
+
+def _typed(inputs, dtype):
+    """Inputs as an array of a type; refuses NaN, infinity and numbers that the type does not have."""
+    if inputs.dtype.kind not in "biuf":  # half floats of TensorFlow are of no kind that NumPy knows
+        inputs = inputs.astype("float32")
+    if not np.all(np.isfinite(inputs)):
+        raise ValueError("Expected examples of finite numbers. Received: NaN or infinity")
+    with np.errstate(invalid="ignore"):
+        typed = inputs.astype(dtype)
+    if dtype != "float32" and not np.array_equal(typed, inputs):
+        other = inputs[typed != inputs].flat[0]
+        raise ValueError(f"Expected examples of the model's input type, {dtype}. Received: {other:g} among them")
+    return typed
 
 
 def _class_numbers(labels, count, outputs):

@@ -17,7 +17,7 @@ from elrt_keras.export.examples import check_batches, check_range
 from elrt_keras.export.files import move_folder, write_file
 from elrt_keras.export.litert import check_model, check_weights
 from elrt_keras.export.onnx_twins import with_twins
-from elrt_keras.litert.convert import INPUT, OUTPUT, for_inference, plain_errors, save_archive
+from elrt_keras.litert.convert import INPUT, OUTPUT, for_inference, input_dtype, plain_errors, save_archive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +28,13 @@ class GraphReport(checks.Comparison):
         path: the file or folder.
         size_bytes: its size.
         macs: multiply-accumulates of one example.
+        input_dtype: type of the input: the model's own if that is one of whole numbers, else float32.
     """
 
     path: str
     size_bytes: int
     macs: int
+    input_dtype: str
 
 
 def to_saved_model(
@@ -123,7 +125,7 @@ def to_onnx(
         raise ImportError("ONNX export needs `pip install 'elrt_keras[onnx]'`.") from error
     with tempfile.TemporaryDirectory() as folder:
         file = os.path.join(folder, "model.onnx")
-        signature = [keras.InputSpec(shape=(None, *model.inputs[0].shape[1:]), dtype="float32", name=INPUT)]
+        signature = [keras.InputSpec(shape=(None, *model.inputs[0].shape[1:]), dtype=input_dtype(model), name=INPUT)]
         with plain_errors(model, "ONNX"):
             convertible = with_twins(model)
         with plain_errors(model, "ONNX"), for_inference(convertible):
@@ -142,7 +144,7 @@ def _prepare(model, evaluation_data, max_examples, input_range, what):
     check_model(model, what)
     check_range(input_range)
     shapes = (tuple(tensor.shape[1:]) for tensor in (model.inputs[0], model.outputs[0]))
-    return check_batches(evaluation_data, *shapes, input_range, max_examples)
+    return check_batches(evaluation_data, *shapes, input_range, max_examples, input_dtype(model))
 
 
 def _compared(model, run, examples):
@@ -154,4 +156,10 @@ def _report(model, path, comparison):
     size = sum(
         os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(path) for name in names
     ) or os.path.getsize(path)
-    return GraphReport(**dataclasses.asdict(comparison), path=str(path), size_bytes=size, macs=count_costs(model).macs)
+    return GraphReport(
+        **dataclasses.asdict(comparison),
+        path=str(path),
+        size_bytes=size,
+        macs=count_costs(model).macs,
+        input_dtype=input_dtype(model),
+    )

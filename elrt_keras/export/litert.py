@@ -32,6 +32,7 @@ class LiteRTReport(checks.Comparison):
     Attributes:
         path: the file.
         quantization: as asked for.
+        input_dtype: type of the input in the file: the model's own if that is one of whole numbers, else `io_dtype`.
         size_bytes: its size.
         macs: multiply-accumulates of one example; `None` for a tf_keras model.
         operators: dict, how often each operator occurs.
@@ -39,6 +40,7 @@ class LiteRTReport(checks.Comparison):
 
     path: str
     quantization: str | None
+    input_dtype: str
     size_bytes: int
     macs: int | None
     operators: dict[str, int]
@@ -80,6 +82,7 @@ def to_litert(
         class_names: list of str, one per output.
         input_range: `(lowest, highest)` value of an input, for the metadata and for random examples.
         io_dtype: type of the input and the output in the file; `"int8"` and `"uint8"` with `quantization="int8"` only.
+            An input of whole numbers, such as the words of a text, keeps its own type.
         tolerance: float, the accepted root mean square of the differences to Keras' outputs, relative to theirs; `None`
             for 1e-4 (float32), 0.02 (float16), 0.3 (dynamic_int8), 0.5 (int8).
         max_accuracy_drop: float, how far the accuracy on `evaluation_data` may be below Keras'.
@@ -106,25 +109,28 @@ def to_litert(
     check_range(input_range)
     tolerance = checks.TOLERANCES[quantization] if tolerance is None else tolerance
     checks.check_limits(tolerance=tolerance, max_accuracy_drop=max_accuracy_drop)
-    shape = tuple(model.inputs[0].shape[1:])
+    shape, outputs = (tuple(tensor.shape[1:]) for tensor in (model.inputs[0], model.outputs[0]))
+    dtype = litert.input_dtype(model)
     calibration = None
     if representative_data is not None:
-        calibration = take_inputs(representative_data, shape, _CALIBRATION_EXAMPLES)
+        calibration = take_inputs(representative_data, shape, _CALIBRATION_EXAMPLES, dtype)
     if io_dtype != "float32" and calibration is not None:
         calibration = _spanning(calibration, input_range)
     if evaluation_data is None and calibration is not None:
         evaluation_data = calibration[:_CHECK_EXAMPLES]
-    examples = check_batches(evaluation_data, shape, tuple(model.outputs[0].shape[1:]), input_range, max_examples)
+    examples = check_batches(evaluation_data, shape, outputs, input_range, max_examples, dtype)
     content = litert.model_to_litert(model, quantization, calibration, io_dtype)
     content = with_metadata(content, model.name, shape, input_range, class_names)
+    runner = litert.Runner(content)
     with litert.for_inference(model):
-        comparison = checks.compare(model, litert.Runner(content), examples)
+        comparison = checks.compare(model, runner, examples)
     checks.require_close(comparison, tolerance, max_accuracy_drop)
     write_file(path, content)
     return LiteRTReport(
         **dataclasses.asdict(comparison),
         path=str(path),
         quantization=quantization,
+        input_dtype=runner.input_dtype,
         size_bytes=len(content),
         macs=None if is_legacy(model) else count_costs(model).macs,
         operators=dict(litert.operators(content)),

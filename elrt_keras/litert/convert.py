@@ -41,7 +41,8 @@ def model_to_litert(
         model: a built Keras model with one input of known shape and one output, on the TensorFlow backend; or such a
             tf_keras model.
         quantization: one of `QUANTIZATIONS`.
-        calibration: example inputs `(N, …)` as float32, which `"int8"` needs unless the model knows its ranges.
+        calibration: example inputs `(N, …)` of type `input_dtype`, which `"int8"` needs unless the model knows its
+            ranges.
         io_dtype: type of input and output: `"float32"`; with `"int8"` quantisation also `"int8"` or `"uint8"`.
         input_shape: shape of one example, for a model that leaves sizes open.
 
@@ -128,9 +129,15 @@ def save_archive(
     archive.add_endpoint(
         "serving_default",
         lambda image: {OUTPUT: only_output(model, image)},
-        input_signature=[keras.InputSpec(shape=shape, dtype="float32", name=INPUT)],
+        input_signature=[keras.InputSpec(shape=shape, dtype=input_dtype(model), name=INPUT)],
     )
     archive.write_out(folder, verbose=False)
+
+
+def input_dtype(model: "keras.Model | tf_keras.Model") -> str:
+    """Type of a model's input in an exported file: its own where it takes whole numbers, else float32."""
+    dtype = keras.backend.standardize_dtype(model.inputs[0].dtype)
+    return "float32" if "float" in dtype else dtype
 
 
 def only_output(model: "keras.Model | tf_keras.Model", inputs: Tensor) -> Tensor:
@@ -142,7 +149,7 @@ def only_output(model: "keras.Model | tf_keras.Model", inputs: Tensor) -> Tensor
 def _save_legacy(model, folder, shape):
     import tensorflow as tf
 
-    @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32, name=INPUT)])
+    @tf.function(input_signature=[tf.TensorSpec(shape, input_dtype(model), name=INPUT)])
     def serve(image):
         return {OUTPUT: only_output(model, image)}
 

@@ -9,7 +9,7 @@ from elrt_keras.atomic import Path
 
 
 class Runner:
-    """A LiteRT model ready to run: float arrays in and out, whatever the types in the file.
+    """A LiteRT model ready to run: arrays of numbers in, floats out, whatever the types in the file.
 
     Args:
         model: the bytes of a model, or the path of a file.
@@ -34,9 +34,14 @@ class Runner:
         """Shape of one example: `(height, width, channels)` for images."""
         return tuple(int(size) for size in self._input["shape"][1:])
 
+    @property
+    def input_dtype(self) -> str:
+        """Type of the input in the file, such as `"float32"` or `"int8"`."""
+        return np.dtype(self._input["dtype"]).name
+
     def __call__(self, examples: np.ndarray) -> np.ndarray:
         """Outputs `(N, …)` as float32 of examples `(N, …)`, computed one by one."""
-        return np.concatenate([self._one(example[None]) for example in np.asarray(examples, "float32")])
+        return np.concatenate([self._one(example[None]) for example in np.asarray(examples)])
 
     def set_random_input(self, seed: int = 0) -> None:
         """Puts a random example in place, for `invoke`: from 0 to 1, so that as the index of a word it is the first."""

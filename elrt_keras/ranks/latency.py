@@ -263,7 +263,10 @@ def timed(
     one_of(quantization, litert.QUANTIZATIONS, "quantization")
     litert.require_runtime()
     shape = input_shape or model.inputs[0].shape[1:]
-    examples = np.random.default_rng(0).standard_normal((2, *shape), "float32")  # times do not depend on them
+    # Times do not depend on them; whole numbers may be indices, which are from 0 on.
+    examples = np.abs(np.random.default_rng(0).standard_normal((2, *shape), "float32")).astype(
+        litert.input_dtype(model)
+    )
     # Ahead of the times of layers: whatever LiteRT cannot take is told before these minutes.
     content = litert.model_to_litert(model, quantization, examples, "float32", input_shape)
     table = TimeTable(int(threads), quantization)
