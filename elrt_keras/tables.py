@@ -28,8 +28,10 @@ def render_table(header: Sequence[str], rows: Sequence[Sequence[str]], last_is_t
         table.add_row(*row)
     text = io.StringIO()
     # Names in brackets or between colons are no markup.
-    plain = {"markup": False, "emoji": False, "highlight": False}
-    Console(file=text, width=200, color_system=None, force_jupyter=False, **plain).print(table)
+    console = Console(
+        file=text, width=200, color_system=None, force_jupyter=False, markup=False, emoji=False, highlight=False
+    )
+    console.print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines() if line.strip())
 
 

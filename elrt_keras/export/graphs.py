@@ -143,8 +143,8 @@ def to_onnx(
 def _prepare(model, evaluation_data, max_examples, input_range, what):
     check_model(model, what)
     check_range(input_range)
-    shapes = (tuple(tensor.shape[1:]) for tensor in (model.inputs[0], model.outputs[0]))
-    return check_batches(evaluation_data, *shapes, input_range, max_examples, input_dtype(model))
+    shape, outputs = (tuple(tensor.shape[1:]) for tensor in (model.inputs[0], model.outputs[0]))
+    return check_batches(evaluation_data, shape, outputs, input_range, max_examples, input_dtype(model))
 
 
 def _compared(model, run, examples):
