@@ -200,6 +200,8 @@ def from_flagfile(text):
         name, separator, value = line.removeprefix("--").partition("=")
         if not line.startswith("--") or not separator or name not in _SPECS:
             raise ValueError(f"Expected flags of elrt-train, one a line. Received: {line!r}")
+        if name in values:
+            raise ValueError(f"Expected each flag once. Received: {line!r} after another --{name}")
         values[name] = _parsed(_SPECS[name][0], value, line)
     return TrainConfig(**values)
 

@@ -25,11 +25,14 @@ def formats_by_layer(text: str) -> str | dict[str, str]:
     """`"svd"` as it is, `"conv1*:svd,*:tucker2"` as a mapping.
 
     Raises:
-        ValueError: for a part of a mapping that is no pair.
+        ValueError: for a part of a mapping that is no pair, or a pattern that stands there twice.
     """
     if ":" not in text:
         return text
     pairs = [part.split(":") for part in text.split(",")]
     if any(len(pair) != 2 for pair in pairs):
         raise ValueError(f"Expected a format, or pattern:format, separated by commas. Received: format={text!r}")
-    return {pattern: name for pattern, name in pairs}
+    formats = {pattern: name for pattern, name in pairs}
+    if len(formats) < len(pairs):
+        raise ValueError(f"Expected each pattern once. Received: format={text!r}")
+    return formats

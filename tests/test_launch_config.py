@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 
-from elrt_keras.launch import cli, flags, rundir
+from elrt_keras.launch import cli, flags, parsing, rundir
 from elrt_keras.launch.config import TrainConfig, parse_schedule
 
 
@@ -178,6 +178,14 @@ def test_flag_file_of_something_else_is_refused():
         flags.from_flagfile("--max_macs=abc\n")
     with pytest.raises(ValueError, match="kind boolean in '--recompute=banana'. Received: 'banana'"):
         flags.from_flagfile("--recompute=banana\n")
+    with pytest.raises(ValueError, match="each flag once. Received: '--seed=2' after another --seed"):
+        flags.from_flagfile("--seed=1\n--seed=2\n")
+
+
+def test_formats_by_layer_name_each_pattern_once():
+    assert parsing.formats_by_layer("conv1*:svd,*:tucker2") == {"conv1*": "svd", "*": "tucker2"}
+    with pytest.raises(ValueError, match="each pattern once. Received: format='a:svd,a:cp'"):
+        parsing.formats_by_layer("a:svd,a:cp")
 
 
 def test_flag_file_by_hand():

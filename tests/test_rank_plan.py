@@ -97,6 +97,10 @@ def test_a_format_object_in_a_plan_is_its_name(tmp_path):
             ).encode(),
             "'a' of the plan.*format='cpx'",
         ),
+        (
+            b'{"kind": "elrt_keras.RankPlan", "version": 1, "layers": {"a": "dense", "b": "dense", "a": "dense"}}',
+            "broken.json'. Received: the name 'a' twice in one object",
+        ),
     ],
 )
 def test_broken_files(tmp_path, content, message):

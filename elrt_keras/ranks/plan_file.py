@@ -37,7 +37,7 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         with open(path, encoding="utf-8-sig") as file:  # some editors put a mark in front
-            document = json.load(file)
+            document = json.load(file, object_pairs_hook=_without_repetition)
     except (OSError, ValueError, RecursionError) as error:  # no UTF-8, no JSON, an int of too many digits, depth
         raise ValueError(f"Expected a rank plan in JSON at {str(path)!r}. Received: {error}") from error
     if not isinstance(document, dict) or any(document.get(name) != value for name, value in _HEAD.items()):
@@ -56,6 +56,15 @@ def read(path: Path) -> dict[str, Any]:
     if optional["latency"] and set(optional["latency"]) != {"dense", "planned"}:
         raise ValueError(f"Expected 'dense' and 'planned' in 'latency' of {str(path)!r}. Received: {optional}")
     return _without_stale({"layers": layers, **optional})
+
+
+def _without_repetition(pairs):
+    """An object of JSON; refuses names that stand there twice, of which JSON readers take the last."""
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the name {next(name for name in names if names.count(name) > 1)!r} twice in one object")
+    return document
 
 
 def _without_stale(document):
