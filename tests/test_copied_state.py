@@ -252,3 +252,67 @@ def test_an_activation_with_weights_keeps_them(name):
     twin = elrt.layers.LowRankDense.from_dense(model.get_layer("b"), 1.0)
     inputs = random_array(2, 4, 4, 4)
     np.testing.assert_allclose(to_numpy(twin(inputs)), to_numpy(model.get_layer("b")(inputs)), atol=1e-4)
+
+
+class Closed(layers.Layer):
+    """A layer with parts and a weight of its own, whose configuration does not say what is frozen."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.norm, self.dense = layers.BatchNormalization(), layers.Dense(4)
+        self.gain = self.add_weight(shape=(), name="gain")
+
+    def build(self, shape):
+        self.norm.build(shape)
+        self.dense.build(shape)
+        self.built = True
+
+    def call(self, inputs):
+        return self.dense(self.norm(inputs)) * self.gain
+
+    def get_config(self):
+        return {"name": self.name}
+
+
+def freeze_attention(layer):
+    layer.query_dense.trainable = False
+
+
+def freeze_variable(layer):
+    layer.gain.trainable = False
+
+
+def freeze_part(layer):
+    layer.norm.trainable = False
+
+
+def freeze_all_but_one(layer):
+    layer.trainable = False
+    layer.dense.trainable = True
+
+
+def freeze(layer):
+    layer.trainable = False
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize(
+    "make, freeze_in",
+    [
+        *[(Closed, change) for change in (freeze, freeze_part, freeze_variable, freeze_all_but_one)],
+        (lambda **options: layers.MultiHeadAttention(2, 3, **options), freeze_attention),
+    ],
+)
+def test_what_is_frozen_in_a_layer_that_is_copied_stays_frozen(make, freeze_in):
+    inputs = keras.Input((6, 8))
+    x, layer = layers.Conv1D(8, 3, name="body")(inputs), make(name="closed")
+    outputs = layer(x, x) if isinstance(layer, layers.MultiHeadAttention) else layer(x)
+    model = keras.Model(inputs, outputs)
+    freeze_in(layer)
+    low = elrt.factorize(model, {"body": ("svd", 3)})
+    for twin in (low, elrt.merge(low), elrt.expand(low)):
+        copy = twin.get_layer("closed")
+        assert copy is not layer
+        assert [w.trainable for w in copy.variables] == [w.trainable for w in layer.variables]
+        trained = [[any(w is one for one in part.trainable_weights) for w in part.weights] for part in (layer, copy)]
+        assert trained[0] == trained[1]

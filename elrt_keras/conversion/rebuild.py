@@ -100,6 +100,26 @@ def _take_weights(layer, copy):
     if len(copy.weights) < len(layer.weights):  # where a `TimeDistributed` runs it, it is not called by itself
         copy.build_from_config(layer.get_build_config())
     copy.set_weights(layer.get_weights())
+    _take_flags(layer, copy)
+
+
+def _take_flags(layer, copy):
+    """Freezes in a copy what is frozen in the original: layers that it holds and single variables.
+
+    Raises:
+        ValueError: for a copy that holds other layers or variables than its original.
+    """
+    layers, copies = ([one, *held_layers(one)] for one in (layer, copy))
+    if list(map(type, layers)) != list(map(type, copies)) or len(layer.variables) != len(copy.variables):
+        raise ValueError(
+            f"Expected a layer that its configuration makes again with all it holds. Received: {layer.name!r}, "
+            f"a {type(layer).__name__}"
+        )
+    for original, twin in zip(layers, copies):  # from the outside in: a layer passes its flag on
+        twin.trainable = original.trainable
+    for original, twin in zip(layer.variables, copy.variables):
+        if twin.trainable != original.trainable:
+            twin.trainable = original.trainable
 
 
 def _copied(layer):
