@@ -316,3 +316,15 @@ def test_what_is_frozen_in_a_layer_that_is_copied_stays_frozen(make, freeze_in):
         assert [w.trainable for w in copy.variables] == [w.trainable for w in layer.variables]
         trained = [[any(w is one for one in part.trainable_weights) for w in part.weights] for part in (layer, copy)]
         assert trained[0] == trained[1]
+
+
+@pytest.mark.tensorflow
+def test_numbers_that_a_configuration_forgets_stay():
+    model = keras.Sequential([keras.Input((6, 8)), layers.Conv1D(8, 3, name="body"), layers.Dense(4, name="head")])
+    head = model.get_layer("head")
+    head.enable_lora(2, lora_alpha=8)
+    head.lora_kernel_b.assign(np.ones(head.lora_kernel_b.shape))
+    low = elrt.factorize(model, {"body": ("svd", 8)}, factor_initializer="decomposed")
+    x = random_array(2, 6, 8)
+    np.testing.assert_allclose(to_numpy(low(x)), to_numpy(model(x)), atol=1e-4)
+    assert low.get_layer("head").lora_alpha == 8

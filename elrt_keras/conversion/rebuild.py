@@ -100,11 +100,11 @@ def _take_weights(layer, copy):
     if len(copy.weights) < len(layer.weights):  # where a `TimeDistributed` runs it, it is not called by itself
         copy.build_from_config(layer.get_build_config())
     copy.set_weights(layer.get_weights())
-    _take_flags(layer, copy)
+    _take_state(layer, copy)
 
 
-def _take_flags(layer, copy):
-    """Freezes in a copy what is frozen in the original: layers that it holds and single variables.
+def _take_state(layer, copy):
+    """Gives a copy what the original's configuration does not say: numbers and texts set since, and what is frozen.
 
     Raises:
         ValueError: for a copy that holds other layers or variables than its original.
@@ -116,10 +116,19 @@ def _take_flags(layer, copy):
             f"a {type(layer).__name__}"
         )
     for original, twin in zip(layers, copies):  # from the outside in: a layer passes its flag on
+        for name, value in vars(original).items():
+            if name[0] != "_" and _is_plain(value) and vars(twin).get(name, value) != value:
+                setattr(twin, name, value)
         twin.trainable = original.trainable
     for original, twin in zip(layer.variables, copy.variables):
         if twin.trainable != original.trainable:
             twin.trainable = original.trainable
+
+
+def _is_plain(value):
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _copied(layer):
