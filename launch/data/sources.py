@@ -121,7 +121,7 @@ def _split_folders(root):
 
 
 def _holds_classes(folder):
-    """Whether a folder holds folders of images and no images itself."""
+    """Returns `True` for a folder that holds folders of images and no images itself."""
     return not any(map(_is_image, folder.iterdir())) and any(_image_files(inner)[0] for inner in _folders(folder))
 
 
@@ -193,7 +193,7 @@ def _image_files(folder):
 
 
 def _is_image(path):
-    """Whether a file is of a kind that can be decoded: by its suffix, or else by its first bytes."""
+    """Returns `True` for a file of a kind that can be decoded: by its suffix, or else by its first bytes."""
     if path.name.lower().endswith(_SUFFIXES):
         return True
     if not path.is_file():
