@@ -39,7 +39,7 @@ test-rest: $(VENV)/.installed
 test-all: $(VENV)/.installed
 	@$(call on_all_backends,all)
 
-# Seeded faults, one at a time, against the tests (an hour); the table of docs/reliability.md from what it finds.
+# Seeded faults, one at a time, against the tests (half an hour); the table of docs/reliability.md from what it finds.
 mutants: $(VENV)/.installed
 	$(BIN)/python tests/mutants.py --write
 

@@ -11,7 +11,7 @@ from elrt_keras import figures
 from elrt_keras.plot import tradeoff
 from elrt_keras.tables import render_table, short_names
 
-# 10–90 % range over the median: 7 to 15 % with a core to itself, from 18 % to many times the median without one.
+# 10–90 % range over the median, which single runs exceed where other programs want the same cores.
 _SCATTER = 0.25
 _DEVICE_FOLDER = "/data/local/tmp"
 

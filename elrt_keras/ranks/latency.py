@@ -41,8 +41,8 @@ _MORE_RANKS = (0.125, 0.25, 0.375, 0.5, 0.75)
 _LARGE, _FEW_FRACTIONS = 2**24, (0.0625, 0.125, 0.25, 0.5)
 _SECONDS = 1.0  # of measuring per layer, within these numbers of rounds
 _ROUNDS = (5, 40)
-# Interquartile range of single runs over their median, summed over layers: 4 to 8 % with a core to itself, 8 to 32 %
-# with several programs to each core. Lower quartiles stayed within 3 % there, so less is not worth a word.
+# Interquartile range of single runs over their median, summed over layers. It reaches this with several busy programs
+# to each core; the lower quartiles, which are kept, still agree where it is smaller.
 _SCATTER = 0.25
 _MEMORY = 2**30  # bytes of the models that take turns
 

@@ -4,7 +4,16 @@ import pathlib
 
 import pytest
 
-from benchmarks import accuracy_sections, cost_sections, defaults_section, performance, recipe_section, report
+from benchmarks import (
+    accuracy_sections,
+    cost_sections,
+    defaults_section,
+    evidence,
+    first_steps,
+    performance,
+    recipe_section,
+    report,
+)
 from benchmarks.first_hour import STEPS
 from benchmarks.first_hour_page import first_hour_page
 
@@ -79,3 +88,18 @@ def test_training_is_counted_in_macs_of_its_epochs():
     timed = [{"summary": {"training_cpu_seconds": seconds}} for seconds in (60, 180, 120)]
     assert cost_sections.processor_minutes([*timed, {"summary": {}}]) == "2"
     assert cost_sections.processor_minutes([{"summary": {}}]) == ""
+
+
+def test_sentences_of_the_first_steps_have_their_place(monkeypatch):
+    output = (
+        "== quick tests on tensorflow\n2349 passed, 10 skipped in 350.00s\n== quick tests on jax\n590 passed in 1.0s\n"
+    )
+    tests = first_steps.tests_by_backend(output)
+    assert tests == {"tensorflow": 2349, "jax": 590}
+    demo = {"demo_seconds": 120, "demo_again_seconds": 40, "demo_megabytes": 2800}
+    now = demo | {"test_megabytes": 5300, "test_seconds": [540, 570], "tests": tests, "machine": {"cores": 2}}
+    monkeypatch.setattr(evidence, "read", lambda experiment: {"before": demo, "now": now})
+    for name, text in first_steps.sentences().items():
+        page = (DOCS.parent / name).read_text(encoding="utf-8")
+        written = first_steps.renewed(page, text)
+        assert text in written and first_steps.renewed(written, text) == written
