@@ -28,7 +28,7 @@ def kernels_of(name):
     keras.utils.set_random_seed(0)
     model = elrt.models.build(name)
     plan = elrt.plan_ranks(model, max_macs=_BUDGET)
-    layers = dict(elrt.traversal.iterate_layers(model))
+    layers = dict(elrt.graph.paths.iterate_layers(model))
     planned = [(layers[path], entry.ranks) for path, entry in plan.items() if entry.format == "tucker2"]
     return [(keras.ops.convert_to_numpy(layer.kernel), ranks) for layer, ranks in planned]
 

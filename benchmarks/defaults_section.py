@@ -14,7 +14,7 @@ from benchmarks.accuracy_sections import (
 )
 from benchmarks.markdown import section, table
 from elrt_keras.launch.config import TrainConfig
-from elrt_keras.ranks.grid import SIMD_MULTIPLE
+from elrt_keras.ranks.budget import SIMD_MULTIPLE
 
 # Per flag: what was tried beside the default, as {first words of the names of runs: label}, and what else speaks for
 # the default. The runs of `elrt` have all defaults but what the grid says of them; where the grid says the flag itself,

@@ -12,7 +12,7 @@ def scale_factor_rate(model, multiple):
     """
     factors = {
         id(layer.factors[view.index])
-        for _, layer in elrt.traversal.iterate_layers(model)
+        for _, layer in elrt.graph.paths.iterate_layers(model)
         if isinstance(layer, FactorizedLayer)
         for view in layer.format.orthogonal_factors(layer.spatial_dims)
     }

@@ -69,7 +69,7 @@ def run_as_products(model):
     import elrt_keras as elrt
     from elrt_keras.layers.factorized_conv import FactorizedConv
 
-    for _, layer in elrt.traversal.iterate_layers(model):
+    for _, layer in elrt.graph.paths.iterate_layers(model):
         if isinstance(layer, FactorizedConv):
             layer._trains_as_products = lambda: True
     return model

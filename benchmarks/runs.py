@@ -214,7 +214,7 @@ class Run:
             "training_macs": sum(3 * row["macs"] * self._steps * config.batch_size for row in self.history),
             "orthogonality_error": elrt.callbacks.factor_errors(model),
         }
-        layers = dict(elrt.traversal.iterate_layers(model))
+        layers = dict(elrt.graph.paths.iterate_layers(model))
         return {
             "name": self.name,
             "config": dataclasses.asdict(config),

@@ -3,8 +3,8 @@
 import re
 
 import elrt_keras as elrt
-from elrt_keras.ranks.budget import validated_multiple
-from elrt_keras.ranks.grid import Budget
+from elrt_keras.ranks.planner import validated_multiple
+from elrt_keras.ranks.budget import Budget
 from elrt_keras.ranks.survey import survey
 from elrt_keras.ranks.uniform import ScaledRanks
 

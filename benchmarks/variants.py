@@ -73,7 +73,7 @@ def low_rank(dense, max_macs, regularizer="dso", multiple_of=None, **options):
 
 def composed(model):
     """The same low-rank model, whose layers compose their kernels first."""
-    for _, layer in elrt.traversal.iterate_layers(model):
+    for _, layer in elrt.graph.paths.iterate_layers(model):
         if hasattr(layer, "factors"):
             layer.execution = "compose"
     return model

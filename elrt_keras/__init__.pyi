@@ -16,9 +16,9 @@ from elrt_keras.conversion import factorize as factorize
 from elrt_keras.conversion import merge as merge
 from elrt_keras.conversion import shrink as shrink
 from elrt_keras.conversion import shrink_curve as shrink_curve
-from elrt_keras.costs import LayerCosts as LayerCosts
-from elrt_keras.costs import ModelCosts as ModelCosts
-from elrt_keras.costs import count_costs as count_costs
+from elrt_keras.graph.costs import LayerCosts as LayerCosts
+from elrt_keras.graph.costs import ModelCosts as ModelCosts
+from elrt_keras.graph.costs import count_costs as count_costs
 from elrt_keras.ranks import LayerPlan as LayerPlan
 from elrt_keras.ranks import RankPlan as RankPlan
 from elrt_keras.ranks import plan_ranks as plan_ranks

@@ -4,7 +4,7 @@ import functools
 
 import keras
 
-from elrt_keras.traversal import iterate_layers
+from elrt_keras.graph.paths import iterate_layers
 
 # At other numbers of channels TensorFlow's kernel is slower on a CPU than what Keras composes
 # (`benchmarks/batch_norm.py`).

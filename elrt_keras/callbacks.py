@@ -11,7 +11,7 @@ from elrt_keras.layers import FactorizedLayer
 from elrt_keras.ranks.estimates import stable_rank
 from elrt_keras.ranks.survey import survey
 from elrt_keras.regularizers import OrthogonalityRegularizer, orthogonality_error
-from elrt_keras.traversal import iterate_sublayers
+from elrt_keras.graph.paths import iterate_sublayers
 
 
 def factor_errors(model: keras.Model) -> dict[str, float]:

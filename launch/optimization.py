@@ -2,7 +2,7 @@
 
 import keras
 
-from elrt_keras.traversal import iterate_layers
+from elrt_keras.graph.paths import iterate_layers
 
 # One-cycle: share of the run spent rising, and the divisors of the peak at the start and the end.
 _RISE, _START_DIVISOR, _END_DIVISOR = 0.3, 25, 1e4

@@ -15,7 +15,7 @@ from elrt_keras.launch.checkpoints import Progress
 from elrt_keras.launch.config import TrainConfig, parse_schedule
 from elrt_keras.launch.logs import EpochNotes, TensorBoard
 from elrt_keras.launch.strategies import SINGLE, Distribution
-from elrt_keras.traversal import iterate_layers
+from elrt_keras.graph.paths import iterate_layers
 
 _MOST_ROLLBACKS = 3
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from elrt_keras import formats, traversal
+from elrt_keras import formats
+from elrt_keras.graph import paths
 
 # Distance from 1 to the next number: twice the relative error of one rounding.
 EPS = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
@@ -263,7 +264,7 @@ def functional():
 
 def layer_table(model):
     """Paths and class names of all layers."""
-    return [(path, type(layer).__name__) for path, layer in traversal.iterate_layers(model)]
+    return [(path, type(layer).__name__) for path, layer in paths.iterate_layers(model)]
 
 
 def model_of(*layers, shape=(8, 8, 6)):

@@ -323,7 +323,7 @@ BASICS = [
         ),
     ),
     *_in(
-        "elrt_keras/costs.py",
+        "elrt_keras/graph/costs.py",
         (
             "A transposed convolution is counted by its output",
             "if isinstance(layer, _TRANSPOSED):\n        return math.prod(_spatial(layer, input_shape))",
@@ -338,7 +338,7 @@ BASICS = [
         ),
     ),
     *_in(
-        "elrt_keras/tracing.py",
+        "elrt_keras/graph/calls.py",
         (
             "The steps of a TimeDistributed are counted as one",
             "trace_calls(layer.layer, shape)\n    ] * steps",
@@ -347,7 +347,7 @@ BASICS = [
         ),
     ),
     *_in(
-        "elrt_keras/traversal.py",
+        "elrt_keras/graph/paths.py",
         (
             "A name with brackets also stands for what it matches as a pattern",
             "return [pattern] if pattern in paths else [",
@@ -356,7 +356,7 @@ BASICS = [
         ),
     ),
     *_in(
-        "elrt_keras/opened.py",
+        "elrt_keras/graph/blocks.py",
         (
             "A layer that penalises its outputs is opened",
             'layer.activity_regularizer is not None or "mask" in accepts',
@@ -365,7 +365,7 @@ BASICS = [
         ),
     ),
     *_in(
-        "elrt_keras/separable.py",
+        "elrt_keras/graph/separable.py",
         (
             "The depthwise stage of a separable convolution drops the dilation",
             "dilation_rate=layer.dilation_rate,",
@@ -431,7 +431,7 @@ BASICS = [
 
 RANKS = [
     *_in(
-        "elrt_keras/ranks/grid.py",
+        "elrt_keras/ranks/budget.py",
         (
             "A budget that is met exactly is refused",
             "all(spent[resource] <= limit for resource, limit",
@@ -506,7 +506,7 @@ RANKS = [
         ),
     ),
     *_in(
-        "elrt_keras/ranks/budget.py",
+        "elrt_keras/ranks/planner.py",
         (
             "An explicit fraction is cut like a budget's ranks",
             "exact=fraction is not None",
@@ -542,7 +542,7 @@ RANKS = [
 
 CONVERSION = [
     *_in(
-        "elrt_keras/conversion/rebuild.py",
+        "elrt_keras/graph/rebuild.py",
         (
             "The frozen layers of a trainable model train in its copy",
             "copy._trainable = original.trainable",
@@ -557,7 +557,7 @@ CONVERSION = [
         ),
     ),
     *_in(
-        "elrt_keras/conversion/low_rank.py",
+        "elrt_keras/conversion/factorize.py",
         (
             "`factorize` gives all layers the first one's seed",
             "return initializer.with_seed(index)",
@@ -566,7 +566,7 @@ CONVERSION = [
         ),
     ),
     *_in(
-        "elrt_keras/conversion/dense.py",
+        "elrt_keras/conversion/merge.py",
         (
             "Merged layers lose the penalty of their kernels",
             "lambda layer: [layer.merged()]",
@@ -581,7 +581,7 @@ CONVERSION = [
         ),
     ),
     *_in(
-        "elrt_keras/conversion/truncation.py",
+        "elrt_keras/conversion/shrink.py",
         (
             "`shrink` keeps only ranks that are cheaper than the dense layer",
             "break_even=False, dense=False",

@@ -17,13 +17,9 @@ import elrt_keras
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FOLDERS = {"elrt_keras": "elrt_keras", "models": "elrt_keras.models", "launch": "elrt_keras.launch"}
 LEVELS = {
-    **{f"elrt_keras.{name}": 0 for name in ("atomic", "checks", "figures", "formats", "costs", "litert", "batch_norm")},
-    **{
-        f"elrt_keras.{name}": 0
-        for name in ("opened", "progress", "records", "separable", "tables", "tracing", "traversal")
-    },
-    **{f"elrt_keras.{name}": 1 for name in ("initializers", "regularizers", "constraints")},
-    "elrt_keras.layers": 2,
+    **{f"elrt_keras.{name}": 0 for name in ("atomic", "checks", "figures", "formats", "progress", "records", "tables")},
+    **{f"elrt_keras.{name}": 1 for name in ("initializers", "regularizers", "constraints", "graph")},
+    **{f"elrt_keras.{name}": 2 for name in ("layers", "batch_norm", "litert")},
     **{f"elrt_keras.{name}": 3 for name in ("ranks", "conversion", "callbacks")},
     **{f"elrt_keras.{name}": 4 for name in ("export", "models", "plot")},
     "elrt_keras.launch": 5,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import elrt_keras as elrt
 from elrt_keras import formats
-from elrt_keras.ranks.grid import Budget, on_grid
+from elrt_keras.ranks.budget import Budget, on_grid
 from elrt_keras.ranks.plan import DENSE
 from elrt_keras.ranks.survey import survey
 from elrt_keras.ranks.uniform import ScaledRanks
@@ -82,8 +82,8 @@ def test_an_explicit_fraction_is_taken_at_its_word():
 
 @pytest.mark.tensorflow
 def test_a_name_that_is_there_is_no_pattern():
-    assert elrt.traversal.matching(["conv1", "conv[1]"], "conv[1]") == ["conv[1]"]
-    assert elrt.traversal.matching(["conv1", "conv2"], "conv[1]") == ["conv1"]
+    assert elrt.graph.paths.matching(["conv1", "conv[1]"], "conv[1]") == ["conv[1]"]
+    assert elrt.graph.paths.matching(["conv1", "conv2"], "conv[1]") == ["conv1"]
 
 
 @pytest.mark.parametrize("method", ["uniform", "energy", "vbmf", "stable_rank"])

@@ -72,8 +72,8 @@ def test_low_rank_model_and_its_merge_agree(case):
 def test_everything_else_is_carried_over(case):
     model, plan, _ = case
     low = elrt.factorize(model, {name: ("tucker2", 2) for name in plan})
-    twins = dict(elrt.traversal.iterate_layers(low))
-    for path, layer in elrt.traversal.iterate_layers(model):
+    twins = dict(elrt.graph.paths.iterate_layers(low))
+    for path, layer in elrt.graph.paths.iterate_layers(model):
         twin = twins[path]
         if path not in plan:
             for a, b in zip(layer.weights, twin.weights):

@@ -10,7 +10,7 @@ from common import random_array
 import elrt_keras as elrt
 from elrt_keras import formats
 from elrt_keras.ranks import energy
-from elrt_keras.ranks.grid import Budget
+from elrt_keras.ranks.budget import Budget
 from elrt_keras.ranks.survey import survey
 
 layers = keras.layers

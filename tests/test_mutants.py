@@ -11,8 +11,8 @@ from seeded_faults import MUTANTS
 pytestmark = pytest.mark.tensorflow
 
 ROOMS = {
-    *("formats", "layers", "initializers", "regularizers", "constraints", "costs", "tracing", "traversal", "opened"),
-    *("separable", "ranks", "conversion", "callbacks", "export", "litert", "models", "launch", "launch/data"),
+    *("formats", "layers", "initializers", "regularizers", "constraints", "graph"),
+    *("ranks", "conversion", "callbacks", "export", "litert", "models", "launch", "launch/data"),
     *("atomic", "plot", "records", "batch_norm"),
 }
 

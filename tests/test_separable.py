@@ -6,7 +6,7 @@ import pytest
 from common import depthwise_as_dense, model_of, numpy_conv, random_array, to_numpy
 
 import elrt_keras as elrt
-from elrt_keras.opened import opened
+from elrt_keras.graph.blocks import opened
 
 layers = keras.layers
 POINTWISE = "separable/separable_pointwise"

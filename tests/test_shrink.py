@@ -23,7 +23,7 @@ def test_shrink_is_exact_where_the_kernel_has_the_lower_rank():
     )
     target = elrt.count_costs(exact).macs / elrt.count_costs(model).macs
     shrunk = elrt.shrink(wider, max_macs=target * (1 + 1e-9), multiple_of=1)
-    ranks = {path: layer.ranks for path, layer in elrt.traversal.iterate_layers(shrunk) if hasattr(layer, "ranks")}
+    ranks = {path: layer.ranks for path, layer in elrt.graph.paths.iterate_layers(shrunk) if hasattr(layer, "ranks")}
     assert ranks == {"shared": (3, 4), "nested/conv": (2,), "head": (1,)}
     expected = to_numpy(exact(inputs))
     np.testing.assert_allclose(to_numpy(shrunk(inputs)), expected, atol=1e-4 * np.abs(expected).max())
@@ -54,8 +54,8 @@ def test_shrink_meets_budgets_and_keeps_everything_else(name):
     costs = elrt.count_costs(smaller)
     assert costs.macs <= 0.5 * dense.macs and costs.params <= 0.9 * dense.params
     assert layer_table(smaller) == layer_table(low)
-    twins = dict(elrt.traversal.iterate_layers(smaller))
-    for path, layer in elrt.traversal.iterate_layers(low):
+    twins = dict(elrt.graph.paths.iterate_layers(smaller))
+    for path, layer in elrt.graph.paths.iterate_layers(low):
         if isinstance(layer, elrt.layers.FactorizedLayer):
             assert all(new <= old for new, old in zip(twins[path].ranks, layer.ranks))
             assert twins[path].factor_regularizer is not None and twins[path].use_bias == layer.use_bias

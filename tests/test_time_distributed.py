@@ -99,7 +99,7 @@ def test_whole_kernels_compute_the_same_and_lower_ranks_cost_what_was_planned():
     assert elrt.count_costs(low_rank).macs <= 0.5 * elrt.count_costs(model).macs
     for other in (elrt.expand(low_rank), elrt.merge(low_rank)):
         np.testing.assert_allclose(outputs(other), outputs(low_rank), atol=1e-5)
-        assert not any(isinstance(layer, elrt.layers.FactorizedLayer) for layer in elrt.traversal.held_layers(other))
+        assert not any(isinstance(layer, elrt.layers.FactorizedLayer) for layer in elrt.graph.paths.held_layers(other))
     smaller = elrt.shrink(low_rank, max_macs=0.3)
     assert elrt.count_costs(smaller).macs <= 0.3 * elrt.count_costs(model).macs
 

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from elrt_keras.atomic import Path, check_file, check_folder
-from elrt_keras.costs import count_costs
+from elrt_keras.graph.costs import count_costs
 from elrt_keras.export import checks
 from elrt_keras.export.examples import check_batches, check_range
 from elrt_keras.export.files import move_folder, write_file

@@ -9,13 +9,13 @@ import keras
 import numpy as np
 
 from elrt_keras.conversion import expand
-from elrt_keras.conversion.dense import is_low_rank
+from elrt_keras.conversion.merge import is_low_rank
 from elrt_keras.export.litert import check_model
 from elrt_keras.export.wrapped import import_tf_keras
 from elrt_keras.litert import for_inference, only_output
-from elrt_keras.opened import opened
-from elrt_keras.separable import is_separable
-from elrt_keras.traversal import is_container, iterate_sublayers
+from elrt_keras.graph.blocks import opened
+from elrt_keras.graph.separable import is_separable
+from elrt_keras.graph.paths import is_container, iterate_sublayers
 
 if TYPE_CHECKING:
     import tf_keras

@@ -9,7 +9,7 @@ import keras
 from elrt_keras import litert
 from elrt_keras.atomic import Path, check_file
 from elrt_keras.checks import one_of
-from elrt_keras.costs import count_costs
+from elrt_keras.graph.costs import count_costs
 from elrt_keras.export import checks
 from elrt_keras.export.examples import check_batches, check_range, take_inputs
 from elrt_keras.export.files import write_file

@@ -10,10 +10,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from elrt_keras.conversion.dense import is_low_rank
-from elrt_keras.conversion.rebuild import rebuild
-from elrt_keras.layers.arguments import copy_arguments
-from elrt_keras.traversal import held_layers, is_container
+from elrt_keras.conversion.merge import is_low_rank
+from elrt_keras.graph.rebuild import rebuild
+from elrt_keras.graph.configs import copy_arguments
+from elrt_keras.graph.paths import held_layers, is_container
 
 
 def _one_operation(layer, inputs):

@@ -17,7 +17,8 @@ from elrt_keras.formats.arrays import Tensor
 from elrt_keras.formats.base import Ranks
 from elrt_keras.initializers import Identifier
 from elrt_keras.layers import penalties
-from elrt_keras.layers.arguments import copy_arguments, dense_arguments, plain, serialized
+from elrt_keras.graph.configs import copy_arguments, plain, serialized
+from elrt_keras.layers.arguments import dense_arguments
 
 Execution: TypeAlias = Literal["auto", "chain", "compose"]
 _EXECUTIONS = ("auto", "chain", "compose")

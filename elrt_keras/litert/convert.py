@@ -16,7 +16,7 @@ import numpy as np
 from elrt_keras.formats.arrays import Tensor
 from elrt_keras.formats.chain import Shape, Stage
 from elrt_keras.litert.shared import shared
-from elrt_keras.traversal import held_layers
+from elrt_keras.graph.paths import held_layers
 
 if TYPE_CHECKING:
     import tf_keras

@@ -10,7 +10,7 @@ import numpy as np
 from elrt_keras import formats
 from elrt_keras.formats.chain import Stage, chain_costs, dense_stage
 from elrt_keras.layers.factorized import Execution, FactorizedLayer
-from elrt_keras.ranks.grid import grid
+from elrt_keras.ranks.budget import grid
 
 
 @dataclasses.dataclass(frozen=True)

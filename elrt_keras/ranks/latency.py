@@ -29,7 +29,7 @@ from elrt_keras.formats.chain import chain_costs
 from elrt_keras.litert.convert import Quantization
 from elrt_keras.progress import progress_bar
 from elrt_keras.ranks.candidate import Candidate
-from elrt_keras.ranks.grid import Budget, on_grid
+from elrt_keras.ranks.budget import Budget, on_grid
 
 # Ranks that are measured: these fractions of the largest, by the number of ranks of a format.
 _FRACTIONS = {

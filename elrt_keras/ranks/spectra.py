@@ -10,7 +10,7 @@ from elrt_keras import formats
 from elrt_keras.layers import FactorizedLayer
 from elrt_keras.ranks.plan import Entry, RankPlan
 from elrt_keras.ranks.survey import REPLACEABLE, is_depthwise, suitable_format
-from elrt_keras.traversal import iterate_replaceable, select
+from elrt_keras.graph.paths import iterate_replaceable, select
 
 
 class LayerSpectra(typing.NamedTuple):

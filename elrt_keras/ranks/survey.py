@@ -13,11 +13,11 @@ from elrt_keras.layers.arguments import dense_arguments
 from elrt_keras.layers.convolutions import layer_class
 from elrt_keras.layers.factorized import FactorizedLayer
 from elrt_keras.layers.factorized_conv import NOMINAL_SIZE
-from elrt_keras.opened import symbolic_calls
+from elrt_keras.graph.blocks import symbolic_calls
 from elrt_keras.ranks.candidate import Candidate
-from elrt_keras.separable import is_separable, separable_stages
-from elrt_keras.tracing import trace_calls
-from elrt_keras.traversal import held_layers, is_container, iterate_replaceable, select
+from elrt_keras.graph.separable import is_separable, separable_stages
+from elrt_keras.graph.calls import trace_calls
+from elrt_keras.graph.paths import held_layers, is_container, iterate_replaceable, select
 
 # The stock layers that have low-rank twins, and their numbers of spatial dimensions.
 REPLACEABLE = {keras.layers.Conv1D: 1, keras.layers.Conv2D: 2, keras.layers.Conv3D: 3, keras.layers.Dense: 0}

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 import keras
 import numpy as np
 
-from elrt_keras.conversion.dense import check_low_rank, is_low_rank
-from elrt_keras.conversion.rebuild import rebuild
-from elrt_keras.costs import count_costs
-from elrt_keras.layers.arguments import copy_arguments
+from elrt_keras.conversion.merge import check_low_rank, is_low_rank
+from elrt_keras.graph.rebuild import rebuild
+from elrt_keras.graph.costs import count_costs
+from elrt_keras.graph.configs import copy_arguments
 from elrt_keras.ranks import energy
-from elrt_keras.ranks.budget import validated_budgets, validated_multiple
-from elrt_keras.ranks.grid import Budget
+from elrt_keras.ranks.planner import validated_budgets, validated_multiple
+from elrt_keras.ranks.budget import Budget
 from elrt_keras.ranks.survey import survey_low_rank
 from elrt_keras.tables import render_table
 

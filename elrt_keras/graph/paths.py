@@ -9,8 +9,8 @@ from typing import Any
 import keras
 
 from elrt_keras.checks import suggestion
-from elrt_keras.opened import opened, symbolic_calls
-from elrt_keras.separable import is_separable
+from elrt_keras.graph.blocks import opened, symbolic_calls
+from elrt_keras.graph.separable import is_separable
 
 
 def iterate_layers(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
@@ -103,9 +103,9 @@ def matching(paths: Iterable[str], pattern: str) -> list[str]:
 
     Example:
 
-    >>> elrt_keras.traversal.matching(["conv1", "conv2", "head"], "conv*")
+    >>> elrt_keras.graph.paths.matching(["conv1", "conv2", "head"], "conv*")
     ['conv1', 'conv2']
-    >>> elrt_keras.traversal.matching(["stem", "backbone/conv1", "backbone/conv2"], "backbone")
+    >>> elrt_keras.graph.paths.matching(["stem", "backbone/conv1", "backbone/conv2"], "backbone")
     ['backbone/conv1', 'backbone/conv2']
     """
     if not isinstance(pattern, str):

@@ -2,9 +2,9 @@
 
 import keras
 
-from elrt_keras.conversion.rebuild import check_convertible, rebuild
+from elrt_keras.graph.rebuild import check_convertible, rebuild
 from elrt_keras.layers import FactorizedLayer
-from elrt_keras.traversal import iterate_replaceable, iterate_sublayers
+from elrt_keras.graph.paths import iterate_replaceable, iterate_sublayers
 
 
 def merge(model: keras.Model) -> keras.Model:

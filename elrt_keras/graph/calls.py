@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from elrt_keras.traversal import own_weights
+from elrt_keras.graph.paths import own_weights
 
 # Layers that run others once for each step, past their `__call__`, which records calls.
 _REPEATING = (keras.layers.TimeDistributed, keras.layers.RNN)

@@ -7,9 +7,9 @@ from typing import Any
 
 import keras
 
-from elrt_keras.layers.arguments import copy_arguments
-from elrt_keras.opened import opened
-from elrt_keras.traversal import held_layers, is_container, iterate_replaceable, step_layer
+from elrt_keras.graph.configs import copy_arguments
+from elrt_keras.graph.blocks import opened
+from elrt_keras.graph.paths import held_layers, is_container, iterate_replaceable, step_layer
 
 # Layers without weights whose configuration lacks a part: a function that Keras could not load again, an adapted table.
 _REUSED = (

@@ -7,14 +7,14 @@ import keras
 import numpy as np
 
 from elrt_keras import initializers
-from elrt_keras.conversion.rebuild import check_convertible, rebuild
+from elrt_keras.graph.rebuild import check_convertible, rebuild
 from elrt_keras.initializers import Identifier
 from elrt_keras.layers.arguments import dense_arguments
 from elrt_keras.layers.convolutions import layer_class
 from elrt_keras.progress import progress_bar
 from elrt_keras.ranks.plan import Entry, RankPlan
 from elrt_keras.ranks.survey import REPLACEABLE
-from elrt_keras.traversal import iterate_replaceable
+from elrt_keras.graph.paths import iterate_replaceable
 
 
 def factorize(

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from elrt_keras.separable import is_separable, open_sizes, separable_stages
+from elrt_keras.graph.separable import is_separable, open_sizes, separable_stages
 
 _OPENED = weakref.WeakKeyDictionary()  # layer → (the input it was opened for, the model or `None`)
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import keras
 
 from elrt_keras.tables import render_table
-from elrt_keras.tracing import has_own_rule, trace_calls
-from elrt_keras.traversal import held_layers, own_weights
+from elrt_keras.graph.calls import has_own_rule, trace_calls
+from elrt_keras.graph.paths import held_layers, own_weights
 
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 _TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)

@@ -1,0 +1,241 @@
+"""Choosing formats and ranks for a model under a budget: `plan_ranks`."""
+
+import dataclasses
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import keras
+
+from elrt_keras.checks import one_of
+from elrt_keras.graph.costs import count_costs
+from elrt_keras.litert.convert import Quantization
+from elrt_keras.ranks import energy, latency
+from elrt_keras.ranks.estimates import ESTIMATES
+from elrt_keras.ranks.budget import SIMD_MULTIPLE, Budget
+from elrt_keras.ranks.plan import DENSE, LayerPlan, RankPlan
+from elrt_keras.ranks.survey import survey
+from elrt_keras.ranks.uniform import ScaledRanks
+from elrt_keras.graph.paths import iterate_replaceable
+
+READ_WEIGHTS = ("energy", *ESTIMATES)  # methods for trained weights
+METHODS = ("uniform", *READ_WEIGHTS, "latency")
+Method: TypeAlias = Literal["uniform", "energy", "vbmf", "stable_rank", "latency"]
+
+
+def plan_ranks(
+    model: keras.Model,
+    *,
+    format: str | Mapping[str, str] = "tucker2",
+    fraction: float | None = None,
+    max_macs: float | None = None,
+    max_params: float | None = None,
+    max_latency: float | None = None,
+    method: Method = "uniform",
+    multiple_of: int | None = None,
+    exclude: str | Sequence[str] | None = None,
+    break_even: bool = True,
+    input_shape: Sequence[int] | None = None,
+    threads: int = 1,
+    quantization: Quantization | None = None,
+) -> RankPlan:
+    """Chooses a format and ranks for each convolution and dense layer of a model, under a budget.
+
+    Methods:
+
+    - `"uniform"`: one fraction of the full ranks everywhere, the largest that fits the budget (by bisection). Where the
+      rank grid makes many layers step at the same fraction, as many of them take the step, or one rank of it, as the
+      budget still allows, from the output of the model to its input.
+    - `"energy"`, for trained weights: the ranks that lose least of the layers' singular spectra under the budget. The
+      loss of a layer is the part of its squared norm that its ranks leave out, and the sum over the layers is minimised
+      (a knapsack: greedy on loss saved per unit of cost over the layers' convex hulls). Layers may stay dense.
+    - `"vbmf"`, for trained weights: the ranks that stand out of the noise in the kernel's unfoldings by analytic
+      variational Bayes (Nakajima et al. 2013; for Tucker-2: Kim et al., arXiv 1511.06530). It needs no budget; with
+      one, all these ranks are scaled by one number so that it is met.
+    - `"stable_rank"`, for trained weights: the same with the stable rank ‖A‖_F²/‖A‖₂² of each unfolding A (Cuttlefish,
+      MLSys 2023).
+    - `"latency"`, the method of `max_latency` and taken by itself with it: as `"energy"`, with measured time in the
+      place of MACs. Each distinct layer is timed on LiteRT, dense and at a grid of ranks (on this processor); the times
+      are kept in `$ELRT_CACHE_DIR` or `~/.cache/elrt_keras`. The time of the model is that of the dense model, less its
+      dense layers, plus the chains in their place. Ranks at which a layer is not faster than dense are never taken. It
+      needs the TensorFlow backend and the `litert` extra.
+
+    Kernels with one position (1×1 convolutions, dense layers) are matrices: they get the format `svd` whatever is asked
+    for. In a grouped convolution each group has the format, at the same ranks. What stays dense, such as depthwise
+    convolutions, stands in `plan.reasons` with why.
+
+    Args:
+        model: a built Functional or Sequential model, nested models included.
+        format: name of the format for all layers; or a mapping from layer names or shell patterns to format names or
+            `"dense"`, of which the first match counts and layers without one stay dense.
+        fraction: float in (0, 1]: the fraction of the full ranks, instead of a budget, for `method="uniform"`.
+        max_macs: float in (0, 1]: keep at most this part of the dense model's MACs.
+        max_params: float in (0, 1]: keep at most this part of the dense model's parameters. Both budgets may be given.
+        max_latency: float in (0, 1]: take at most this part of the dense model's measured time; for models with one
+            input and one output. At most two of the three budgets may be given.
+        method: see above.
+        multiple_of: int ≥ 1: ranks are multiples of it (or the full rank); `None` for 8, which SIMD units like. A layer
+            with no more channels than that takes any rank.
+        exclude: a name or shell pattern, or a list of them, of layers that stay dense; `None` for the first convolution
+            and the classifier (the last layer before an output, where it works on one vector per example); `[]` for
+            none.
+        break_even: whether a layer that would not get cheaper stays dense. Without it such a layer is counted as it
+            executes: through its composed kernel, at the MACs of the dense one.
+        input_shape: shape of one example, for a model that leaves sizes open, such as `(224, 224, 3)`.
+        threads: int, CPU threads for measured times.
+        quantization: what the timed files are, as for `export.to_litert`: `None` for float32, `"int8"`, `"float16"` or
+            `"dynamic_int8"`.
+
+    Returns:
+        A `RankPlan` with an entry for every convolution and dense layer.
+
+    Raises:
+        ValueError: for a budget that cannot be met (the message says what can), an `exclude` or `format` pattern that
+            matches nothing, a model without a factorisable layer, weights that are not finite, or arguments out of
+            range.
+        ImportError: for `max_latency` without the `litert` extra.
+
+    Example:
+
+    >>> model = keras.Sequential([
+    ...     keras.Input((16, 16, 3)),
+    ...     keras.layers.Conv2D(32, 3, padding="same", name="stem"),
+    ...     keras.layers.Conv2D(64, 3, padding="same", name="body"),
+    ... ])
+    >>> plan = elrt_keras.plan_ranks(model, fraction=0.5)
+    >>> plan["body"]
+    LayerPlan(format='tucker2', ranks=(16, 32))
+    >>> plan.reasons["stem"]
+    'excluded'
+    """
+    if max_latency is not None and method == "uniform":
+        method = "latency"
+    limits = _validated_limits(fraction, max_macs, max_params, max_latency, method)
+    if quantization is not None and method != "latency":
+        raise ValueError(
+            "`quantization` says which files are timed, and goes with `max_latency`. "
+            f"Received: quantization={quantization!r}, method={method!r}"
+        )
+    multiple_of = validated_multiple(multiple_of)
+    candidates, reasons = survey(model, format, exclude, input_shape)
+    if not candidates:
+        raise ValueError(
+            f"Expected a model with layers that can be factorised. Received: model={model.name!r}, {reasons}"
+        )
+    judged_by = list(limits) or ["macs"]
+    totals = dataclasses.asdict(count_costs(model, input_shape))
+    counted = {resource: part * totals[resource] for resource, part in limits.items() if resource != "latency"}
+    budget = Budget(candidates, totals, counted)
+    if method == "latency":
+        candidates, budget = latency.timed(
+            model, budget, limits["latency"], multiple_of, threads, input_shape, quantization
+        )
+        chosen = energy.solve(candidates, budget, multiple_of, True, ["latency"])
+    elif method == "energy":
+        chosen = energy.solve(candidates, budget, multiple_of, break_even, judged_by)
+    else:
+        bases = _bases(candidates, method)
+        scaled = ScaledRanks(candidates, bases, multiple_of, break_even, judged_by, exact=fraction is not None)
+        chosen = scaled.solve(budget) if limits else scaled.at(1.0 if fraction is None else fraction)
+    plan = _to_plan(model, candidates, chosen, reasons, method)
+    if method == "latency":
+        plan.latency = {"dense": budget.totals["latency"], "planned": budget.spent(chosen)["latency"]}
+    return plan
+
+
+def _bases(candidates, method):
+    if method == "uniform":
+        return {c.name: c.limits for c in candidates}
+    estimate = ESTIMATES[method]
+    return {c.name: c.format.rank_estimates(c.kernel(), estimate) for c in candidates}
+
+
+def _validated_limits(fraction, max_macs, max_params, max_latency, method):
+    one_of(method, METHODS, "method")
+    if (max_latency is None) == (method == "latency"):
+        raise ValueError(
+            "`max_latency` and method='latency' belong together. "
+            f"Received: max_latency={max_latency}, method={method!r}"
+        )
+    limits = validated_budgets(max_macs, max_params, max_latency)
+    if len(limits) > 2:
+        raise ValueError(f"Expected at most two budgets. Received: {limits}")
+    if fraction is not None and not (_is_number(fraction) and 0 < fraction <= 1):
+        raise ValueError(f"`fraction` is a float in (0, 1]. Received: fraction={fraction!r}")
+    if fraction is not None and (limits or method != "uniform"):
+        raise ValueError(
+            "Pass either `fraction` or a budget, and `fraction` with method='uniform' only. "
+            f"Received: fraction={fraction}, {_told(limits)}, method={method!r}"
+        )
+    if fraction is None and not limits and method not in ESTIMATES:
+        raise ValueError(
+            "Pass either `fraction` or a budget (`max_macs`, `max_params`, `max_latency`). Received: none of them"
+        )
+    return limits
+
+
+def _told(limits):
+    return ", ".join(f"max_{resource}={part:g}" for resource, part in limits.items()) or "no budget"
+
+
+def validated_budgets(
+    max_macs: float | None, max_params: float | None, max_latency: float | None = None
+) -> dict[str, float]:
+    """`{"macs", "params", "latency"}` of the budgets that are given, as floats.
+
+    Raises:
+        ValueError: for one that is no number in (0, 1].
+    """
+    budgets = {"macs": max_macs, "params": max_params, "latency": max_latency}
+    for resource, budget in budgets.items():
+        if budget is not None and not (_is_number(budget) and 0 < budget <= 1):
+            raise ValueError(
+                f"`max_{resource}` is a float in (0, 1], the part of the dense model's {resource} to keep. "
+                f"Received: max_{resource}={budget!r}"
+            )
+    return {resource: float(budget) for resource, budget in budgets.items() if budget is not None}
+
+
+def _is_number(value):
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def validated_multiple(multiple_of: Any) -> int:
+    """The step of the rank grid as an int; `None` for what SIMD units like.
+
+    Raises:
+        ValueError: for anything but an int of at least 1.
+    """
+    if multiple_of is None:
+        return SIMD_MULTIPLE
+    if isinstance(multiple_of, bool) or not isinstance(multiple_of, numbers.Integral) or multiple_of < 1:
+        raise ValueError(f"`multiple_of` is an int of at least 1. Received: multiple_of={multiple_of!r}")
+    return int(multiple_of)
+
+
+# Why a layer that could be factorised stays dense. The energy method may also find its share better spent elsewhere.
+_KEPT = {
+    "energy": "the budget is better spent on it whole",
+    "latency": "faster dense, or the budget is better spent on it whole",
+}
+
+
+def _to_plan(model, candidates, chosen, reasons, method):
+    by_name = {c.name: c for c in candidates}
+    entries, costs, reasons = {}, {}, dict(reasons)
+    for path, _ in iterate_replaceable(model):
+        if path in by_name:
+            candidate, ranks = by_name[path], chosen[path]
+            entries[path] = DENSE if ranks is None else LayerPlan(candidate.format.name, ranks)
+            if ranks is None:
+                reasons[path] = _KEPT.get(method, "would not get cheaper")
+            dense, planned = candidate.dense_costs(), candidate.costs(ranks)
+            costs[path] = {
+                "kernel_shape": list(candidate.kernel_shape),
+                **({"groups": candidate.format.groups} if candidate.format.groups > 1 else {}),
+                **dense,
+                **{f"planned_{resource}": planned[resource] for resource in dense},
+            }
+        elif path in reasons:
+            entries[path] = DENSE
+    return RankPlan(entries, reasons, costs)
