@@ -3,8 +3,9 @@
 import re
 
 import elrt_keras as elrt
-from elrt_keras.ranks.planner import validated_multiple
+from elrt_keras.graph.view import View
 from elrt_keras.ranks.budget import Budget
+from elrt_keras.ranks.planner import validated_multiple
 from elrt_keras.ranks.survey import survey
 from elrt_keras.ranks.uniform import ScaledRanks
 
@@ -17,7 +18,7 @@ def plan_by_stage(dense, config, weights):
         config: a TrainConfig with `max_macs`.
         weights: list of floats, one per stage.
     """
-    candidates, reasons = survey(dense, config.format, None)
+    candidates, reasons = survey(View(dense), config.format, None)
     macs = elrt.count_costs(dense).macs
     budget = Budget(candidates, {"macs": macs}, {"macs": config.max_macs * macs})
     stage = {c.name: int(re.match(r"stage(\d+)_", c.name)[1]) for c in candidates}

@@ -7,11 +7,12 @@ from typing import Any
 import keras
 import numpy as np
 
+from elrt_keras.graph.paths import iterate_sublayers
+from elrt_keras.graph.view import View
 from elrt_keras.layers import FactorizedLayer
 from elrt_keras.ranks.estimates import stable_rank
 from elrt_keras.ranks.survey import survey
 from elrt_keras.regularizers import OrthogonalityRegularizer, orthogonality_error
-from elrt_keras.graph.paths import iterate_sublayers
 
 
 def factor_errors(model: keras.Model) -> dict[str, float]:
@@ -198,7 +199,7 @@ class StableRankStopping(keras.callbacks.Callback):
         self.stopped_epoch: int | None = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._candidates, _ = survey(self.model, self.format, self.exclude)
+        self._candidates, _ = survey(View(self.model), self.format, self.exclude)
         if not self._candidates:
             raise ValueError(
                 f"Expected a model with layers that can be factorised. Received: model={self.model.name!r}"

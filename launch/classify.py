@@ -43,20 +43,24 @@ def _opened(path):
     from elrt_keras.litert.metadata import read_labels
 
     runner = litert.Runner(path)
-    if len(runner.input_shape) != 3 or runner.input_shape[2] not in (1, 3):
+    shapes = list(runner.input_shapes.values())
+    if len(shapes) != 1 or len(shapes[0]) != 3 or shapes[0][2] not in (1, 3) or len(runner.output_names) != 1:
+        outputs = runner.output_names
         raise ValueError(
-            f"Expected a model of grey or RGB images. Received: {path!r}, an input of {runner.input_shape}"
+            f"Expected a model from one grey or RGB image to one vector of scores. Received: {path!r}, with inputs of "
+            f"shapes {shapes} and outputs {outputs}"
         )
     with open(path, "rb") as file:
         names = read_labels(file.read())
-    count = runner(np.zeros((1, *runner.input_shape), "float32")).shape[-1]
+    count = runner(np.zeros((1, *shapes[0]), "float32")).shape[-1]
     return runner, names or list(map(str, range(count)))
 
 
 def _classify(path, runner, names):
     """Prints the classes of one image file, or why it is none; returns whether it is one."""
     try:
-        image = load_image(path, *runner.input_shape)
+        (shape,) = runner.input_shapes.values()
+        image = load_image(path, *shape)
     except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three for damaged files
         print(f"elrt-classify: {path}: no image that can be read: {error}", file=sys.stderr)
         return False

@@ -8,9 +8,9 @@ from absl import logging
 
 import elrt_keras as elrt
 from elrt_keras import RankPlan
+from elrt_keras.graph.paths import iterate_layers
 from elrt_keras.launch import rundir
 from elrt_keras.launch.optimization import add_kernel_regularizer, frobenius_decay, learning_rate, make_optimizer
-from elrt_keras.graph.paths import iterate_layers
 
 
 def new_model(config, data, steps):

@@ -9,13 +9,13 @@ import keras
 
 import elrt_keras as elrt
 from elrt_keras import RankPlan
+from elrt_keras.graph.paths import iterate_layers
 from elrt_keras.launch import checkpoints, faults, modeling, rundir
 from elrt_keras.launch import data as data_module
 from elrt_keras.launch.checkpoints import Progress
 from elrt_keras.launch.config import TrainConfig, parse_schedule
 from elrt_keras.launch.logs import EpochNotes, TensorBoard
 from elrt_keras.launch.strategies import SINGLE, Distribution
-from elrt_keras.graph.paths import iterate_layers
 
 _MOST_ROLLBACKS = 3
 

@@ -3,7 +3,12 @@
 import os
 
 import hypothesis
-import keras
+
+# On processors without instructions for neural networks TensorFlow leaves oneDNN out, and with it all convolutions of
+# channels first; tests run alike everywhere. TensorFlow reads this when it is imported.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
+import keras  # noqa: E402
 
 BACKEND = keras.backend.backend()
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import elrt_keras as elrt
 from elrt_keras import formats
+from elrt_keras.graph.view import View
 from elrt_keras.ranks.budget import Budget, on_grid
 from elrt_keras.ranks.plan import DENSE
 from elrt_keras.ranks.survey import survey
@@ -60,7 +61,7 @@ def test_a_budget_may_be_spent_to_the_last():
 
 @pytest.mark.tensorflow
 def test_the_scales_of_the_bisection_are_those_at_which_ranks_change(small):
-    candidates, _ = survey(small, "tucker2", [])
+    candidates, _ = survey(View(small), "tucker2", [])
     scaled = ScaledRanks(candidates, {c.name: c.limits for c in candidates}, 8, False, ["macs"], exact=True)
 
     def ranks(scale):
@@ -338,7 +339,7 @@ def reachable(model, format_name, budget):
     """The most MACs below a budget that the ranks of the grid give, as a part of the dense model's, to 1/20000."""
     total = elrt.count_costs(model).macs
     sums = {0}
-    for candidate in survey(model, format_name, None)[0]:
+    for candidate in survey(View(model), format_name, None)[0]:
         ranks = itertools.product(*candidate.grids(8))
         saved = {candidate.dense_costs()["macs"] - candidate.costs(r)["macs"] for r in ranks}
         sums = {a + b for a in sums for b in {0, *(round(s / total * 20000) for s in saved if s > 0)}}

@@ -310,3 +310,26 @@ def test_layers_of_one_shape_start_apart_with_a_seeded_stock_initializer():
     for one, other, same in zip(first.layers[0].factors, first.layers[1].factors, again.layers[0].factors):
         assert np.abs(to_numpy(one) - to_numpy(other)).max() > 0.01
         np.testing.assert_array_equal(to_numpy(one), to_numpy(same))
+
+
+@pytest.mark.tensorflow
+def test_models_of_the_other_keras_are_named():
+    tf_keras = pytest.importorskip("tf_keras")
+    other = tf_keras.Sequential([tf_keras.layers.Dense(3, input_shape=(4,))], name="other")
+    calls = (
+        lambda: elrt.plan_ranks(other, fraction=0.5),
+        lambda: elrt.factorize(other, {"dense": ("svd", 2)}),
+        lambda: elrt.count_costs(other),
+        lambda: elrt.merge(other),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match="Expected a model of Keras 3. Received: 'other', a model of tf_keras"):
+            call()
+
+
+@pytest.mark.tensorflow
+def test_planning_a_low_rank_model_says_what_to_do_instead():
+    model = keras.Sequential([keras.Input((8, 8, 4)), layers.Conv2D(6, 3, name="conv")])
+    low = elrt.factorize(model, {"conv": ("tucker2", (2, 3))})
+    with pytest.raises(ValueError, match=r"`shrink` lowers .* Received: model='.*' with low-rank layers \['conv'\]"):
+        elrt.plan_ranks(low, fraction=0.5)

@@ -200,3 +200,125 @@ def test_low_rank_layers_in_custom_blocks_are_reached():
     shrunk = elrt.shrink(model, max_macs=0.7, multiple_of=1)
     assert elrt.count_costs(shrunk).macs <= 0.7 * dense
     assert shrunk.get_layer("block").get_layer("conv").ranks < (3, 3)
+
+
+class TiedDecoder(Block):
+    """Reads the weight of the layer in it."""
+
+    def call(self, x):
+        return keras.ops.matmul(self.conv(x), keras.ops.transpose(self.conv.kernel[0, 0]))
+
+
+class PassedOn(Block):
+    """Hands the weight of the layer in it to an operation."""
+
+    def call(self, x):
+        return self.conv(x) * keras.ops.mean(x) + keras.ops.multiply(x, self.conv.bias)
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize(
+    "kind, reason",
+    [
+        (TiedDecoder, "it reads the value of 'block/conv/kernel'"),
+        (PassedOn, "it reads the value of 'block/conv/bias'"),
+    ],
+)
+def test_blocks_that_read_values_stay_closed_and_say_why(kind, reason):
+    inputs = keras.Input((6, 6, 4))
+    model = keras.Model(inputs, layers.Conv2D(4, 3, name="last")(kind(name="block")(inputs)))
+    plan = elrt.plan_ranks(model, fraction=1.0, exclude=[], break_even=False)
+    assert "block/conv" not in plan and reason in plan.reasons["block"]
+    low_rank = elrt.factorize(model, plan, factor_initializer="decomposed")
+    images = random_array(2, 6, 6, 4)
+    for step in (0.0, 1.0):  # what training would change, changes the outputs
+        low_rank.get_layer("block").conv.bias.assign(np.full(4, step))
+        model.get_layer("block").conv.bias.assign(np.full(4, step))
+        np.testing.assert_allclose(to_numpy(low_rank(images)), to_numpy(model(images)), atol=1e-4)
+
+
+@pytest.mark.tensorflow
+def test_opening_a_block_changes_no_state():
+    inputs = keras.Input((6, 6, 4))
+    model = keras.Model(inputs, Noisy(name="block")(inputs))
+    before = to_numpy(model.get_layer("block").seeds.state)
+    elrt.plan_ranks(keras.Model(inputs, layers.Conv2D(8, 3)(model(inputs))), fraction=0.5, exclude=[])
+    np.testing.assert_array_equal(to_numpy(model.get_layer("block").seeds.state), before)
+
+
+class Strong(Block):
+    """Its graph depends on an attribute."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.strength = 0.0
+
+    def call(self, x):
+        return x + self.strength * self.conv(x)
+
+
+@pytest.mark.tensorflow
+def test_a_block_is_opened_as_it_is_now():
+    inputs = keras.Input((6, 6, 4))
+    model = keras.Model(inputs, Strong(name="block")(inputs))
+    elrt.plan_ranks(model, fraction=1.0, exclude=[], break_even=False)
+    images = random_array(2, 6, 6, 4)
+    for strength in (1.0, 2.0):
+        model.get_layer("block").strength = strength
+        low_rank = elrt.factorize(model, {"block/conv": ("tucker2", 1.0)}, factor_initializer="decomposed")
+        np.testing.assert_allclose(to_numpy(low_rank(images)), to_numpy(model(images)), atol=1e-4)
+
+
+class Unclonable(layers.Layer):
+    """Has no configuration of its own and takes no `name`."""
+
+    def __init__(self, units):
+        super().__init__()
+        self.dense = layers.Dense(units)
+
+    def build(self, shape):
+        self.dense.build(shape)
+        self.built = True
+
+    def call(self, inputs):
+        return inputs * self.dense(inputs)
+
+
+class Holding(Block):
+    """Clones and saves, though what it holds does not by itself."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.scale = Unclonable(4)
+
+    def build(self, shape):
+        super().build(shape)
+        self.scale.build(shape)
+
+    def call(self, x):
+        return self.scale(self.conv(x))
+
+
+@pytest.mark.tensorflow
+def test_a_block_of_parts_that_cannot_be_made_again_stays_closed_and_one_at_the_top_is_refused():
+    inputs = keras.Input((6, 6, 4))
+    model = keras.Model(inputs, layers.Conv2D(8, 3, name="last")(Holding(name="block")(inputs)))
+    plan = elrt.plan_ranks(model, fraction=1.0, exclude=[], break_even=False)
+    assert "a Unclonable, cannot be made again by itself" in plan.reasons["block"]
+    low_rank = elrt.factorize(model, plan, factor_initializer="decomposed")
+    images = random_array(2, 6, 6, 4)
+    np.testing.assert_allclose(to_numpy(low_rank(images)), to_numpy(model(images)), atol=1e-4)
+    top = keras.Model(inputs, layers.Conv2D(8, 3, name="last")(Unclonable(4)(inputs)))
+    assert "last" in elrt.plan_ranks(top, fraction=0.5, exclude=[])
+    with pytest.raises(ValueError, match="made from their configuration. Received: 'unclonable.*', a Unclonable"):
+        elrt.factorize(top, {"last": ("svd", 2)})
+
+
+@pytest.mark.tensorflow
+def test_an_operation_of_the_model_on_a_weight_is_refused():
+    conv = layers.Conv2D(4, 3, padding="same", name="conv")
+    inputs = keras.Input((6, 6, 4))
+    x = conv(inputs)
+    model = keras.Model(inputs, layers.Conv2D(8, 3, name="last")(keras.ops.add(x, conv.bias)))
+    with pytest.raises(ValueError, match="Received: 'add.*', which reads 'conv/bias'"):
+        elrt.factorize(model, {"last": ("svd", 2)})

@@ -9,6 +9,7 @@ from common import random_array
 
 import elrt_keras as elrt
 from elrt_keras import formats
+from elrt_keras.graph.view import View
 from elrt_keras.ranks import energy
 from elrt_keras.ranks.budget import Budget
 from elrt_keras.ranks.survey import survey
@@ -35,7 +36,7 @@ def model_of(decays, channels=16, size=8):
 
 
 def problem(model, format_name, **limits):
-    candidates, _ = survey(model, format_name, [])
+    candidates, _ = survey(View(model), format_name, [])
     costs = elrt.count_costs(model)
     totals = {"macs": costs.macs, "params": costs.params}
     return candidates, Budget(candidates, totals, {name: part * totals[name] for name, part in limits.items()})

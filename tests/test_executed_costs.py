@@ -8,6 +8,7 @@ from common import random_array, thorough_but, to_numpy
 
 import elrt_keras as elrt
 from elrt_keras import formats
+from elrt_keras.graph.view import View
 
 layers = keras.layers
 
@@ -46,7 +47,7 @@ def test_of_a_layer_on_inputs_of_several_sizes_the_first_decides():
         model = keras.Model([first, second], [conv(first), conv(second)])
         for ranks in range(1, 13):
             low = elrt.factorize(model, {"conv": ("tucker2", ranks)})
-            (candidate,) = elrt.ranks.survey.survey(model, "tucker2", [])[0]
+            (candidate,) = elrt.ranks.survey.survey(View(model), "tucker2", [])[0]
             assert candidate.costs((ranks, ranks))["macs"] == elrt.count_costs(low).macs
             # A layer that is there already: `shrink` leaves what is within the budget alone.
             part = min(1.0, elrt.count_costs(low).macs / elrt.count_costs(model).macs + 1e-9)

@@ -7,6 +7,7 @@ from common import functional, layer_table, random_array, to_numpy
 
 import elrt_keras as elrt
 from elrt_keras import formats
+from elrt_keras.graph.paths import iterate_layers
 
 pytestmark = pytest.mark.backends
 
@@ -19,7 +20,7 @@ def test_every_format_goes_in_and_out(name, execution, tmp_path):
     model = functional()
     ranks = {"shared": 0.6, "nested/conv": 0.7}
     low = elrt.factorize(model, {path: (name, rank) for path, rank in ranks.items()} | {"head": ("svd", 2)})
-    for _, layer in elrt.graph.paths.iterate_layers(low):
+    for _, layer in iterate_layers(low):
         if isinstance(layer, elrt.layers.FactorizedLayer):
             layer._runs_chain = execution == "chain"
     inputs = random_array(3, 10, 10, 3, seed=2)
@@ -27,9 +28,9 @@ def test_every_format_goes_in_and_out(name, execution, tmp_path):
     merged, expanded = elrt.merge(low), elrt.expand(low)
     assert layer_table(merged) == layer_table(model)
     for stock in (merged, expanded):
-        assert {type(layer).__module__.split(".")[0] for _, layer in elrt.graph.paths.iterate_layers(stock)} == {"keras"}
+        assert {type(layer).__module__.split(".")[0] for _, layer in iterate_layers(stock)} == {"keras"}
         np.testing.assert_allclose(to_numpy(stock(inputs)), outputs, atol=2e-5 * np.abs(outputs).max())
-    names = [path for path, _ in elrt.graph.paths.iterate_layers(expanded)]
+    names = [path for path, _ in iterate_layers(expanded)]
     if execution == "chain":
         factors = formats.get(name).factor_names
         assert [n for n in names if n.startswith("shared")] == [f"shared_{factor}" for factor in factors[:-1]] + [
@@ -40,7 +41,7 @@ def test_every_format_goes_in_and_out(name, execution, tmp_path):
         assert calls[f"shared_{factors[0]}"] == 2
         assert elrt.count_costs(expanded).macs == elrt.count_costs(low).macs
     else:
-        assert names == [path for path, _ in elrt.graph.paths.iterate_layers(model)]
+        assert names == [path for path, _ in iterate_layers(model)]
     for copy in (low, merged, expanded):
         copy.save(tmp_path / "model.keras")
         revived = keras.models.load_model(tmp_path / "model.keras")

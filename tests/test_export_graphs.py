@@ -10,6 +10,7 @@ import elrt_keras as elrt
 from elrt_keras.export import checks
 from elrt_keras.export.examples import take_inputs
 from elrt_keras.export.files import move_folder
+from elrt_keras.litert import INPUT, Interface
 
 pytestmark = pytest.mark.tensorflow
 IMAGES = np.random.default_rng(3).uniform(0, 255, (5, 12, 12, 3)).astype("float32")
@@ -33,7 +34,9 @@ def test_an_accuracy_may_rise_and_not_fall():
 
 
 def test_the_limit_of_examples_counts_over_all_batches():
-    taken = take_inputs([np.full((3, 2), value) for value in (1, 2, 3)], (2,), limit=4)
+    taken = take_inputs(
+        [np.full((3, 2), value) for value in (1, 2, 3)], Interface({INPUT: (2,)}, {INPUT: "float32"}, {}), limit=4
+    )
     np.testing.assert_array_equal(taken[:, 0], [1, 1, 1, 2])
 
 

@@ -34,7 +34,7 @@ def test_words_stay_whole_numbers_in_litert(tmp_path, dtype, quantization):
     path = tmp_path / "model.tflite"
     report = elrt.export.to_litert(low, path, quantization, TEXTS, evaluation_data=TEXTS, input_range=(0, WORDS - 1))
     runner = litert.Runner(path)
-    assert report.input_dtype == runner.input_dtype == dtype
+    assert report.input_dtype == runner.input_dtypes["image"] == dtype
     expected = low.predict(TEXTS, verbose=0)
     tolerance = 1e-5 if quantization is None else 0.1 * np.abs(expected).max()
     np.testing.assert_allclose(runner(TEXTS), expected, atol=tolerance)

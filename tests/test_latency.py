@@ -12,6 +12,7 @@ import pytest
 import elrt_keras as elrt
 from elrt_keras import litert
 from elrt_keras.formats import Stage
+from elrt_keras.graph.view import View
 from elrt_keras.litert import timing
 from elrt_keras.ranks import latency
 from elrt_keras.ranks.survey import survey
@@ -51,7 +52,7 @@ class SlowAtFirst:
 
 def test_a_layer_that_is_called_twice_takes_the_time_of_two_calls(monkeypatch):
     inputs, shared = keras.Input((20, 20, 64)), keras.layers.Conv2D(64, 3, padding="same", name="shared")
-    candidates, _ = survey(keras.Model(inputs, shared(shared(inputs))), "tucker2", [])
+    candidates, _ = survey(View(keras.Model(inputs, shared(shared(inputs)))), "tucker2", [])
     monkeypatch.setattr(latency, "_times", lambda candidate, choices, size, table: dict.fromkeys(choices, 0.5))
     (timed,) = latency.time_candidates(candidates, 32, latency.TimeTable(1))
     assert len(timed.times) > 1 and set(timed.times.values()) == {1.0}
@@ -63,7 +64,7 @@ def test_rounds_of_warm_up_do_not_count():
 
 
 def candidates_of(model):
-    return survey(model, "tucker2", None)[0]
+    return survey(View(model), "tucker2", None)[0]
 
 
 def written(cache, times):

@@ -6,7 +6,7 @@ import pytest
 from common import depthwise_as_dense, model_of, numpy_conv, random_array, to_numpy
 
 import elrt_keras as elrt
-from elrt_keras.graph.blocks import opened
+from elrt_keras.graph.view import View
 
 layers = keras.layers
 POINTWISE = "separable/separable_pointwise"
@@ -34,7 +34,7 @@ def test_stages_compute_the_same_with_the_same_weights(kind, arguments):
     dims = len(layer.kernel_size)
     x = random_array(2, *(9,) * dims, 4)
     layer(x)
-    model = opened(layer)
+    model = View(keras.Sequential([keras.Input(x.shape[1:]), layer])).opening(layer).graph
     assert [type(one).__name__ for one in model.layers[1:]] == [f"DepthwiseConv{dims}D", f"Conv{dims}D"]
     assert {id(weight) for weight in model.weights} == {id(weight) for weight in layer.weights}
     np.testing.assert_allclose(to_numpy(model(x)), to_numpy(layer(x)), atol=1e-5)

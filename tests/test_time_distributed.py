@@ -7,6 +7,7 @@ from common import model_of, random_array, to_numpy
 from test_custom_blocks import Block
 
 import elrt_keras as elrt
+from elrt_keras.graph.view import View
 from elrt_keras.ranks.latency import TimeTable, time_candidates
 from elrt_keras.ranks.spectra import layer_spectra
 from elrt_keras.ranks.survey import survey
@@ -177,7 +178,7 @@ def test_custom_blocks_are_opened_in_it_and_subclasses_stay_closed():
     )
     plan = elrt.plan_ranks(model, fraction=0.5, exclude=[], break_even=False, multiple_of=1)
     assert set(plan.factorized()) == {"opened/block/conv"}
-    assert plan.reasons["closed"] == "a Frames, which cannot be opened for the layers in it"
+    assert plan.reasons["closed"] == "a Frames, which cannot be opened for the layers in it: it takes masks"
     low_rank = elrt.factorize(model, plan)
     assert elrt.count_costs(low_rank).macs < elrt.count_costs(model).macs == FRAMES * (64 + 36) * 144
     x = random_array(2, FRAMES, 8, 8, 4)
@@ -305,7 +306,7 @@ def test_ranks_by_measured_time_count_every_frame(tmp_path, monkeypatch):
     video = model_of(layers.TimeDistributed(conv, name="frames"), shape=(FRAMES, 16, 16, 64))
     table = TimeTable(threads=1)
     # The second one reads what was measured for the first.
-    one, all_frames = (time_candidates(survey(m, "tucker2", [])[0], 16, table)[0].times for m in (image, video))
+    one, all_frames = (time_candidates(survey(View(m), "tucker2", [])[0], 16, table)[0].times for m in (image, video))
     assert all_frames == {ranks: pytest.approx(FRAMES * seconds, rel=1e-9) for ranks, seconds in one.items()}
     plan = elrt.plan_ranks(video, max_latency=0.7, exclude=[])
     assert plan.costs["frames/conv"]["planned_latency"] < plan.costs["frames/conv"]["latency"]

@@ -1,7 +1,7 @@
 """Whole models: dense to low-rank and back, to stock layers, and to lower ranks."""
 
-from elrt_keras.conversion.merge import expand, merge
 from elrt_keras.conversion.factorize import factorize
+from elrt_keras.conversion.merge import expand, merge
 from elrt_keras.conversion.shrink import ShrinkCurve, shrink, shrink_curve
 
 __all__ = ["ShrinkCurve", "expand", "factorize", "merge", "shrink", "shrink_curve"]

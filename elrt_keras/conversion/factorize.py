@@ -8,13 +8,13 @@ import numpy as np
 
 from elrt_keras import initializers
 from elrt_keras.graph.rebuild import check_convertible, rebuild
+from elrt_keras.graph.view import View
 from elrt_keras.initializers import Identifier
 from elrt_keras.layers.arguments import dense_arguments
 from elrt_keras.layers.convolutions import layer_class
 from elrt_keras.progress import progress_bar
 from elrt_keras.ranks.plan import Entry, RankPlan
 from elrt_keras.ranks.survey import REPLACEABLE
-from elrt_keras.graph.paths import iterate_replaceable
 
 
 def factorize(
@@ -70,7 +70,8 @@ def factorize(
     }
     if kernel_regularizer is not None:
         overrides["kernel_regularizer"] = keras.regularizers.get(kernel_regularizer)
-    replacements = _checked_replacements(model, plan)
+    view = View(model)
+    replacements = _checked_replacements(view, plan)
 
     def low_rank_twin(layer):
         index, target, entry = replacements[id(layer)]
@@ -89,7 +90,7 @@ def factorize(
         return [(target(**arguments), set_weights)]
 
     track = functools.partial(progress_bar, told="decomposing kernels") if decomposed else iter
-    return rebuild(model, lambda layer: id(layer) in replacements, low_rank_twin, track)
+    return rebuild(view, lambda layer: id(layer) in replacements, low_rank_twin, track)
 
 
 def _seeded(initializer, index):
@@ -103,12 +104,14 @@ def _seeded(initializer, index):
     return type(initializer).from_config({**initializer.get_config(), "seed": own})
 
 
-def _checked_replacements(model, plan):
+def _checked_replacements(view, plan):
     """`{id(layer): (index, low-rank class, entry)}` for the layers to replace, everything checked."""
-    layers = dict(iterate_replaceable(model))
+    layers = dict(view.layers)
     unknown = [name for name in plan if name not in layers]
     if unknown:
-        raise ValueError(f"The plan names layers that '{model.name}' lacks. Received: {unknown}; it has {list(layers)}")
+        raise ValueError(
+            f"The plan names layers that '{view.model.name}' lacks. Received: {unknown}; it has {list(layers)}"
+        )
     replacements = {}
     for index, (name, entry) in enumerate(plan.factorized().items()):
         layer = layers[name]

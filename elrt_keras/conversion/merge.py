@@ -1,10 +1,13 @@
 """Low-rank back to stock Keras: `merge` to the dense architecture, `expand` to chains of stock layers."""
 
+from collections.abc import Sequence
+
 import keras
 
+from elrt_keras.graph.paths import iterate_sublayers
 from elrt_keras.graph.rebuild import check_convertible, rebuild
+from elrt_keras.graph.view import View
 from elrt_keras.layers import FactorizedLayer
-from elrt_keras.graph.paths import iterate_replaceable, iterate_sublayers
 
 
 def merge(model: keras.Model) -> keras.Model:
@@ -26,8 +29,7 @@ def merge(model: keras.Model) -> keras.Model:
     >>> type(dense.get_layer("conv")).__name__
     'Conv2D'
     """
-    check_low_rank(model, "merge")
-    return rebuild(model, is_low_rank, lambda layer: [layer.merged()])
+    return rebuild(low_rank_view(model, "merge"), is_low_rank, lambda layer: [layer.merged()])
 
 
 def expand(model: keras.Model) -> keras.Model:
@@ -54,14 +56,14 @@ def expand(model: keras.Model) -> keras.Model:
     >>> [layer.name for layer in stock.layers]
     ['conv_factor_in', 'conv_core', 'conv']
     """
-    check_low_rank(model, "expand")
-    _check_names(model)
-    return rebuild(model, is_low_rank, lambda layer: layer.stock_layers())
+    view = low_rank_view(model, "expand")
+    _check_names(view)
+    return rebuild(view, is_low_rank, lambda layer: layer.stock_layers())
 
 
-def _check_names(model):
+def _check_names(view):
     owners = {}
-    for path, layer in iterate_replaceable(model):
+    for path, layer in view.layers:
         stock = [one for one, _ in layer.stock_layers()] if is_low_rank(layer) else [layer]
         for one in stock:
             name = path.removesuffix(layer.name) + one.name
@@ -75,14 +77,15 @@ def is_low_rank(layer: keras.layers.Layer) -> bool:
     return isinstance(layer, FactorizedLayer)
 
 
-def check_low_rank(model: keras.Model, verb: str) -> None:
-    """Refuses a model that cannot be rebuilt, or has no low-rank layers to `verb` or some that would be left over.
+def low_rank_view(model: keras.Model, verb: str, input_shape: Sequence[int] | None = None) -> View:
+    """Returns the view of a model that can be rebuilt and has low-rank layers to `verb`, none of which is left over.
 
     Raises:
         ValueError: with what was found.
     """
     check_convertible(model)
-    reached = {id(layer) for _, layer in iterate_replaceable(model)}
+    view = View(model, input_shape)
+    reached = {id(layer) for _, layer in view.layers}
     low_rank = {path: id(layer) for path, layer in iterate_sublayers(model) if is_low_rank(layer)}
     if not low_rank:
         raise ValueError(f"Expected a model with low-rank layers; nothing to {verb}. Received: model={model.name!r}")
@@ -92,3 +95,4 @@ def check_low_rank(model: keras.Model, verb: str) -> None:
             f"Expected low-rank layers of the model itself, or in layers that can be opened, to {verb}. "
             f"Received: model={model.name!r} with {closed} inside other layers"
         )
+    return view

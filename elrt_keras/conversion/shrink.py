@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 import keras
 import numpy as np
 
-from elrt_keras.conversion.merge import check_low_rank, is_low_rank
-from elrt_keras.graph.rebuild import rebuild
-from elrt_keras.graph.costs import count_costs
+from elrt_keras.conversion.merge import is_low_rank, low_rank_view
 from elrt_keras.graph.configs import copy_arguments
+from elrt_keras.graph.costs import costs_of, count_costs
+from elrt_keras.graph.rebuild import rebuild
 from elrt_keras.ranks import energy
-from elrt_keras.ranks.planner import validated_budgets, validated_multiple
 from elrt_keras.ranks.budget import Budget
+from elrt_keras.ranks.planner import validated_budgets, validated_multiple
 from elrt_keras.ranks.survey import survey_low_rank
 from elrt_keras.tables import render_table
 
@@ -57,7 +57,7 @@ def shrink(
     (8, 16)
     """
     limits, multiple_of = _validated(max_macs, max_params), validated_multiple(multiple_of)
-    return _shrunk(model, *_surveyed(model, input_shape), limits, multiple_of)[0]
+    return _shrunk(*_surveyed(model, input_shape), limits, multiple_of)[0]
 
 
 def shrink_curve(
@@ -92,11 +92,11 @@ def shrink_curve(
     [True, True]
     """
     multiple_of = validated_multiple(multiple_of)
-    candidates, dense = _surveyed(model, input_shape)
+    view, candidates, dense = _surveyed(model, input_shape)
     if not isinstance(max_macs, collections.abc.Iterable):
         raise ValueError(f"Expected a list of budgets. Received: max_macs={max_macs!r}")
     budgets = [_validated(budget, None) for budget in max_macs]
-    shrunk = [(model, 0.0), *(_shrunk(model, candidates, dense, budget, multiple_of) for budget in budgets)]
+    shrunk = [(model, 0.0), *(_shrunk(view, candidates, dense, budget, multiple_of) for budget in budgets)]
     points = []
     for low_rank, loss in shrunk:
         costs = count_costs(low_rank, input_shape)
@@ -168,13 +168,13 @@ def _validated(max_macs, max_params):
 
 
 def _surveyed(model, input_shape):
-    """The low-rank layers of a model as candidates, and the totals of its dense architecture."""
-    check_low_rank(model, "shrink")
-    candidates = survey_low_rank(model, input_shape)
-    return candidates, _dense_totals(model, candidates, input_shape)
+    """Returns `(view, low-rank layers as candidates, totals of the dense architecture)` of a model."""
+    view = low_rank_view(model, "shrink", input_shape)
+    candidates = survey_low_rank(view)
+    return view, candidates, _dense_totals(view, candidates)
 
 
-def _shrunk(model, candidates, totals, limits, multiple_of):
+def _shrunk(view, candidates, totals, limits, multiple_of):
     """The shrunk model and the mean loss of its layers."""
     budget = Budget(candidates, totals, {resource: part * totals[resource] for resource, part in limits.items()})
     present = {c.name: c.limits for c in candidates}
@@ -192,7 +192,7 @@ def _shrunk(model, candidates, totals, limits, multiple_of):
             losses[id(layer)] = _part_lost(*(layer.format.compose(some) for some in (whole, factors)))
         return [(type(layer).from_config(arguments), [*factors, *layer.end_weights()])]
 
-    return rebuild(model, is_low_rank, truncated), sum(losses.values()) / len(losses)
+    return rebuild(view, is_low_rank, truncated), sum(losses.values()) / len(losses)
 
 
 def _part_lost(kernel, other):
@@ -202,9 +202,9 @@ def _part_lost(kernel, other):
     return float(np.sum((kernel - other) ** 2) / norm) if norm > 0 else 0.0
 
 
-def _dense_totals(model, candidates, input_shape):
+def _dense_totals(view, candidates):
     """`{"macs", "params"}` of the dense architecture of a low-rank model."""
-    costs = count_costs(model, input_shape)
+    costs = costs_of(view)
     totals = {"macs": costs.macs, "params": costs.params}
     for candidate in candidates:
         low, dense = candidate.costs(candidate.limits), candidate.dense_costs()

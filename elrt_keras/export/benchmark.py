@@ -54,7 +54,7 @@ def benchmark_litert(
         A list of `LatencyResult`, in the order of `paths`.
 
     Raises:
-        ValueError: for no path, numbers below 1, or a file that is no LiteRT model with one input and one output.
+        ValueError: for no path, numbers below 1, or a file that is no LiteRT model.
         ImportError: without the `litert` extra.
 
     Example:

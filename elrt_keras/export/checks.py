@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from elrt_keras.litert import only_output
+from elrt_keras.litert import Interface, outputs_of
 
 # Largest accepted RMS difference of the outputs, relative to their RMS, by quantisation. float32 sums in another order;
 # the others catch models that went wrong (saturated, NaN), not the loss of a good quantisation, which labels judge.
@@ -23,8 +23,10 @@ class Comparison:
     Attributes:
         examples: how many.
         max_difference: largest absolute difference of an output.
-        rms_difference: root mean square of the differences, relative to that of the Keras outputs.
-        agreement: part of the examples with the same largest output; `None` where there is one output only.
+        rms_difference: root mean square of the differences, relative to that of the Keras outputs; of several outputs
+            the largest.
+        agreement: part of the examples with the same largest score; `None` where there is one number only, or several
+            outputs.
         accuracy, keras_accuracy: of both models; `None` without labels. A single output means class 1 above 0.5, or
             above 0 if some of Keras' outputs are no probabilities.
     """
@@ -39,28 +41,37 @@ class Comparison:
 
 def compare(
     model: Callable[..., Any],
-    run: Callable[[np.ndarray], np.ndarray],
-    batches: Iterable[tuple[np.ndarray, np.ndarray | None]],
+    run: Callable[[Any], Any],
+    batches: Iterable[tuple[Any, np.ndarray | None]],
+    ends: Interface,
 ) -> Comparison:
-    """Runs `model` (Keras) and `run`, a function of a batch of inputs, on the same examples.
+    """Runs `model` (Keras) and `run` on the same examples.
 
     Args:
+        run: function of a batch of inputs that returns its outputs: an array, or `{output name: array}`.
         batches: iterable of `(inputs, labels)`; labels are class numbers or `None`.
+        ends: the inputs and outputs of the model.
 
     Returns:
         A `Comparison`.
 
     Raises:
-        ValueError: for examples that the model does not take.
+        ValueError: for examples that the model does not take, and outputs that are not finite, with whose they are.
     """
     expected, actual, all_labels = [], [], []
     for inputs, labels in batches:
         expected.append(_outputs(model, inputs))
-        actual.append(run(inputs).astype("float64"))
+        outputs = run(inputs)
+        outputs = [outputs] if len(ends.outputs) == 1 else [outputs[name] for name in ends.outputs]
+        actual.append([output.astype("float64") for output in outputs])
         if labels is not None:
             all_labels.append(labels)
-    expected, actual = np.concatenate(expected), np.concatenate(actual)
-    difference, scale = actual - expected, np.sqrt(np.mean(expected**2))
+    pairs = [(np.concatenate(one), np.concatenate(other)) for one, other in zip(zip(*expected), zip(*actual))]
+    for name, pair in zip(ends.outputs, pairs):
+        _require_finite(name, *pair)
+    (expected, actual), *others = pairs
+    # Of several outputs no one is judged by scores.
+    is_scores = not others and expected.ndim > 1 and expected.shape[-1] > 1
     labels = np.concatenate(all_labels) if all_labels else None
     threshold = 0.5 if 0 <= expected.min() and expected.max() <= 1 else 0.0
 
@@ -72,12 +83,27 @@ def compare(
 
     return Comparison(
         examples=len(expected),
-        max_difference=float(np.max(np.abs(difference))),
-        rms_difference=float(np.sqrt(np.mean(difference**2)) / max(scale, np.finfo("float32").tiny)),
-        agreement=float(np.mean(actual.argmax(-1) == expected.argmax(-1))) if expected.shape[-1] > 1 else None,
+        max_difference=max(float(np.max(np.abs(one - other))) for one, other in pairs),
+        rms_difference=max(_rms_difference(*pair) for pair in pairs),
+        agreement=float(np.mean(actual.argmax(-1) == expected.argmax(-1))) if is_scores else None,
         accuracy=accuracy(actual),
         keras_accuracy=accuracy(expected),
     )
+
+
+def _require_finite(name, expected, actual):
+    for side, outputs in (("the Keras model", expected), ("the exported file", actual)):
+        broken = [not np.all(np.isfinite(output)) for output in outputs]
+        if any(broken):
+            raise ValueError(
+                f"Expected outputs of finite numbers. Received: NaN or infinity in {name!r} of {side}, "
+                f"on {sum(broken)} of {len(broken)} examples"
+            )
+
+
+def _rms_difference(expected, actual):
+    scale = np.sqrt(np.mean(expected**2))
+    return float(np.sqrt(np.mean((actual - expected) ** 2)) / max(scale, np.finfo("float32").tiny))
 
 
 def check_limits(**limits: Any) -> None:
@@ -95,7 +121,7 @@ def _outputs(model, inputs):
     import tensorflow as tf
 
     try:
-        return keras.ops.convert_to_numpy(only_output(model, inputs)).astype("float64")
+        return [keras.ops.convert_to_numpy(one).astype("float64") for one in outputs_of(model, inputs)]
     except tf.errors.InvalidArgumentError as error:
         # Around TensorFlow's own words Keras puts what it called, and the terminal's codes for bold.
         reason = str(error.message).rpartition("}} ")[2].partition(" [Op:")[0]

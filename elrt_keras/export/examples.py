@@ -3,20 +3,25 @@
 import itertools
 import math
 import numbers
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from elrt_keras.formats.chain import Shape
+from elrt_keras.litert import INPUT, Interface
+from elrt_keras.litert.convert import Examples
 
 _BATCH = 64
+Labels: TypeAlias = np.ndarray | None
 
 
-def take_inputs(data: Any, shape: Shape, limit: int, dtype: str = "float32") -> np.ndarray:
-    """The first inputs as an array `(N, …)`, at most `limit`; arguments and errors are those of `batches`."""
-    _refuse_examples_in_a_tuple(data, shape)
-    return np.concatenate([inputs for inputs, _ in batches(data, shape, limit, dtype=dtype)])
+def take_inputs(data: Any, ends: Interface, limit: int) -> Examples:
+    """The first inputs as an array `(N, …)`, or `{name: (N, …)}`, at most `limit`; as `batches` otherwise."""
+    _refuse_examples_in_a_tuple(data, ends)
+    parts = [inputs for inputs, _ in batches(data, ends, limit)]
+    if isinstance(parts[0], Mapping):
+        return {name: np.concatenate([part[name] for part in parts]) for name in ends.inputs}
+    return np.concatenate(parts)
 
 
 def check_range(input_range: Any) -> None:
@@ -31,31 +36,30 @@ def check_range(input_range: Any) -> None:
         raise ValueError(f"Expected input_range as (lowest, highest). Received: input_range={input_range!r}")
 
 
-def _refuse_examples_in_a_tuple(data, shape):
+def _refuse_examples_in_a_tuple(data, ends):
     """Refuses a tuple of single examples, of which all but the first would count as labels.
 
     Raises:
         ValueError: with what to give instead.
     """
-    if isinstance(data, tuple) and len(data) > 1 and all(np.shape(part) == tuple(shape) for part in data):
+    shapes = list(ends.inputs.values())
+    if isinstance(data, tuple) and len(data) > 1 and all([np.shape(part)] == shapes for part in data):
         raise ValueError(
-            f"Expected examples as an array (N, {_text(shape)}) or a list; a tuple is (inputs, labels). "
+            f"Expected examples as an array (N, {_text(shapes[0])}) or a list; a tuple is (inputs, labels). "
             f"Received: a tuple of {len(data)} examples"
         )
 
 
 def check_batches(
     evaluation_data: Any,
-    shape: Shape,
-    outputs: Shape,
+    ends: Interface,
     input_range: tuple[float, float],
     limit: int | None = None,
-    dtype: str = "float32",
     count: int = 16,
-) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+) -> Iterator[tuple[Examples, Labels]]:
     """Batches of `(inputs, class numbers or None)` for a check: the evaluation data, or `count` random inputs.
 
-    `outputs` is the shape of one output, which the labels have to fit; the other arguments are those of `batches`.
+    The other arguments are those of `batches`.
 
     Raises:
         ValueError: at once for a limit below 1 and a first batch that is refused; otherwise as `batches`.
@@ -63,61 +67,95 @@ def check_batches(
     if limit is not None and (not isinstance(limit, numbers.Integral) or limit < 1):
         raise ValueError(f"Expected an int of at least one example. Received: max_examples={limit!r}")
     if evaluation_data is None:
-        random = np.random.default_rng(0)
-        evaluation_data = random.uniform(*input_range, (count, *shape))
-        evaluation_data = evaluation_data if dtype == "float32" else np.floor(evaluation_data)
-    _refuse_examples_in_a_tuple(evaluation_data, shape)
-    examples = batches(evaluation_data, shape, limit, outputs, dtype)
+        evaluation_data = _random_inputs(ends, input_range, count)
+    _refuse_examples_in_a_tuple(evaluation_data, ends)
+    examples = batches(evaluation_data, ends, limit, labelled=True)
     return itertools.chain([next(examples)], examples)  # bad ones are refused before the long work of an export
 
 
+def _random_inputs(ends, input_range, count):
+    random = np.random.default_rng(0)
+    inputs = {name: random.uniform(*input_range, (count, *shape)) for name, shape in ends.inputs.items()}
+    inputs = {name: x if ends.dtypes[name] == "float32" else np.floor(x) for name, x in inputs.items()}
+    return inputs if len(inputs) > 1 else inputs[INPUT]
+
+
 def batches(
-    data: Any, shape: Shape, limit: int | None = None, outputs: Shape | None = None, dtype: str = "float32"
-) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """Batches of `(inputs, class numbers or None)`: `(B, …)` of type `dtype` and ints `(B,)`.
+    data: Any, ends: Interface, limit: int | None = None, labelled: bool = False
+) -> Iterator[tuple[Examples, Labels]]:
+    """Batches of `(inputs, class numbers or None)`: `(B, …)` of the types of a model's inputs, and ints `(B,)`.
 
     Args:
         data: array `(N, …)`, or a tuple `(inputs, labels)` of arrays; or a `tf.data.Dataset`, another iterable, or a
             function that returns one: of batches, or of tuples `(inputs, labels, …)`. A single example counts as a
-            batch of one. Labels are class numbers, or rows of probabilities such as one-hot ones; of a model with one
-            output they are 0 or 1.
-        shape: shape of one example.
+            batch of one. Inputs of a model that has several are dicts `{name: array}`. Labels are class numbers, or
+            rows of probabilities such as one-hot ones; of a model with one output they are 0 or 1.
+        ends: the inputs and outputs of the model.
         limit: int, the most examples; `None` for all.
-        outputs: shape of one output, for labels that count; otherwise they may be anything, such as masks.
-        dtype: type of the inputs, float32 or one of whole numbers.
+        labelled: whether labels count; otherwise they may be anything, such as masks.
 
     Raises:
-        ValueError: for no examples, inputs of another shape, NaN or infinity, or labels that are no classes.
+        ValueError: for no examples, inputs of other names or shapes, NaN or infinity, or labels that are no classes.
     """
     count = 0
-    for inputs, labels in _elements(data() if callable(data) else data, outputs is not None):
-        if inputs.shape == tuple(shape):
-            inputs, labels = inputs[None], None if labels is None else labels[None]
-        if inputs.shape[1:] != tuple(shape):
-            raise ValueError(f"Expected examples of shape (N, {_text(shape)}). Received: {inputs.shape}")
-        if not len(inputs):
+    for inputs, labels in _elements(data() if callable(data) else data, labelled):
+        inputs = _by_name(inputs, ends)
+        if all(x.shape == ends.inputs[name] for name, x in inputs.items()):
+            inputs = {name: x[None] for name, x in inputs.items()}
+            labels = None if labels is None else labels[None]
+        size = _batch_size(inputs, ends)
+        if not size:
             continue
-        keep = len(inputs) if limit is None else min(len(inputs), limit - count)
-        inputs, labels = _typed(inputs[:keep], dtype), _class_numbers(labels, len(inputs), outputs)
+        keep = size if limit is None else min(size, limit - count)
+        inputs = {name: _typed(x[:keep], ends.dtypes[name]) for name, x in inputs.items()}
+        labels = _class_numbers(labels, size, ends)
         for start in range(0, keep, _BATCH):
             part = slice(start, min(start + _BATCH, keep))
-            yield inputs[part], None if labels is None else labels[part]
+            taken = {name: x[part] for name, x in inputs.items()}
+            yield taken if len(taken) > 1 else taken[INPUT], None if labels is None else labels[part]
         count += keep
         if count == limit:
             break
     if not count:
-        raise ValueError(f"Expected examples of shape (N, {_text(shape)}). Received: none")
+        raise ValueError(f"Expected examples of shape {_shapes(ends)}. Received: none")
 
 
-def _elements(data: Any, labelled: bool) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """`(inputs, labels or None)` as arrays, element by element."""
-    if isinstance(data, tuple) or hasattr(data, "__array__"):
+def _elements(data: Any, labelled: bool) -> Iterator[tuple[Any, Labels]]:
+    """`(inputs, labels or None)`, element by element."""
+    if isinstance(data, (tuple, Mapping)) or hasattr(data, "__array__"):
         data = [data]
     for element in data:
         parts = element if isinstance(element, (tuple, list)) else (element,)
         labels = parts[1] if labelled and len(parts) > 1 else None
         # An empty tuple raises, as it should.
-        yield np.asarray(parts[0]), None if labels is None else np.asarray(labels)  # pyright: ignore
+        yield parts[0], None if labels is None else np.asarray(labels)
+
+
+def _by_name(inputs, ends):
+    """Inputs as `{name: array}`."""
+    names = list(ends.inputs)
+    if names == [INPUT] and not isinstance(inputs, Mapping):
+        return {INPUT: np.asarray(inputs)}
+    if names == [INPUT]:
+        raise ValueError(f"Expected batches as arrays, or (inputs, labels). Received: a dict of {list(inputs)}")
+    if not isinstance(inputs, Mapping) or set(inputs) != set(names):
+        received = f"a dict of {list(inputs)}" if isinstance(inputs, Mapping) else f"a {type(inputs).__name__}"
+        raise ValueError(f"Expected inputs as {{name: array}} of {names}. Received: {received}")
+    return {name: np.asarray(inputs[name]) for name in names}
+
+
+def _batch_size(inputs, ends):
+    shapes = {name: x.shape for name, x in inputs.items()}
+    sizes = {shape[0] for shape in shapes.values() if shape}
+    if len(sizes) != 1 or any(shape[1:] != ends.inputs[name] for name, shape in shapes.items()):
+        received = shapes if len(shapes) > 1 else shapes[INPUT]
+        raise ValueError(f"Expected examples of shape {_shapes(ends)}. Received: {received}")
+    return sizes.pop()
+
+
+def _shapes(ends):
+    shapes = {name: f"(N, {_text(shape)})" for name, shape in ends.inputs.items()}
+    return ", ".join(f"{name} {shape}" for name, shape in shapes.items()) if len(shapes) > 1 else shapes[INPUT]
 
 
 def _typed(inputs, dtype):
@@ -134,13 +172,15 @@ def _typed(inputs, dtype):
     return typed
 
 
-def _class_numbers(labels, count, outputs):
+def _class_numbers(labels, count, ends):
     """Labels as class numbers `(N,)`; refuses targets of another kind, by which nothing could be judged."""
     if labels is None:
         return None
-    classes = outputs[0] if len(outputs) == 1 else None
-    if classes is None:
-        raise _no_labels("a model with one vector of scores, to be judged by labels", f"outputs of shape {outputs}")
+    outputs = list(ends.outputs.values())
+    if len(outputs) > 1 or len(outputs[0]) != 1:
+        shapes = outputs if len(outputs) > 1 else outputs[0]
+        raise _no_labels("a model with one vector of scores, to be judged by labels", f"outputs of shape {shapes}")
+    classes = outputs[0][0]
     if labels.shape not in ((count,), (count, 1), (count, classes)):
         one_hot = f", or one-hot ({count}, {classes})" if classes > 1 else ""
         raise _no_labels(f"labels of shape ({count},){one_hot}, for {count} examples", labels.shape)

@@ -6,18 +6,22 @@ Models with a mixed precision policy are exported as what they compute in float3
 import dataclasses
 import os
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 
 from elrt_keras.atomic import Path, check_file, check_folder
-from elrt_keras.graph.costs import count_costs
 from elrt_keras.export import checks
 from elrt_keras.export.examples import check_batches, check_range
 from elrt_keras.export.files import move_folder, write_file
 from elrt_keras.export.litert import check_model, check_weights
+from elrt_keras.export.onnx_bytes import to_onnx_bytes
 from elrt_keras.export.onnx_twins import with_twins
-from elrt_keras.litert.convert import INPUT, OUTPUT, for_inference, input_dtype, plain_errors, save_archive
+from elrt_keras.graph.calls import InputShape
+from elrt_keras.graph.costs import count_costs
+from elrt_keras.litert import INPUT, for_inference, interface
+from elrt_keras.litert.convert import plain_errors, save_archive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +32,8 @@ class GraphReport(checks.Comparison):
         path: the file or folder.
         size_bytes: its size.
         macs: multiply-accumulates of one example.
-        input_dtype: type of the input: the model's own if that is one of whole numbers, else float32.
+        input_dtype: type of the input: the model's own if that is one of whole numbers, else float32; of several inputs
+            the types in their order, with commas between them.
     """
 
     path: str
@@ -44,15 +49,18 @@ def to_saved_model(
     evaluation_data: Any = None,
     max_examples: int | None = None,
     input_range: tuple[float, float] = (0.0, 255.0),
+    input_shape: InputShape | None = None,
     tolerance: float = 1e-4,
     max_accuracy_drop: float = checks.MAX_ACCURACY_DROP,
 ) -> GraphReport:
     """Writes a TensorFlow SavedModel with one signature, from `image` `(batch, …)` to `scores`, compared with Keras.
 
+    Several inputs or outputs are called as the model calls them.
+
     Args:
-        model: a built Keras model with one input of known shape and one output, on the TensorFlow backend.
+        model: a built Functional or Sequential Keras model, on the TensorFlow backend.
         path: the folder; must be new or empty.
-        evaluation_data, max_examples, input_range, tolerance, max_accuracy_drop: as for `to_litert`.
+        evaluation_data, max_examples, input_range, input_shape, tolerance, max_accuracy_drop: as for `to_litert`.
 
     Returns:
         A `GraphReport`.
@@ -69,20 +77,22 @@ def to_saved_model(
 
     check_folder(path)
     checks.check_limits(tolerance=tolerance, max_accuracy_drop=max_accuracy_drop)
-    examples = _prepare(model, evaluation_data, max_examples, input_range, "SavedModel export")
+    ends, examples = _prepare(model, evaluation_data, max_examples, input_range, input_shape, "SavedModel export")
     with tempfile.TemporaryDirectory() as temporary:
         folder = os.path.join(temporary, "saved_model")
         with plain_errors(model, "SavedModel"), for_inference(model):
-            save_archive(model, folder, batch_size=None)
+            save_archive(model, folder, None, ends)
         signature = tf.saved_model.load(folder).signatures["serving_default"]
 
         def run(batch):
-            return signature(**{INPUT: tf.constant(batch)})[OUTPUT].numpy()
+            by_name = batch if isinstance(batch, Mapping) else {INPUT: batch}
+            outputs = signature(**{name: tf.constant(inputs) for name, inputs in by_name.items()})
+            return _only({name: output.numpy() for name, output in outputs.items()})
 
-        comparison = _compared(model, run, examples)
+        comparison = _compared(model, run, examples, ends)
         checks.require_close(comparison, tolerance, max_accuracy_drop)
         move_folder(folder, path)
-    return _report(model, path, comparison)
+    return _report(model, path, comparison, ends, input_shape)
 
 
 def to_onnx(
@@ -92,15 +102,20 @@ def to_onnx(
     evaluation_data: Any = None,
     max_examples: int | None = None,
     input_range: tuple[float, float] = (0.0, 255.0),
+    input_shape: InputShape | None = None,
+    opset: int | None = None,
     tolerance: float = 1e-4,
     max_accuracy_drop: float = checks.MAX_ACCURACY_DROP,
 ) -> GraphReport:
-    """Writes an ONNX file (`keras.Model.export`), run with ONNX Runtime and compared with Keras.
+    """Writes an ONNX file (by tf2onnx), run with ONNX Runtime and compared with Keras.
+
+    Inputs and outputs are called `image` and `scores`; several of them as the model calls them.
 
     Args:
-        model: a built Keras model with one input of known shape and one output, on the TensorFlow backend.
+        model: a built Functional or Sequential Keras model, on the TensorFlow backend.
         path: the `.onnx` file; replaced atomically.
-        evaluation_data, max_examples, input_range, tolerance, max_accuracy_drop: as for `to_litert`.
+        opset: int, the version of ONNX' operators; `None` for tf2onnx' own choice.
+        evaluation_data, max_examples, input_range, input_shape, tolerance, max_accuracy_drop: as for `to_litert`.
 
     Returns:
         A `GraphReport`.
@@ -116,50 +131,58 @@ def to_onnx(
     """
     check_file(path)
     checks.check_limits(tolerance=tolerance, max_accuracy_drop=max_accuracy_drop)
-    examples = _prepare(model, evaluation_data, max_examples, input_range, "ONNX export")
+    if opset is not None and (not isinstance(opset, int) or isinstance(opset, bool) or opset < 1):
+        raise ValueError(f"Expected opset as an int of at least 1. Received: opset={opset!r}")
+    ends, examples = _prepare(model, evaluation_data, max_examples, input_range, input_shape, "ONNX export")
     check_weights(model, "ONNX export")
     try:
         import onnxruntime
-        import tf2onnx  # noqa: F401  (Keras imports it while exporting; told here what to install)
+        import tf2onnx  # noqa: F401  (told here what to install)
     except ImportError as error:
         raise ImportError("ONNX export needs `pip install 'elrt_keras[onnx]'`.") from error
-    with tempfile.TemporaryDirectory() as folder:
-        file = os.path.join(folder, "model.onnx")
-        signature = [keras.InputSpec(shape=(None, *model.inputs[0].shape[1:]), dtype=input_dtype(model), name=INPUT)]
-        with plain_errors(model, "ONNX"):
-            convertible = with_twins(model)
-        with plain_errors(model, "ONNX"), for_inference(convertible):
-            convertible.export(file, format="onnx", input_signature=signature, verbose=False)
-            with open(file, "rb") as exported:
-                content = exported.read()
-            session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    comparison = _compared(model, lambda batch: session.run(None, {name: batch})[0], examples)
+    with plain_errors(model, "ONNX"):
+        convertible = with_twins(model)
+    with plain_errors(model, "ONNX"), for_inference(convertible):
+        content = to_onnx_bytes(convertible, ends, opset)
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+    def run(batch):
+        outputs = session.run(list(ends.outputs), batch if isinstance(batch, Mapping) else {INPUT: batch})
+        return _only(dict(zip(ends.outputs, outputs)))
+
+    comparison = _compared(model, run, examples, ends)
     checks.require_close(comparison, tolerance, max_accuracy_drop)
     write_file(path, content)
-    return _report(model, path, comparison)
+    return _report(model, path, comparison, ends, input_shape)
 
 
-def _prepare(model, evaluation_data, max_examples, input_range, what):
+def _prepare(model, evaluation_data, max_examples, input_range, input_shape, what):
+    """`(Interface, batches)` of an export, with everything checked."""
     check_model(model, what)
     check_range(input_range)
-    shape, outputs = (tuple(tensor.shape[1:]) for tensor in (model.inputs[0], model.outputs[0]))
-    return check_batches(evaluation_data, shape, outputs, input_range, max_examples, input_dtype(model))
+    ends = interface(model, input_shape)
+    return ends, check_batches(evaluation_data, ends, input_range, max_examples)
 
 
-def _compared(model, run, examples):
+def _only(outputs):
+    return outputs if len(outputs) > 1 else outputs.popitem()[1]
+
+
+def _compared(model, run, examples, ends):
     with for_inference(model):
-        return checks.compare(model, run, examples)
+        return checks.compare(model, run, examples, ends)
 
 
-def _report(model, path, comparison):
+def _report(model, path, comparison, ends, input_shape):
     size = sum(
         os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(path) for name in names
     ) or os.path.getsize(path)
+    with for_inference(model):
+        macs = count_costs(model, input_shape).macs
     return GraphReport(
         **dataclasses.asdict(comparison),
         path=str(path),
         size_bytes=size,
-        macs=count_costs(model).macs,
-        input_dtype=input_dtype(model),
+        macs=macs,
+        input_dtype=", ".join(ends.dtypes.values()),
     )

@@ -12,10 +12,11 @@ from elrt_keras.conversion import expand
 from elrt_keras.conversion.merge import is_low_rank
 from elrt_keras.export.litert import check_model
 from elrt_keras.export.wrapped import import_tf_keras
-from elrt_keras.litert import for_inference, only_output
-from elrt_keras.graph.blocks import opened
-from elrt_keras.graph.separable import is_separable
+from elrt_keras.graph.nodes import replayed
 from elrt_keras.graph.paths import is_container, iterate_sublayers
+from elrt_keras.graph.separable import is_separable
+from elrt_keras.graph.view import View
+from elrt_keras.litert import for_inference, only_output
 
 if TYPE_CHECKING:
     import tf_keras
@@ -55,7 +56,7 @@ def to_tf_keras(model: keras.Model) -> "tf_keras.Model":
     >>> # legacy = elrt_keras.export.to_tf_keras(model)
     """
     tf_keras = import_tf_keras()
-    check_model(model, "tf_keras conversion")
+    check_model(model, "tf_keras conversion", simple=True)
     if not is_container(model):
         raise ValueError(f"Expected a Functional or Sequential Keras model. Received: a {type(model).__name__}")
     if any(is_low_rank(layer) for _, layer in iterate_sublayers(model)):
@@ -63,7 +64,7 @@ def to_tf_keras(model: keras.Model) -> "tf_keras.Model":
     twins = {}  # id of a layer → its tf_keras twin, so that shared layers stay shared
     first = model.inputs[0]
     inputs = tf_keras.Input(first.shape[1:], name=first.name, dtype=first.dtype)
-    legacy = tf_keras.Model(inputs, _replayed(model, inputs, twins), name=model.name)
+    legacy = tf_keras.Model(inputs, _replayed(View(model), model, inputs, twins), name=model.name)
     for layer, twin in twins.values():
         if twin.weights:
             twin.set_weights(layer.get_weights())
@@ -71,38 +72,26 @@ def to_tf_keras(model: keras.Model) -> "tf_keras.Model":
     return legacy
 
 
-def _replayed(model, inputs, twins):
+def _replayed(view, model, inputs, twins):
     """The outputs of a Keras 3 model's graph, run on a symbolic tensor of tf_keras."""
-    if isinstance(model, keras.Sequential):
-        for layer in model.layers:
-            inputs = _called(layer, (inputs,), {}, twins)
-        return inputs
-    calls = []
-
-    def record(layer, *args, **kwargs):
-        outputs = layer(*args, **kwargs)
-        calls.append((layer, args, kwargs, outputs))
-        return outputs
-
-    # `clone_model` walks the graph in order; the clone itself is of no use here.
-    clone = keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=record)
-    tensors = {id(clone.inputs[0]): inputs}
+    graph = replayed(model)
+    tensors = {id(graph.inputs[0]): inputs}
 
     def translate(value):
         return tensors[id(value)] if isinstance(value, keras.KerasTensor) else value
 
-    for layer, args, kwargs, outputs in calls:
+    for layer, args, kwargs, outputs in graph.calls:
         args, kwargs = keras.tree.map_structure(translate, (args, kwargs))
-        tensors[id(outputs)] = _called(layer, args, kwargs, twins)
-    return tensors[id(clone.outputs[0])]
+        tensors[id(outputs)] = _called(view, layer, args, kwargs, twins)
+    return tensors[id(graph.outputs[0])]
 
 
-def _called(layer, args, kwargs, twins):
+def _called(view, layer, args, kwargs, twins):
     if isinstance(layer, keras.layers.InputLayer):
         return args[0]
-    inner = layer if is_container(layer) else None if is_separable(layer) else opened(layer)
+    inner = layer if is_container(layer) else None if is_separable(layer) else view.opening(layer).graph
     if inner is not None:
-        return _replayed(inner, args[0], twins)
+        return _replayed(view, inner, args[0], twins)
     if not isinstance(layer, keras.layers.Layer):
         return _operated(layer, args, twins)
     if id(layer) not in twins:

@@ -1,7 +1,7 @@
 """LiteRT (TFLite) export, checked against Keras before the file appears."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import keras
@@ -9,11 +9,13 @@ import keras
 from elrt_keras import litert
 from elrt_keras.atomic import Path, check_file
 from elrt_keras.checks import one_of
-from elrt_keras.graph.costs import count_costs
 from elrt_keras.export import checks
 from elrt_keras.export.examples import check_batches, check_range, take_inputs
 from elrt_keras.export.files import write_file
 from elrt_keras.export.wrapped import is_quantization_aware, strip, wrappers
+from elrt_keras.graph.calls import InputShape
+from elrt_keras.graph.costs import count_costs
+from elrt_keras.graph.paths import check_keras_model, is_of_tf_keras
 from elrt_keras.litert.convert import Quantization
 from elrt_keras.litert.metadata import with_metadata
 
@@ -32,7 +34,8 @@ class LiteRTReport(checks.Comparison):
     Attributes:
         path: the file.
         quantization: as asked for.
-        input_dtype: type of the input in the file: the model's own if that is one of whole numbers, else `io_dtype`.
+        input_dtype: type of the input in the file: the model's own if that is one of whole numbers, else `io_dtype`; of
+            several inputs the types in their order, with commas between them.
         size_bytes: its size.
         macs: multiply-accumulates of one example; `None` for a tf_keras model.
         operators: dict, how often each operator occurs.
@@ -57,24 +60,27 @@ def to_litert(
     class_names: Sequence[str] | None = None,
     input_range: tuple[float, float] = (0.0, 255.0),
     io_dtype: Literal["float32", "int8", "uint8"] = "float32",
+    input_shape: InputShape | None = None,
     tolerance: float | None = None,
     max_accuracy_drop: float = checks.MAX_ACCURACY_DROP,
 ) -> LiteRTReport:
     """Writes a model as a LiteRT file for one example at a time, after running it and comparing it with Keras.
 
     Batch-norm is folded into the convolutions; a low-rank layer is its chain of plain convolutions. The file's one
-    signature takes `image` and gives `scores`, and its metadata hold the input range and the class names. A model
-    with a mixed precision policy is exported, and compared, as what it computes in float32.
+    signature takes `image` and gives `scores`; several inputs or outputs are called as the model calls them. The
+    metadata of a file with one input hold its range and the class names. A model with a mixed precision policy is
+    exported, and compared, as what it computes in float32.
 
     Args:
-        model: a built Keras model with one input of known shape and one output, on the TensorFlow backend; or such a
-            tf_keras model, as `quantization_aware`, `prune` and `cluster` make them (the latter two are stripped).
+        model: a built Functional or Sequential Keras model, on the TensorFlow backend; or a tf_keras model with one
+            input and one output, as `quantization_aware`, `prune` and `cluster` make them (the latter two are
+            stripped).
         path: the `.tflite` file; replaced atomically.
         quantization: `None` (float32); `"float16"` (weights); `"dynamic_int8"` (weights int8 per channel, activations
             quantised while it runs); `"int8"` (weights and activations int8, for which ranges of activations are
             measured on `representative_data`). A quantisation-aware model knows its ranges and becomes int8 anyway.
         representative_data: example inputs: an array `(N, …)`, a `tf.data.Dataset` or another iterable of batches,
-            which may be `(inputs, labels)`. At most 500 are used.
+            which may be `(inputs, labels)`; several inputs are dicts `{name: array}`. At most 500 are used.
         evaluation_data: the examples of the check, such as the test set: `(inputs, labels)`, or batches of such tuples;
             labels are class numbers or one-hot, of a single output 0 or 1, and may be left out. Otherwise 16 examples
             of `representative_data` or random ones.
@@ -83,6 +89,7 @@ def to_litert(
         input_range: `(lowest, highest)` value of an input, for the metadata and for random examples.
         io_dtype: type of the input and the output in the file; `"int8"` and `"uint8"` with `quantization="int8"` only.
             An input of whole numbers, such as the words of a text, keeps its own type.
+        input_shape: shape of one example, for a model that leaves sizes open, or `{input name: shape}`.
         tolerance: float, the accepted root mean square of the differences to Keras' outputs, relative to theirs; `None`
             for 1e-4 (float32), 0.02 (float16), 0.3 (dynamic_int8), 0.5 (int8).
         max_accuracy_drop: float, how far the accuracy on `evaluation_data` may be below Keras'.
@@ -92,7 +99,7 @@ def to_litert(
 
     Raises:
         ValueError: for arguments out of range, int8 without representative data, another backend, a model with an open
-            input size or with a layer that LiteRT cannot take, a path that cannot be written, or outputs too far from
+            input size, or with a layer that LiteRT cannot take, a path that cannot be written, or outputs too far from
             Keras'. No file is left then, and one that was there before is untouched.
         ImportError: without the `litert` extra.
 
@@ -102,42 +109,43 @@ def to_litert(
     >>> # report = elrt_keras.export.to_litert(model, "resnet20.tflite")
     """
     litert.require_runtime()
-    if is_legacy(model) and wrappers(model):
+    if is_of_tf_keras(model) and wrappers(model):
         model = strip(model)
         quantization = "int8" if quantization is None and is_quantization_aware(model) else quantization
-    _check(model, path, quantization, representative_data, io_dtype, class_names)
+    _check(model, path, quantization, representative_data, io_dtype, class_names, input_shape)
     check_range(input_range)
     tolerance = checks.TOLERANCES[quantization] if tolerance is None else tolerance
     checks.check_limits(tolerance=tolerance, max_accuracy_drop=max_accuracy_drop)
-    shape, outputs = (tuple(tensor.shape[1:]) for tensor in (model.inputs[0], model.outputs[0]))
-    dtype = litert.input_dtype(model)
+    ends = litert.interface(model, input_shape)
     calibration = None
     if representative_data is not None:
-        calibration = take_inputs(representative_data, shape, _CALIBRATION_EXAMPLES, dtype)
+        calibration = take_inputs(representative_data, ends, _CALIBRATION_EXAMPLES)
     if io_dtype != "float32" and calibration is not None:
-        calibration = _spanning(calibration, input_range)
+        calibration = _each(calibration, lambda inputs: _spanning(inputs, input_range))
     if evaluation_data is None and calibration is not None:
-        evaluation_data = calibration[:_CHECK_EXAMPLES]
-    examples = check_batches(evaluation_data, shape, outputs, input_range, max_examples, dtype)
-    content = litert.model_to_litert(model, quantization, calibration, io_dtype)
-    content = with_metadata(content, model.name, shape, input_range, class_names)
+        evaluation_data = _each(calibration, lambda inputs: inputs[:_CHECK_EXAMPLES])
+    examples = check_batches(evaluation_data, ends, input_range, max_examples)
+    content = litert.model_to_litert(model, quantization, calibration, io_dtype, input_shape)
+    if len(ends.inputs) == 1:
+        content = with_metadata(content, model.name, ends.inputs[litert.INPUT], input_range, class_names)
     runner = litert.Runner(content)
     with litert.for_inference(model):
-        comparison = checks.compare(model, runner, examples)
+        comparison = checks.compare(model, runner, examples, ends)
+        macs = None if is_of_tf_keras(model) else count_costs(model, input_shape).macs
     checks.require_close(comparison, tolerance, max_accuracy_drop)
     write_file(path, content)
     return LiteRTReport(
         **dataclasses.asdict(comparison),
         path=str(path),
         quantization=quantization,
-        input_dtype=runner.input_dtype,
+        input_dtype=", ".join(runner.input_dtypes[name] for name in ends.inputs),
         size_bytes=len(content),
-        macs=None if is_legacy(model) else count_costs(model).macs,
+        macs=macs,
         operators=dict(litert.operators(content)),
     )
 
 
-def _check(model, path, quantization, representative_data, io_dtype, class_names):
+def _check(model, path, quantization, representative_data, io_dtype, class_names, input_shape):
     one_of(quantization, litert.QUANTIZATIONS, "quantization")
     check_model(model, "LiteRT export", legacy=True)
     check_weights(model, "LiteRT export")
@@ -156,6 +164,11 @@ def _check(model, path, quantization, representative_data, io_dtype, class_names
             "Expected io_dtype='float32' unless quantization='int8'. "
             f"Received: io_dtype={io_dtype!r}, quantization={quantization!r}"
         )
+    if class_names is not None and not litert.interface(model, input_shape).is_simple:
+        raise ValueError(
+            "Expected class_names for a model with one input and one output. "
+            f"Received: {model.name!r} with {len(model.inputs)} and {len(model.outputs)}"
+        )
     outputs = model.outputs[0].shape[-1]
     if isinstance(class_names, str) or not isinstance(class_names, (Sequence, type(None))):
         raise ValueError(f"Expected class_names as a list of str. Received: class_names={class_names!r}")
@@ -166,23 +179,26 @@ def _check(model, path, quantization, representative_data, io_dtype, class_names
     check_file(path)
 
 
-def is_legacy(model: "keras.Model | tf_keras.Model") -> bool:
-    """Whether this is a tf_keras model."""
-    return any(kind.__module__.split(".")[0] == "tf_keras" for kind in type(model).__mro__)
+def check_model(model: Any, what: str, legacy: bool = False, simple: bool = False) -> None:
+    """Refuses a model that cannot be exported.
 
-
-def check_model(model: Any, what: str, legacy: bool = False) -> None:
-    """Refuses a model that cannot be exported; `legacy`: whether a tf_keras model can.
+    Args:
+        model: anything.
+        what: what it is to be exported as, for messages.
+        legacy: whether a tf_keras model can.
+        simple: whether it must have one input of known shape and one output; a tf_keras model always must.
 
     Raises:
-        ValueError: for another backend, no built model, or open sizes.
+        ValueError: for another backend, or no such model.
     """
     if keras.backend.backend() != "tensorflow":
         raise ValueError(f"{what} needs the TensorFlow backend. Received: backend {keras.backend.backend()!r}")
-    known = isinstance(model, keras.Model) or (legacy and is_legacy(model))
-    if not known or not model.built or not getattr(model, "inputs", None):
-        raise ValueError(f"Expected a built Keras model with known inputs. Received: model={model!r}")
-    if len(model.inputs) != 1 or len(model.outputs) != 1 or None in model.inputs[0].shape[1:]:
+    if not (legacy and is_of_tf_keras(model)):
+        check_keras_model(model)
+    if not model.built or not getattr(model, "inputs", None):
+        raise ValueError(f"Expected a built Keras model with known inputs. Received: model={model.name!r}")
+    is_simple = len(model.inputs) == len(model.outputs) == 1 and None not in model.inputs[0].shape[1:]
+    if (simple or is_of_tf_keras(model)) and not is_simple:
         shapes, outputs = ([tuple(tensor.shape) for tensor in tensors] for tensors in (model.inputs, model.outputs))
         raise ValueError(
             "Expected one input of known shape and one output. "
@@ -202,6 +218,11 @@ def check_weights(model: "keras.Model | tf_keras.Model", what: str) -> None:
             f"{what} takes weights in float32 (a policy such as 'mixed_float16' keeps them so). "
             f"Received: {model.name!r} with weights in {', '.join(sorted(types))}"
         )
+
+
+def _each(inputs, function):
+    """A function applied to the one input, or to each of several."""
+    return {name: function(one) for name, one in inputs.items()} if isinstance(inputs, Mapping) else function(inputs)
 
 
 def _spanning(calibration, input_range):

@@ -11,9 +11,11 @@ import keras
 import numpy as np
 
 from elrt_keras.conversion.merge import is_low_rank
-from elrt_keras.graph.rebuild import rebuild
 from elrt_keras.graph.configs import copy_arguments
-from elrt_keras.graph.paths import held_layers, is_container
+from elrt_keras.graph.paths import is_container
+from elrt_keras.graph.private import held_layers
+from elrt_keras.graph.rebuild import rebuild
+from elrt_keras.graph.view import View
 
 
 def _one_operation(layer, inputs):
@@ -22,7 +24,7 @@ def _one_operation(layer, inputs):
 
     padding, last = layer.padding, layer.data_format == "channels_last"
     if padding == "causal":
-        inputs, padding = keras.ops.pad(inputs, layer._compute_causal_padding()), "valid"
+        inputs, padding = keras.ops.pad(inputs, _causal_padding(layer)), "valid"
     axes = "DHW"[3 - layer.rank :]
     arguments: dict[str, Any] = {
         "strides": layer.strides,
@@ -41,6 +43,12 @@ def _one_operation(layer, inputs):
         ones = (1,) * layer.rank
         outputs += keras.ops.reshape(layer.bias, (1, *ones, -1) if last else (1, -1, *ones))
     return layer.activation(outputs)
+
+
+def _causal_padding(layer):
+    """The padding in front of a 1-D convolution that sees no later step."""
+    before = (layer.dilation_rate[0] * (layer.kernel_size[0] - 1), 0)
+    return ((0, 0), before, (0, 0)) if layer.data_format == "channels_last" else ((0, 0), (0, 0), before)
 
 
 class _Conv1D(keras.layers.Conv1D):
@@ -81,7 +89,7 @@ def with_twins(model: keras.Model) -> keras.Model:
     """
     if not is_container(model) or not any(map(_needs_twin, held_layers(model))):
         return model
-    return rebuild(model, _needs_twin, _plain)
+    return rebuild(View(model), _needs_twin, _plain)
 
 
 def _needs_twin(layer):

@@ -15,6 +15,7 @@ from elrt_keras.export.calibration import calibrate
 from elrt_keras.export.examples import take_inputs
 from elrt_keras.export.legacy import to_tf_keras
 from elrt_keras.export.wrapped import copied, import_tf_keras, import_tfmot, wrappers
+from elrt_keras.litert import interface
 
 if TYPE_CHECKING:
     import tf_keras
@@ -79,7 +80,7 @@ def quantization_aware(
         if isinstance(layer, quantization.QuantizeWrapper) and not layer.trainable:
             _freeze(layer)
     if representative_data is not None:
-        calibrate(aware, model, take_inputs(representative_data, model.input_shape[1:], _CALIBRATION_EXAMPLES))
+        calibrate(aware, model, take_inputs(representative_data, interface(model), _CALIBRATION_EXAMPLES))
     return aware
 
 

@@ -1,1 +1,1 @@
-"""Reading and rewriting Keras models: paths of layers, opened blocks, calls and their costs, copies with other layers."""
+"""Reading and rewriting Keras models: paths of layers, opened blocks, calls and their costs, copies of models."""

@@ -1,36 +1,59 @@
-"""Looking into layers made of other layers: custom ones and separable convolutions, as functional models of these."""
+"""Custom layers made of other layers, opened: their `call` as a graph of these."""
 
 import inspect
 import itertools
-import weakref
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
+from elrt_keras.graph.copies import check_copyable
+from elrt_keras.graph.nodes import GraphCall, replayed
+from elrt_keras.graph.paths import is_container
 from elrt_keras.graph.separable import is_separable, open_sizes, separable_stages
 
-_OPENED = weakref.WeakKeyDictionary()  # layer → (the input it was opened for, the model or `None`)
+# What a `call` of other people may raise on a tensor that has no values.
+_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
-def opened(layer: keras.layers.Layer) -> keras.Model | None:
-    """A layer made of other layers as a functional model of these, sharing them; `None` if it is no such layer.
+class Opening(NamedTuple):
+    """A layer as a functional model of the layers in it, or why there is none; both empty where it is no such layer."""
 
-    A separable convolution becomes a depthwise and a pointwise one, with its weights. Of a custom layer `call` is run
-    on a symbolic input. That works where it takes one tensor and computes with layers and `keras.ops`, as the blocks of
-    keras-hub's models do, the same each time and while training. Other layers stay closed, as do those that penalise
-    their outputs, take masks, tell a layer in them whether it trains, or that the model calls with further arguments.
+    graph: keras.Model | None = None
+    reason: str = ""
+
+
+class _Closed(Exception):
+    """Why a layer stays closed."""
+
+
+def open_layer(layer: keras.layers.Layer, calls: Sequence[GraphCall]) -> Opening:
+    """Opens a layer made of other layers: a functional model of these, sharing them and their weights.
+
+    A separable convolution becomes a depthwise and a pointwise one. Of a custom layer `call` is run on a symbolic
+    input. That works where it takes one tensor and computes with layers and `keras.ops`, the same each time and while
+    training. What the graph would not say keeps a layer closed: values of weights that `call` reads, penalties of its
+    outputs, masks, further arguments, a layer in it that is told whether it trains or cannot be made again by itself.
+
+    Args:
+        layer: a layer that `is_openable`.
+        calls: its calls in the model.
     """
-    if not (is_separable(layer) or _is_custom(layer)) or not layer.built:
-        return None
-    signature = _input_signature(layer)
-    if signature is None:
-        return None
-    if is_separable(layer):
-        signature += tuple(separable_stages(layer))
-    if layer not in _OPENED or _OPENED[layer][0] != signature:
-        _OPENED[layer] = signature, _opened(layer, *signature[:2])
-    return _OPENED[layer][1]
+    try:
+        shape, dtype = _input_signature(layer, calls)
+        inputs = keras.Input(batch_shape=shape, dtype=dtype, name="input")
+        if is_separable(layer):
+            depthwise, pointwise = separable_stages(layer)
+            return Opening(keras.Model(inputs, pointwise(depthwise(inputs)), name=layer.name))
+        return Opening(_graph_of(layer, inputs))
+    except _Closed as reason:
+        return Opening(reason=str(reason))
+
+
+def is_openable(layer: Any) -> bool:
+    """Reports if a layer is of the kinds that are opened: separable convolutions and custom layers that hold layers."""
+    return isinstance(layer, keras.layers.Layer) and layer.built and (is_separable(layer) or _is_custom(layer))
 
 
 def _is_custom(layer):
@@ -38,88 +61,106 @@ def _is_custom(layer):
     return not is_stock and _holds_layers(layer)
 
 
-def symbolic_calls(layer: keras.layers.Layer) -> list[Any]:
-    """The calls of a layer on symbolic tensors: objects with `args` and `kwargs`. Keras lists them privately only."""
-    return [node.arguments for node in layer._inbound_nodes]
-
-
 def _holds_layers(layer):
     return any(isinstance(value, keras.layers.Layer) for value in keras.tree.flatten(list(vars(layer).values())))
 
 
-def _input_signature(layer):
+def _input_signature(layer, calls):
     """Shape and type of the one tensor that a layer takes; `None` in the place of sizes that differ between calls."""
-    calls = symbolic_calls(layer)
     if any(len(call.args) != 1 or not set(call.kwargs) <= {"training", "mask"} for call in calls):
-        return None
+        raise _Closed("it is called with more than one tensor")
     shape = (layer.get_build_config() or {}).get("input_shape")
     if not calls and is_separable(layer):  # run by another layer, on sizes that may differ
         shape = open_sizes(layer)
     tensors = [call.args[0] for call in calls]
     shapes = [shape, *(getattr(tensor, "shape", None) for tensor in tensors)]
     if not all(_is_shape(one) and len(one) == len(shapes[0]) for one in shapes):
-        return None
+        raise _Closed("it takes something else than one tensor")
     dtypes = {tensor.dtype for tensor in tensors} or {layer.compute_dtype}
     if layer.autocast and all("float" in dtype for dtype in dtypes):
         dtypes = {layer.compute_dtype}  # what it makes of its input
+    if len(dtypes) > 1:
+        raise _Closed("it is called on tensors of several types")
     sizes = [set(one) for one in zip(*shapes)]
-    merged = tuple(one.pop() if len(one) == 1 else None for one in sizes)
-    return (merged, *dtypes) if len(dtypes) == 1 else None
+    return tuple(one.pop() if len(one) == 1 else None for one in sizes), *dtypes
 
 
 def _is_shape(shape):
     return isinstance(shape, (tuple, list)) and all(size is None or isinstance(size, int) for size in shape)
 
 
-def _opened(layer, shape, dtype):
-    inputs = keras.Input(batch_shape=shape, dtype=dtype, name="input")
-    if is_separable(layer):
-        depthwise, pointwise = separable_stages(layer)
-        return keras.Model(inputs, pointwise(depthwise(inputs)), name=layer.name)
+def _graph_of(layer, inputs):
     accepts = inspect.signature(layer.call).parameters
-    if layer.activity_regularizer is not None or "mask" in accepts:
-        return None
+    if layer.activity_regularizer is not None:
+        raise _Closed("it penalises its outputs")
+    if "mask" in accepts:
+        raise _Closed("it takes masks")
     # Twice as it is: what differs then is random.
     modes = [{}, {}, *([{"training": True}, {"training": False}] if "training" in accepts else [])]
+    traces = [_traced(layer, inputs, mode) for mode in modes]
+    (model, graph), steps = traces[0], [_steps(graph) for _, graph in traces]
+    if any(call.kwargs.get("training") is not None for call in graph.calls):
+        # As a frozen batch-norm is; a functional model would tell it otherwise.
+        raise _Closed("it tells a layer in it whether it trains")
+    if steps[0] != steps[1]:
+        raise _Closed("it computes something else each time")
+    if any(other != steps[0] for other in steps):
+        raise _Closed("it computes something else while training")
+    if len(model.weights) != len(layer.weights):
+        raise _Closed("it has weights of its own")
+    for inner in model.layers:
+        if not is_container(inner):
+            _require_copyable(inner)
+    return model
+
+
+def _traced(layer, inputs, mode):
+    """A layer's `call` as `(model, graph)`; closed where that needs values of tensors or of weights."""
     try:
-        model, *others = [keras.Model(inputs, layer.call(inputs, **mode), name=layer.name) for mode in modes]
-        steps = _steps(model)
-        if _fixes_training(model) or any(_steps(other) != steps for other in others):
-            return None
-    except Exception:  # whatever a foreign `call` does with a tensor that has no values
-        return None
-    # What the graph lacks (weights of the layer itself) would be lost.
-    return model if len(model.weights) == len(layer.weights) else None
+        with _Reads() as reads:
+            outputs = layer.call(inputs, **mode)
+        model = keras.Model(inputs, outputs, name=layer.name)
+    except _ERRORS as error:
+        raise _Closed(f"its `call` cannot run on a symbolic tensor ({type(error).__name__})") from error
+    graph = replayed(model)
+    used = [value for call in graph.calls for value in keras.tree.flatten((call.args, call.kwargs))]
+    read = [*reads.variables, *(value for value in used if isinstance(value, keras.Variable))]
+    if read:
+        raise _Closed(f"it reads the value of '{read[0].path}'")
+    return model, graph
 
 
-def _fixes_training(model):
-    """Whether some layer is told how to run, as a frozen batch-norm is; a functional model would tell it otherwise."""
-    told = []
+class _Reads(keras.StatelessScope):
+    """Notes which variables are read: in a graph their values would be constants. Layers that run take no part."""
 
-    def record(operation, *args, **kwargs):
-        told.append(kwargs.get("training"))
-        return operation(*args, **kwargs)
+    def __init__(self):
+        super().__init__()
+        self.variables = []
 
-    keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=record)
-    return any(value is not None for value in told)
+    def get_current_value(self, variable):
+        self.variables.append(variable)
+        return super().get_current_value(variable)
 
 
-def _steps(model) -> list[Any]:
-    """What a model computes, comparable: its layers and operations in order, and what each of them is called with."""
-    steps, names, numbers = [], {}, itertools.count()  # the input is the one tensor without a number
+def _require_copyable(layer):
+    try:
+        check_copyable(layer)
+    except ValueError as error:
+        raise _Closed(f"'{layer.name}' in it, a {type(layer).__name__}, cannot be made again by itself") from error
 
-    def record(operation, *args, **kwargs):
-        outputs = operation(*args, **kwargs)
+
+def _steps(graph) -> list[Any]:
+    """What a graph computes, comparable: its layers and operations in order, and what each of them is called with."""
+    numbers = itertools.count()
+    names = {id(tensor): next(numbers) for tensor in graph.inputs}
+    steps = []
+    for operation, args, kwargs, outputs in graph.calls:
         # The opened model passes `training` on itself.
         options = sorted(item for item in kwargs.items() if item[0] != "training")
         called = keras.tree.flatten((args, options))
         steps.append((_identity(operation), [_comparable(value, names) for value in called]))
         names.update((id(tensor), next(numbers)) for tensor in keras.tree.flatten(outputs))
-        return outputs
-
-    # `clone_model` walks the graph in order; the clone itself is of no use here, but its tensors have to live.
-    clone = keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=record)
-    return [*steps, [names.get(id(tensor)) for tensor in clone.outputs]]
+    return [*steps, [names.get(id(tensor)) for tensor in graph.outputs]]
 
 
 def _identity(operation):
@@ -133,8 +174,6 @@ def _identity(operation):
 def _comparable(value, names):
     if isinstance(value, keras.KerasTensor):
         return "tensor", names.get(id(value))
-    if isinstance(value, keras.Variable):
-        return "variable", id(value)
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         array = np.asarray(keras.ops.convert_to_numpy(value))
         return "array", array.shape, array.tobytes()

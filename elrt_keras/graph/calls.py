@@ -1,40 +1,66 @@
 """Which layers of a model run, in which order and on which shapes, found without data."""
 
 import contextlib
-import threading
-from collections.abc import Sequence
+import contextvars
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import keras
 import numpy as np
 
 from elrt_keras.graph.paths import own_weights
+from elrt_keras.graph.private import held_layers
 
-# Layers that run others once for each step, past their `__call__`, which records calls.
+# Layers that run others once for each step, by a rule of their own.
 _REPEATING = (keras.layers.TimeDistributed, keras.layers.RNN)
-_ONE_AT_A_TIME = threading.RLock()
 
 
-def trace_calls(
-    model: keras.Model, input_shape: Sequence[int] | None = None
-) -> list[tuple[keras.layers.Layer, tuple[int, ...], tuple[int, ...]]]:
-    """All calls of layers that compute something themselves, for one example: `(layer, input shape, output shape)`.
+# Of one example: of the one input, or of each of several by name.
+InputShape: TypeAlias = Sequence[int] | Mapping[str, Sequence[int]]
 
-    They come in the order in which they end. Those are layers that call no others, or have weights beside those of the
-    others: a convolution may have a layer as its activation. In the place of a `TimeDistributed` there are the calls of
-    what it runs, for every step. The shapes hold a batch axis of 1. Arguments and errors are those of `count_costs`.
+
+class Call(NamedTuple):
+    """One call of a layer, by the shapes of its first input and first output, with a batch axis of 1."""
+
+    layer: keras.layers.Layer
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+
+
+def trace_calls(model: keras.layers.Layer, input_shape: InputShape | None = None) -> list[Call]:
+    """Lists all calls of layers that compute something themselves, for one example, in the order in which they end.
+
+    Those are layers that call no others, or have weights beside those of the others: a convolution may have a layer as
+    its activation. In the place of a `TimeDistributed` there are the calls of what it runs, for every step. Arguments
+    are those of `count_costs`.
+
+    Raises:
+        ValueError: where the input shape is not known, or a layer cannot run on it, by name.
     """
-
-    class Trace(keras.layers.Layer):
-        def call(self, inputs):
-            return model(inputs, training=False)
-
     inputs = _input_specs(model, input_shape)
-    with _recorded_calls() as calls:
-        # Keras derives the output of a layer without a shape rule by running its `call` symbolically.
-        Trace(name="trace").compute_output_spec(inputs)
+    recorder = _Recorder()
+    with recorder.wrapping(model):
+        try:
+            _Run(model).compute_output_spec(inputs)
+        except Exception as error:
+            if not recorder.failed:
+                raise
+            raise ValueError(recorder.failed) from error
     batch = keras.tree.flatten(inputs)[0].shape[0]
-    calls = [(layer, _of_one(batch, shape), _of_one(batch, output_shape)) for layer, shape, output_shape in calls]
-    return [one for call in calls for one in _with_steps(*call)]
+    calls = [(layer, _of_one(batch, shape), _of_one(batch, output)) for layer, shape, output in recorder.calls]
+    return [Call(*one) for call in calls for one in _with_steps(*call)]
+
+
+class _Run(keras.Operation):
+    """Has a model run as it does in inference; of an operation without a shape rule Keras runs `call` symbolically."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def call(self, inputs):
+        return self.model(inputs, training=False)
 
 
 def _with_steps(layer, input_shape, output_shape):
@@ -55,15 +81,21 @@ def has_own_rule(layer: keras.layers.Layer) -> bool:
 
 
 def _input_specs(model, input_shape):
+    if isinstance(input_shape, Mapping):
+        structure = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+        only = next(iter(input_shape.values())) if len(model.inputs) == len(input_shape) == 1 else None
+        return keras.tree.map_structure(
+            lambda tensor: _with_shape(model, tensor, only or _shape_by_name(tensor, input_shape)), structure
+        )
     if input_shape is not None:
         if not isinstance(input_shape, (Sequence, np.ndarray)) or None in tuple(input_shape):
             raise ValueError(f"Expected the shape of one example, all sizes known. Received: input_shape={input_shape}")
         inputs = getattr(model, "inputs", None)
         if inputs and len(inputs) > 1:
-            shapes = [tuple(one.shape) for one in inputs]
+            shapes = {one.name: tuple(one.shape) for one in inputs}
             raise ValueError(
-                f"`input_shape` is for one input. Received: input_shape={input_shape}, model={model.name!r} "
-                f"with inputs of shapes {shapes}"
+                f"One shape is for one input; expected {{name: shape}}. Received: input_shape={input_shape}, "
+                f"model={model.name!r} with inputs of shapes {shapes}"
             )
         own = tuple(inputs[0].shape)[1:] if inputs else (None,) * len(input_shape)
         if len(own) != len(input_shape) or any(size not in (None, new) for size, new in zip(own, input_shape)):
@@ -86,11 +118,22 @@ def _with_known_batch(model, tensor):
     shape = (tensor.shape[0] or 1, *tensor.shape[1:])  # one example, unless the model was made for a number of them
     if None in shape:
         one = len(keras.tree.flatten(model.inputs)) == 1
-        advice = "pass `input_shape` without `None`" if one else "which it cannot with several inputs"
+        advice = "`input_shape` without `None`" if one else "`input_shape` as {name: shape}"
         raise ValueError(
-            f"'{model.name}' leaves its input size open; {advice}. Received: input of shape {tuple(tensor.shape)}"
+            f"'{model.name}' leaves its input size open; pass {advice}. Received: input of shape {tuple(tensor.shape)}"
         )
     return keras.KerasTensor(shape, dtype=tensor.dtype)
+
+
+def _shape_by_name(tensor, shapes):
+    """The shape given for an input, by its name or by that in exported files, of letters, digits and underscores."""
+    return shapes.get(tensor.name, shapes.get(re.sub(r"\W", "_", tensor.name)))
+
+
+def _with_shape(model, tensor, shape):
+    if shape is None:
+        return _with_known_batch(model, tensor)
+    return keras.KerasTensor((tensor.shape[0] or 1, *shape), dtype=tensor.dtype)
 
 
 def _of_one(batch, shape):
@@ -98,41 +141,85 @@ def _of_one(batch, shape):
     return (shape[0] // batch, *shape[1:]) if shape and shape[0] % batch == 0 else shape
 
 
-@contextlib.contextmanager
-def _recorded_calls():
-    """Records every call of a layer that calls no layer itself, has weights of its own or a cost rule of its own.
+class _Recorder:
+    """Records calls of layers that call no layer themselves, have weights of their own or a cost rule of their own.
 
-    Keras has no hook around layer calls; the public `Layer.__call__` is wrapped while the model is traced. What other
-    threads call meanwhile, such as layers that augment data, passes through.
+    Keras has no hook around layer calls: `call` is wrapped on each layer of a model while that is traced.
     """
-    calls, callers = [], []
-    thread = threading.get_ident()
 
-    def recording(layer, *args, **kwargs):
-        if threading.get_ident() != thread:
-            return original(layer, *args, **kwargs)
-        if callers and has_own_rule(callers[-1]["layer"]):
-            return original(layer, *args, **kwargs)
-        if callers:
-            callers[-1]["leaf"] = False
-        frame = {"layer": layer, "leaf": True}
-        callers.append(frame)
+    def __init__(self):
+        self.calls, self.failed = [], ""
+        # Other threads that run the model meanwhile have no list here, and pass through.
+        self._frames = contextvars.ContextVar("frames", default=None)
+
+    @contextlib.contextmanager
+    def wrapping(self, model: keras.layers.Layer) -> Iterator[None]:
+        """Wraps the model and all layers in it."""
+        layers = [model, *held_layers(model)]
+        token = self._frames.set([])
+        for layer in layers:
+            vars(layer)[_method(layer)] = _WrappedCall(self, layer)
         try:
-            outputs = original(layer, *args, **kwargs)
+            yield
         finally:
-            callers.pop()
-        if frame["leaf"] or own_weights(layer):
-            inputs = args[0] if args else next(iter(kwargs.values()), None)
-            calls.append((layer, _first_shape(inputs), _first_shape(outputs)))
+            for layer in layers:
+                _unwrap(layer, self)
+            self._frames.reset(token)
+
+    def run(self, layer, call, args, kwargs):
+        """Runs the call of a layer, recorded."""
+        frames = self._frames.get()
+        if frames is None or (frames and has_own_rule(frames[-1]["layer"])):
+            return call(*args, **kwargs)
+        if frames:
+            frames[-1]["leaf"] = False
+        frames.append({"layer": layer, "leaf": True})
+        inputs = _first_shape(args[0] if args else next(iter(kwargs.values()), None))
+        try:
+            outputs = call(*args, **kwargs)
+        except Exception as error:
+            # The innermost one is told of first.
+            self.failed = self.failed or (
+                f"Expected a model that runs on its input shape. Received: layer {layer.name!r}, a "
+                f"{type(layer).__name__}, on an input of shape {inputs}: {error}"
+            )
+            raise
+        finally:
+            is_leaf = frames.pop()["leaf"]
+        if is_leaf or own_weights(layer):
+            self.calls.append((layer, inputs, _first_shape(outputs)))
         return outputs
 
-    with _ONE_AT_A_TIME:
-        original = keras.layers.Layer.__call__
-        keras.layers.Layer.__call__ = recording
-        try:
-            yield calls
-        finally:
-            keras.layers.Layer.__call__ = original
+
+class _WrappedCall:
+    """The `call` of one layer, recorded; what was there before it is kept, which may be that of another trace."""
+
+    def __init__(self, recorder, layer):
+        self.recorder, self.layer = recorder, layer
+        name = _method(layer)
+        self.call, self.before = getattr(layer, name), vars(layer).get(name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.recorder.run(self.layer, self.call, args, kwargs)
+
+
+def _unwrap(layer, recorder):
+    """Takes the wrapper of one recorder off, whichever lie above it."""
+    own, name = vars(layer), _method(layer)
+    above, wrapped = None, own[name]
+    while wrapped.recorder is not recorder:
+        above, wrapped = wrapped, wrapped.call
+    if above is not None:
+        above.call, above.before = wrapped.call, wrapped.before
+    elif wrapped.before is not None:
+        own[name] = wrapped.before
+    else:
+        del own[name]
+
+
+def _method(layer):
+    """The name of the method that runs a layer."""
+    return "call" if getattr(layer, "quantization_mode", None) is None else "quantized_call"
 
 
 def _first_shape(structure):

@@ -7,13 +7,14 @@ as zero, as the literature does, and so do an attention layer's products of its 
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
 import keras
 
+from elrt_keras.graph.calls import InputShape, has_own_rule
+from elrt_keras.graph.paths import check_keras_model, own_weights
+from elrt_keras.graph.private import held_layers
+from elrt_keras.graph.view import View
 from elrt_keras.tables import render_table
-from elrt_keras.graph.calls import has_own_rule, trace_calls
-from elrt_keras.graph.paths import held_layers, own_weights
 
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 _TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
@@ -83,7 +84,7 @@ class ModelCosts:
         return render_table(["layer", "type", "output", "params", "MACs"], [*rows, total], last_is_total=True)
 
 
-def count_costs(model: keras.Model, input_shape: Sequence[int] | None = None) -> ModelCosts:
+def count_costs(model: keras.Model, input_shape: InputShape | None = None) -> ModelCosts:
     """Counts parameters, MACs and activation bytes of a built Keras model, for one example.
 
     The model is traced symbolically once, so nested models, shared layers and subclassed models are counted as they
@@ -92,7 +93,7 @@ def count_costs(model: keras.Model, input_shape: Sequence[int] | None = None) ->
     Args:
         model: a built `keras.Model` with one or more inputs.
         input_shape: shape of one example, without the batch axis. Needed where the model leaves spatial sizes open or
-            is subclassed.
+            is subclassed. Of several inputs a dict `{name: shape}`.
 
     Returns:
         A `ModelCosts`.
@@ -107,12 +108,15 @@ def count_costs(model: keras.Model, input_shape: Sequence[int] | None = None) ->
     >>> costs.params, costs.macs
     (108, 6912)
     """
-    if not isinstance(model, keras.Model):
-        raise ValueError(f"Expected a Keras model. Received: model={model!r}")
-    calls = trace_calls(model, input_shape)
+    check_keras_model(model)
+    return costs_of(View(model, input_shape))
+
+
+def costs_of(view: View) -> ModelCosts:
+    """Counts the costs of a model by what is known of it; see `count_costs`."""
     rows = {}
     counted = set()
-    for layer, in_shape, out_shape in calls:
+    for layer, in_shape, out_shape in view.calls:
         weights = layer.weights if has_own_rule(layer) else own_weights(layer)
         params = sum(math.prod(w.shape) for w in _trained(layer, weights) if id(w) not in counted)
         counted.update(id(w) for w in weights)

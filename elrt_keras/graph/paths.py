@@ -9,8 +9,7 @@ from typing import Any
 import keras
 
 from elrt_keras.checks import suggestion
-from elrt_keras.graph.blocks import opened, symbolic_calls
-from elrt_keras.graph.separable import is_separable
+from elrt_keras.graph.private import held_layers
 
 
 def iterate_layers(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
@@ -44,47 +43,10 @@ def iterate_sublayers(model: keras.Model) -> Iterator[tuple[str, keras.layers.La
             yield layer.path or layer.name, layer
 
 
-def held_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """All layers that a layer holds, at any depth. Keras lists them under a private name only."""
-    return layer._flatten_layers(include_self=False)
-
-
 def own_weights(layer: keras.layers.Layer) -> list[keras.Variable]:
     """The weights of a layer without those of the layers that it holds."""
     held = {id(weight) for inner in held_layers(layer) for weight in inner.weights}
     return [weight for weight in layer.weights if id(weight) not in held]
-
-
-def iterate_replaceable(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
-    """As `iterate_layers`, but of the layers that a rebuilt model can have others in the place of.
-
-    Subclassed models nested in the model are layers here. Custom layers made of other layers are walked into where they
-    can be opened (see `opened`), and of a `TimeDistributed` there is what it runs.
-    """
-    for layer in model.layers:
-        yield from _replaceable_at(f"{prefix}{layer.name}", layer)
-
-
-def _replaceable_at(path, layer, masked=False):
-    step = step_layer(layer)
-    if step is not None:
-        yield from _replaceable_at(f"{path}/{step.name}", step, masked or _takes_masks(layer))
-        return
-    inner = layer if is_container(layer) else opened(layer)
-    # A `TimeDistributed` hands its masks to models, so a custom layer that became one would get what it never got.
-    if inner is None or (masked and inner is not layer and not is_separable(layer)):
-        yield path, layer
-    else:
-        yield from iterate_replaceable(inner, f"{path}/")
-
-
-def _takes_masks(layer):
-    """Whether a model calls a layer with a mask. Keras keeps that of a tensor under a private name only."""
-    return any(
-        call.kwargs.get("mask") is not None
-        or any(getattr(tensor, "_keras_mask", None) is not None for tensor in call.args)
-        for call in symbolic_calls(layer)
-    )
 
 
 def step_layer(layer: keras.layers.Layer) -> keras.layers.Layer | None:
@@ -148,12 +110,33 @@ def select(paths: Iterable[str], patterns: Any, argument: str) -> list[str]:
 
 
 def is_container(layer: keras.layers.Layer) -> bool:
-    """Whether a layer is a Functional or Sequential model, which can be rebuilt with other layers."""
-    return isinstance(layer, (keras.Sequential, functional_class()))
+    """Reports if a layer is a Functional or Sequential model, which can be rebuilt with other layers.
+
+    A subclass with a `call` of its own is none: its graph does not say what it computes.
+    """
+    kinds = (keras.Sequential, functional_class())
+    return isinstance(layer, kinds) and type(layer).call in [kind.call for kind in kinds]
+
+
+def check_keras_model(model: Any) -> None:
+    """Refuses anything but a model of Keras 3.
+
+    Raises:
+        ValueError: with what it is.
+    """
+    if is_of_tf_keras(model):
+        raise ValueError(f"Expected a model of Keras 3. Received: {model.name!r}, a model of tf_keras")
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"Expected a Keras model. Received: model={model!r}")
+
+
+def is_of_tf_keras(model: Any) -> bool:
+    """Reports if a model is one of tf_keras, whose classes have the names of Keras' own."""
+    return any(kind.__module__.split(".")[0] == "tf_keras" for kind in type(model).__mro__)
 
 
 @functools.cache
 def functional_class() -> type[keras.Model]:
-    """The class of a functional model. Keras exports no name for it; `keras.Model(inputs, outputs)` returns it."""
+    """Returns the class of a functional model, for which Keras exports no name."""
     inputs = keras.Input((1,), name="probe")
     return type(keras.Model(inputs, keras.layers.Identity(name="probe_identity")(inputs), name="probe"))

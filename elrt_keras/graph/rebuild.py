@@ -1,32 +1,38 @@
 """Copying a model with some of its layers replaced."""
 
-import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import keras
 
-from elrt_keras.graph.configs import copy_arguments
-from elrt_keras.graph.blocks import opened
-from elrt_keras.graph.paths import held_layers, is_container, iterate_replaceable, step_layer
-
-# Layers without weights whose configuration lacks a part: a function that Keras could not load again, an adapted table.
-_REUSED = (
-    keras.layers.Lambda,
-    keras.layers.Discretization,
-    keras.layers.IntegerLookup,
-    keras.layers.StringLookup,
-    keras.layers.TextVectorization,
+from elrt_keras.graph.copies import copied, finalize, take_state
+from elrt_keras.graph.nodes import copied_inputs
+from elrt_keras.graph.paths import (
+    check_keras_model,
+    functional_class,
+    is_container,
+    is_of_tf_keras,
+    own_weights,
+    step_layer,
 )
+from elrt_keras.graph.private import held_layers
+from elrt_keras.graph.subclasses import Rebuilt, Recipe, dressed, extra_tensors, has_own_config, original_class
+from elrt_keras.graph.view import View
 
 
 def check_convertible(model: keras.Model) -> None:
     """Refuses what cannot be rebuilt.
 
     Raises:
-        ValueError: for a model that is neither Functional nor Sequential, or has no weights yet.
+        ValueError: for a model that is neither Functional nor Sequential, has a `call` of its own, or no weights yet.
     """
+    if isinstance(model, (keras.Sequential, functional_class())) and not is_container(model):
+        raise ValueError(
+            f"Expected a model whose `call` is Keras' own. Received: {model.name!r}, a {type(model).__name__}"
+        )
+    if is_of_tf_keras(model):
+        check_keras_model(model)
     if not is_container(model):
         raise ValueError(f"Expected a Functional or Sequential Keras model. Received: a {type(model).__name__}")
     if not model.built:
@@ -34,138 +40,146 @@ def check_convertible(model: keras.Model) -> None:
 
 
 def rebuild(
-    model: keras.Model,
+    view: View,
     is_replaced: Callable[[keras.layers.Layer], bool],
     replacement: Callable[[Any], list[tuple[keras.layers.Layer, Any]]],
     track: Callable[..., Any] = iter,
 ) -> keras.Model:
     """A copy of a model with its own weights, in which some layers are replaced.
 
-    Names, shared layers (also between a model and one nested in it) and nested models stay; the copy is not compiled.
-    What a `TimeDistributed` runs is replaced in it, several layers as a model of theirs. A custom layer becomes a
-    nested functional model of its name if a layer in it is replaced, and is copied otherwise.
+    Names, shared layers (also between a model and one nested in it) and nested models stay, with their classes and
+    attributes; the copy is not compiled. What a `TimeDistributed` runs is replaced in it, several layers as a model of
+    theirs. A custom layer becomes a nested functional model of its name if a layer in it is replaced, and is copied
+    otherwise.
 
     Args:
-        model: a built Functional or Sequential model.
+        view: a built Functional or Sequential model.
         is_replaced: function of a layer: whether others take its place.
         replacement: function of such a layer that returns a list of `(new layer, weights)`, the layers that take its
             place, applied one after another. Weights are a list of arrays, or a function of the built new layer that
             sets them.
         track: wraps the list of new layers whose weights are set, to show progress.
+
+    Raises:
+        ValueError: for a layer, or an attribute of a subclass, that cannot be copied, by name.
     """
-    copies = {}  # id of a layer → the layers in its place
-    values = []
+    return _Rebuilding(view, is_replaced, replacement).run(track)
 
-    def layers_for(layer):
-        if id(layer) not in copies:
-            copies[id(layer)] = new_layers(layer)
-        return copies[id(layer)]
 
-    def new_layers(layer):
+def replace_layers(model: keras.Model, chains: dict[int, list[keras.layers.Layer]]) -> keras.Model:
+    """Rebuilds a model with new layers, weights and all, in the place of those with these numbers in its walk."""
+    view, new = View(model), {}
+    for number, chain in chains.items():
+        _, layer = view.layers[number]
+        last = chain[-1].name
+        for one in chain:  # names that Keras gives are others each time
+            one.name = layer.name + one.name.removeprefix(last)
+        new[id(layer)] = [(one, lambda built: None) for one in chain]
+    return rebuild(view, lambda layer: id(layer) in new, lambda layer: new[id(layer)])
+
+
+class _Rebuilding:
+    """One run of `rebuild`: the copies so far, and what they are given in the end."""
+
+    def __init__(self, view, is_replaced, replacement):
+        self.view, self.is_replaced, self.replacement = view, is_replaced, replacement
+        self.copies = {}  # id of a layer → the layers in its place
+        self.values = []  # (new layer, its weights)
+        self.containers = []  # (original, graph, copy), inner ones first
+        self.flags = []  # (layer that a copy shares with its original, whether it trains)
+
+    def run(self, track):
+        copy = self.layers_for(self.view.model)[0]
+        self.flags += [(new, new.trainable) for new, _ in self.values]
+        # A container hands its flag on to all that it holds, which then get their own.
+        outer_first = [(new, original.trainable) for original, _, new in reversed(self.containers)]
+        for layer, trainable in [*outer_first, *self.flags]:
+            layer.trainable = trainable
+        for original, _, new in self.containers:
+            for one, twin in zip(own_weights(original), own_weights(new)):
+                twin.trainable = one.trainable
+        for new, value in track(self.values):
+            value(new) if callable(value) else new.set_weights(value)
+            finalize(new)
+        for original, graph, new in self.containers:
+            if isinstance(new, Rebuilt):
+                self.remember(original, graph, new)
+        return copy
+
+    def remember(self, original, graph, copy):
+        """Notes in a copy which layers were replaced in it; one like its original needs no note."""
+        replaced = {}
+        for number, (_, layer) in enumerate(self.view.walk(graph)):
+            if self.is_replaced(layer) and all(layer is not old for old, _ in replaced.values()):
+                replaced[number] = layer, self.copies[id(layer)]
+        copy.recipe = Recipe(original, replaced)
+        if copy.recipe.is_original():
+            copy.__class__ = original_class(copy)
+
+    def layers_for(self, layer):
+        if id(layer) not in self.copies:
+            self.copies[id(layer)] = self.new_layers(layer)
+        return self.copies[id(layer)]
+
+    def new_layers(self, layer):
         if not isinstance(layer, keras.layers.Layer):
             return [layer]  # an operation such as x + y: no state, so the copy can use it too
         if is_container(layer):
-            return [copied_graph(layer, layer)]
+            return [self.container(layer, layer)]
         step = step_layer(layer)
         if step is not None:
-            return [_time_distributed(layer, layers_for(step))]
-        if not is_replaced(layer):
-            inner = opened(layer)
-            if inner is not None and any(is_replaced(one) for _, one in iterate_replaceable(inner)):
-                return [copied_graph(inner, layer)]
-        new = replacement(layer) if is_replaced(layer) else [(_copied(layer), functools.partial(_take_weights, layer))]
-        values.extend(new)
+            return [self.time_distributed(layer, self.layers_for(step))]
+        if self.is_replaced(layer):
+            new = self.replacement(layer)
+        else:
+            inner = self.view.opening(layer).graph
+            if inner is not None and any(self.is_replaced(one) for _, one in self.view.walk(inner)):
+                return [self.container(inner, layer)]
+            new = [(self.copied(layer), lambda copy: take_state(layer, copy))]
+        self.values.extend(new)
         return [one for one, _ in new]
 
-    def copied_graph(graph, original):
-        copy = _copied_graph(graph, layers_for)
-        copy._trainable = original.trainable  # its own flag alone; by the property all its layers would get it
+    def copied(self, layer):
+        """A layer like another; one that cannot be made by itself is taken from its model, made anew by its class."""
+        try:
+            return copied(layer)
+        except ValueError:
+            if id(layer) not in self.twins:
+                raise
+            return self.twins[id(layer)]
+
+    @functools.cached_property
+    def twins(self):
+        """`{id of a layer: its twin in a model made anew}`, of models with a configuration of their own."""
+        twins = {}
+        for model in (self.view.model, *held_layers(self.view.model)):
+            if isinstance(model, keras.Model) and id(model) not in twins and has_own_config(model):
+                again = copied(model)
+                pairs = [(one, other) for one, other in zip(held_layers(model), held_layers(again))]
+                if all(type(one) is type(other) for one, other in pairs):
+                    twins |= {id(one): other for one, other in pairs}
+        return twins
+
+    def container(self, graph, original):
+        copy = self.sequential(graph) if isinstance(graph, keras.Sequential) else self.functional(graph)
+        self.containers.append((original, graph, copy))
         return copy
 
-    copy = copied_graph(model, model)
-    for new, value in track(values):
-        value(new) if callable(value) else new.set_weights(value)
-        _finalize(new)
-    return copy
+    def sequential(self, model):
+        layers = [one for layer in model.layers for one in self.layers_for(layer)]
+        return dressed(model, [[copied_inputs(model), *layers]], {}, self.attribute)
 
-
-def _finalize(layer):
-    """Has normalisation layers compute what they use from their weights, as Keras does after loading alone."""
-    for one in (layer, *held_layers(layer)):
-        if isinstance(one, keras.layers.Normalization) and one.built:
-            one.finalize_state()
-
-
-def _take_weights(layer, copy):
-    if len(copy.weights) < len(layer.weights):  # where a `TimeDistributed` runs it, it is not called by itself
-        copy.build_from_config(layer.get_build_config())
-    copy.set_weights(layer.get_weights())
-    _take_state(layer, copy)
-
-
-def _take_state(layer, copy):
-    """Gives a copy what the original's configuration does not say: numbers and texts set since, and what is frozen.
-
-    Raises:
-        ValueError: for a copy that holds other layers or variables than its original.
-    """
-    layers, copies = ([one, *held_layers(one)] for one in (layer, copy))
-    if list(map(type, layers)) != list(map(type, copies)) or len(layer.variables) != len(copy.variables):
-        raise ValueError(
-            f"Expected a layer that its configuration makes again with all it holds. Received: {layer.name!r}, "
-            f"a {type(layer).__name__}"
-        )
-    for original, twin in zip(layers, copies):  # from the outside in: a layer passes its flag on
-        for name, value in vars(original).items():
-            if name[0] != "_" and _is_plain(value) and vars(twin).get(name, value) != value:
-                setattr(twin, name, value)
-        twin.trainable = original.trainable
-    for original, twin in zip(layer.variables, copy.variables):
-        if twin.trainable != original.trainable:
-            twin.trainable = original.trainable
-
-
-def _is_plain(value):
-    if isinstance(value, tuple):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str))
-
-
-def _copied(layer):
-    if isinstance(layer, _REUSED):
-        return layer
-    copy = type(layer).from_config(copy_arguments(layer))
-    copy.name = layer.name  # which a custom layer's configuration may lack
-    return copy
-
-
-def _time_distributed(layer, chain):
-    """A `TimeDistributed` like another, that runs a chain of layers at every step."""
-    step = chain[0]
-    if len(chain) > 1:
-        step = keras.Sequential(chain, name=layer.layer.name)
-        step.dtype_policy = layer.layer.dtype_policy
-    return type(layer)(
-        step,
-        name=layer.name,
-        trainable=layer.trainable,
-        dtype=layer.dtype_policy,
-        activity_regularizer=layer.activity_regularizer,
-    )
-
-
-def _copied_graph(model, layers_for):
-    with _uncompiled(model):
-        if isinstance(model, keras.Sequential):
-            return _copied_sequential(model, layers_for)
+    def functional(self, model):
+        extra = extra_tensors(model)
         in_place = {}  # id of the last new layer of a chain → the whole chain
 
         def clone(layer):
-            chain = layers_for(layer)
+            chain = self.layers_for(layer)
             in_place[id(chain[-1])] = chain
             return chain[-1]
 
         def call(layer, *args, **kwargs):
+            _check_values(layer, args, kwargs)
             *before, last = in_place.get(id(layer), [layer])
             if before and not args:  # called by the name of its argument
                 args = (kwargs.pop(next(iter(kwargs))),)
@@ -173,35 +187,45 @@ def _copied_graph(model, layers_for):
                 args = (earlier(*args),)
             return last(*args, **kwargs)
 
-        inputs = keras.tree.map_structure(_copied_input, model.input)
-        return keras.models.clone_model(model, inputs, clone_function=clone, call_function=call)
+        inputs = copied_inputs(model)
+        copy = keras.models.clone_model(_plain(model, extra), inputs, clone_function=clone, call_function=call)
+        outputs, tensors = copy.output
+        return dressed(model, [inputs, outputs], dict(zip(map(id, extra), tensors)), self.attribute)
+
+    def attribute(self, layer):
+        """What an attribute of a copy holds in the place of a layer; one without any state is shared."""
+        if id(layer) in self.copies or layer.variables or is_container(layer):
+            return self.layers_for(layer)[-1]
+        self.flags += [(one, one.trainable) for one in (layer, *held_layers(layer))]
+        return layer
+
+    def time_distributed(self, layer, chain):
+        """A `TimeDistributed` like another, that runs a chain of layers at every step."""
+        step = chain[0]
+        if len(chain) > 1:
+            step = keras.Sequential(chain, name=layer.layer.name)
+            step.dtype_policy = layer.layer.dtype_policy
+        options = {"name": layer.name, "dtype": layer.dtype_policy, "activity_regularizer": layer.activity_regularizer}
+        copy = type(layer)(step, **options)
+        self.containers.append((layer, None, copy))
+        return copy
 
 
-def _copied_input(tensor):
-    """An input like another, by the names of its layer and its tensor, which differ where the user gave none."""
-    layer = tensor._keras_history.operation
-    tensor = keras.KerasTensor(tensor.shape, tensor.dtype, sparse=layer.sparse, ragged=layer.ragged, name=tensor.name)
-    options = {"ragged": layer.ragged, "optional": layer.optional, "name": layer.name}
-    keras.layers.InputLayer(input_tensor=tensor, **options)
-    return tensor
-
-
-def _copied_sequential(model, layers_for):
-    chains = [layers_for(layer) for layer in model.layers]
-    # A subclass with another way to train, say, is made anew where its constructor is known.
-    kind = type(model) if type(model).__init__ is keras.Sequential.__init__ else keras.Sequential
-    if kind is keras.Sequential and all(len(chain) == 1 for chain in chains):
-        twins = {id(layer): chain[0] for layer, chain in zip(model.layers, chains)}
-        return keras.models.clone_model(model, clone_function=lambda layer: twins[id(layer)])
-    layers = [layer for chain in chains for layer in chain]
-    return kind([_copied_input(model.inputs[0]), *layers], name=model.name)
-
-
-@contextlib.contextmanager
-def _uncompiled(model):
-    """Keeps `clone_model` from compiling the copy, with a copy of an optimizer that fits other weights."""
-    compiled, model.compiled = model.compiled, False
+def _plain(model, extra):
+    """A model without a class of its own of the same graph, with further tensors of it as outputs."""
     try:
-        yield
-    finally:
-        model.compiled = compiled
+        return keras.Model(model.input, [model.output, extra], name=model.name)
+    except ValueError as error:
+        raise ValueError(
+            f"Expected attributes that hold tensors of the model's own graph. Received: model={model.name!r}: {error}"
+        ) from error
+
+
+def _check_values(operation, args, kwargs):
+    """Refuses operations on weights themselves: those of the copy would be the original's."""
+    for value in keras.tree.flatten((args, kwargs)):
+        if isinstance(value, keras.Variable):
+            raise ValueError(
+                "Expected operations on tensors, or a layer that holds the weight. "
+                f"Received: {operation.name!r}, which reads '{value.path}'"
+            )

@@ -1,6 +1,5 @@
 """Separable convolutions as the two stock layers that they are made of."""
 
-import weakref
 from typing import Any
 
 import keras
@@ -10,18 +9,6 @@ _STAGES = {
     keras.layers.SeparableConv1D: (keras.layers.DepthwiseConv1D, keras.layers.Conv1D),
     keras.layers.SeparableConv2D: (keras.layers.DepthwiseConv2D, keras.layers.Conv2D),
 }
-# What can change about a layer after it was built.
-_STATE = (
-    "trainable",
-    "dtype_policy",
-    "activation",
-    *(f"{stage}_{kind}" for stage in ("depthwise", "pointwise", "bias") for kind in ("regularizer", "constraint")),
-    "activity_regularizer",
-    "depthwise_kernel",
-    "pointwise_kernel",
-    "bias",
-)
-_MADE = weakref.WeakKeyDictionary()  # layer → (its state, its stages)
 
 
 def is_separable(layer: keras.layers.Layer) -> bool:
@@ -30,23 +17,15 @@ def is_separable(layer: keras.layers.Layer) -> bool:
 
 
 def open_sizes(layer: Any) -> tuple[int | None, ...]:
-    """The shape of the inputs of a separable convolution, known in the channels alone."""
+    """Input shape of a separable convolution with every axis `None` except the channels."""
     return _open_sizes(layer.depthwise_kernel, layer.data_format)
 
 
 def separable_stages(layer: Any) -> list[keras.layers.Layer]:
-    """A depthwise and a pointwise convolution that compute what a built separable one does, and share its weights.
+    """Makes a depthwise and a pointwise convolution that compute what a separable one does, on its weights.
 
-    Their names are the layer's, with `_depthwise` and `_pointwise` behind. They are the same ones each time, until
-    something about the layer changes.
+    Their names are the layer's, with `_depthwise` and `_pointwise` behind.
     """
-    state = [getattr(layer, name) for name in _STATE]
-    if layer not in _MADE or any(old is not new for old, new in zip(_MADE[layer][0], state)):
-        _MADE[layer] = state, _made(layer)
-    return _MADE[layer][1]
-
-
-def _made(layer):
     depthwise_class, pointwise_class = _STAGES[type(layer)]
     common = {"data_format": layer.data_format, "dtype": layer.dtype_policy, "trainable": layer.trainable}
     depthwise = depthwise_class(

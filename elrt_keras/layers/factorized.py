@@ -15,9 +15,9 @@ from elrt_keras import formats, initializers
 from elrt_keras.checks import one_of
 from elrt_keras.formats.arrays import Tensor
 from elrt_keras.formats.base import Ranks
+from elrt_keras.graph.configs import copy_arguments, plain, serialized
 from elrt_keras.initializers import Identifier
 from elrt_keras.layers import penalties
-from elrt_keras.graph.configs import copy_arguments, plain, serialized
 from elrt_keras.layers.arguments import dense_arguments
 
 Execution: TypeAlias = Literal["auto", "chain", "compose"]
@@ -268,6 +268,18 @@ class FactorizedLayer(keras.layers.Layer):
         layer, weights = self.merged()
         layer.kernel_regularizer = None
         return layer, weights
+
+    def quantize(self, mode: Any = None, **kwargs: Any) -> None:
+        """Keras' way to quantise a model reaches no factors.
+
+        Raises:
+            NotImplementedError: which `keras.Model.quantize` shows as a warning, and leaves the layer as it is.
+        """
+        raise NotImplementedError(
+            f"Expected layers of Keras' own to quantise: `elrt_keras.expand(model)` makes them, and "
+            f"`export.to_litert(quantization='int8')` quantises low-rank layers as they are. "
+            f"Received: {self.name!r}, a {type(self).__name__}, which stays as it is"
+        )
 
     def assign_kernel(self, kernel: Tensor) -> None:
         """Sets the factors to the best approximation of a dense kernel at the layer's ranks.

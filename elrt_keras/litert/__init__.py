@@ -4,23 +4,26 @@ from elrt_keras.litert.convert import (
     QUANTIZATIONS,
     chain_to_litert,
     for_inference,
-    input_dtype,
     model_to_litert,
-    only_output,
 )
+from elrt_keras.litert.interface import INPUT, OUTPUT, Interface, interface, only_output, outputs_of
 from elrt_keras.litert.interpreter import Runner, operators, require_runtime
 from elrt_keras.litert.timing import machine_key, time_interleaved
 
 __all__ = [
+    "INPUT",
+    "OUTPUT",
     "QUANTIZATIONS",
+    "Interface",
     "Runner",
     "chain_to_litert",
     "for_inference",
-    "input_dtype",
+    "interface",
     "machine_key",
     "model_to_litert",
     "only_output",
     "operators",
+    "outputs_of",
     "require_runtime",
     "time_interleaved",
 ]

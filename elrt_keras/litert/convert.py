@@ -7,44 +7,45 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import keras
 import numpy as np
 
-from elrt_keras.formats.arrays import Tensor
 from elrt_keras.formats.chain import Shape, Stage
+from elrt_keras.graph.calls import InputShape
+from elrt_keras.graph.private import held_layers
+from elrt_keras.litert.interface import INPUT, OUTPUT, Interface, interface, only_output, outputs_of
 from elrt_keras.litert.shared import shared
-from elrt_keras.graph.paths import held_layers
 
 if TYPE_CHECKING:
     import tf_keras
 
 QUANTIZATIONS = (None, "float16", "dynamic_int8", "int8")
+Examples: TypeAlias = np.ndarray | Mapping[str, np.ndarray]
 Quantization: TypeAlias = Literal["float16", "dynamic_int8", "int8"]
-INPUT, OUTPUT = "image", "scores"
 
 
 def model_to_litert(
     model: "keras.Model | tf_keras.Model",
     quantization: Quantization | None = None,
-    calibration: np.ndarray | None = None,
+    calibration: Examples | None = None,
     io_dtype: str = "float32",
-    input_shape: Sequence[int] | None = None,
+    input_shape: InputShape | None = None,
 ) -> bytes:
     """A Keras model as LiteRT bytes for one example at a time; batch-norm goes into the convolutions.
 
     What computes in half precision over float32 weights is converted to float32.
 
     Args:
-        model: a built Keras model with one input of known shape and one output, on the TensorFlow backend; or such a
-            tf_keras model.
+        model: a built Keras model with known inputs, on the TensorFlow backend; or a tf_keras model with one input and
+            one output.
         quantization: one of `QUANTIZATIONS`.
-        calibration: example inputs `(N, …)` of type `input_dtype`, which `"int8"` needs unless the model knows its
-            ranges.
-        io_dtype: type of input and output: `"float32"`; with `"int8"` quantisation also `"int8"` or `"uint8"`.
-        input_shape: shape of one example, for a model that leaves sizes open.
+        calibration: example inputs `(N, …)`, or `{name: (N, …)}` of several inputs, of the types of the `Interface`;
+            `"int8"` needs them unless the model knows its ranges.
+        io_dtype: type of inputs and outputs: `"float32"`; with `"int8"` quantisation also `"int8"` or `"uint8"`.
+        input_shape: as of `interface`.
 
     Raises:
         ValueError: for a model that cannot be converted, with the converter's reason; for a full disk.
@@ -58,11 +59,19 @@ def model_to_litert(
         plain_errors(model, "LiteRT"),
         for_inference(model),
     ):
-        save_archive(model, folder, batch_size=1, input_shape=input_shape)
+        ends = interface(model, input_shape)
+        save_archive(model, folder, 1, ends)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=["serving_default"])
-        examples = None if calibration is None else [{INPUT: example[None]} for example in calibration]
+        examples = None if calibration is None else _calls(calibration, ends)
         _set_quantization(converter, quantization, examples, io_dtype)
         return converter.convert()
+
+
+def _calls(calibration, ends):
+    """The inputs of a call each, by name, one example at a time."""
+    by_name = calibration if isinstance(calibration, Mapping) else {INPUT: calibration}
+    count = len(next(iter(by_name.values())))
+    return [{name: by_name[name][number][None] for name in ends.inputs} for number in range(count)]
 
 
 def for_inference(model: "keras.Model | tf_keras.Model") -> contextlib.AbstractContextManager[None]:
@@ -113,43 +122,31 @@ def plain_errors(model: "keras.Model | tf_keras.Model", what: str) -> Iterator[N
         ) from error
 
 
-def save_archive(
-    model: "keras.Model | tf_keras.Model",
-    folder: str,
-    batch_size: int | None,
-    input_shape: Sequence[int] | None = None,
-) -> None:
-    """Writes a SavedModel with one signature, from `image` to `scores`, of a Keras 3 or a tf_keras model."""
-    shape = (batch_size, *(input_shape or model.inputs[0].shape[1:]))
+def save_archive(model: "keras.Model | tf_keras.Model", folder: str, batch_size: int | None, ends: Interface) -> None:
+    """Writes a SavedModel with one signature, by the names of the ends, of a Keras 3 or a tf_keras model."""
     if not isinstance(model, keras.Model):
-        _save_legacy(model, folder, shape)
+        _save_legacy(model, folder, batch_size, ends)
         return
+    specs = {
+        name: keras.InputSpec(shape=(batch_size, *shape), dtype=ends.dtypes[name], name=name)
+        for name, shape in ends.inputs.items()
+    }
+
+    def serve(inputs):
+        return dict(zip(ends.outputs, outputs_of(model, inputs)))
+
     archive = keras.export.ExportArchive()
     archive.track(model)
-    archive.add_endpoint(
-        "serving_default",
-        lambda image: {OUTPUT: only_output(model, image)},
-        input_signature=[keras.InputSpec(shape=shape, dtype=input_dtype(model), name=INPUT)],
-    )
+    archive.add_endpoint("serving_default", serve, input_signature=[specs if len(specs) > 1 else specs[INPUT]])
     archive.write_out(folder, verbose=False)
 
 
-def input_dtype(model: "keras.Model | tf_keras.Model") -> str:
-    """Type of a model's input in an exported file: its own where it takes whole numbers, else float32."""
-    dtype = keras.backend.standardize_dtype(model.inputs[0].dtype)
-    return "float32" if "float" in dtype else dtype
-
-
-def only_output(model: "keras.Model | tf_keras.Model", inputs: Tensor) -> Tensor:
-    """The one output of a model at inference, also where it comes in a list or a dict."""
-    (output,) = keras.tree.flatten(model(inputs, training=False))
-    return output
-
-
-def _save_legacy(model, folder, shape):
+def _save_legacy(model, folder, batch_size, ends):
     import tensorflow as tf
 
-    @tf.function(input_signature=[tf.TensorSpec(shape, input_dtype(model), name=INPUT)])
+    shape = (batch_size, *ends.inputs[INPUT])
+
+    @tf.function(input_signature=[tf.TensorSpec(shape, ends.dtypes[INPUT], name=INPUT)])
     def serve(image):
         return {OUTPUT: only_output(model, image)}
 

@@ -2,6 +2,8 @@
 
 import collections
 import importlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -16,55 +18,80 @@ class Runner:
         threads: int, CPU threads of the interpreter.
 
     Raises:
-        ValueError: for a file that cannot be read or holds no model with one input and one output.
+        ValueError: for a file that cannot be read or holds no model.
         ImportError: without the `litert` extra.
     """
 
     def __init__(self, model: bytes | Path, threads: int = 1):
-        interpreter = _interpreter(model, threads)
-        inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
-        if len(inputs) != 1 or len(outputs) != 1:
-            raise ValueError(
-                f"Expected a LiteRT model with one input and one output. Received: {len(inputs)} and {len(outputs)}"
-            )
-        self._interpreter, self._input, self._output = interpreter, inputs[0], outputs[0]
+        self._interpreter = _interpreter(model, threads)
+        self._inputs, self._outputs = _ends(self._interpreter)
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one example: `(height, width, channels)` for images."""
-        return tuple(int(size) for size in self._input["shape"][1:])
+    def input_shapes(self) -> dict[str, tuple[int, ...]]:
+        """`{input name: shape of one example}`: `(height, width, channels)` for images."""
+        return {name: tuple(map(int, details["shape"][1:])) for name, details in self._inputs.items()}
 
     @property
-    def input_dtype(self) -> str:
-        """Type of the input in the file, such as `"float32"` or `"int8"`."""
-        return np.dtype(self._input["dtype"]).name
+    def input_dtypes(self) -> dict[str, str]:
+        """`{input name: type in the file}`, such as `"float32"` or `"int8"`."""
+        return {name: np.dtype(details["dtype"]).name for name, details in self._inputs.items()}
 
-    def __call__(self, examples: np.ndarray) -> np.ndarray:
-        """Outputs `(N, …)` as float32 of examples `(N, …)`, computed one by one."""
-        return np.concatenate([self._one(example[None]) for example in np.asarray(examples)])
+    @property
+    def output_names(self) -> list[str]:
+        """The names of the outputs."""
+        return list(self._outputs)
+
+    def __call__(self, examples: np.ndarray | Mapping[str, np.ndarray]) -> Any:
+        """Computes the outputs of examples one by one.
+
+        Args:
+            examples: an array `(N, …)` for the one input, or `{input name: (N, …)}`.
+
+        Returns:
+            The one output as a float32 array `(N, …)`, or `{output name: (N, …)}`.
+        """
+        by_name = examples if isinstance(examples, Mapping) else dict.fromkeys(self._inputs, np.asarray(examples))
+        count = len(next(iter(by_name.values())))
+        rows = [self._one({name: by_name[name][number][None] for name in self._inputs}) for number in range(count)]
+        outputs = {name: np.concatenate([row[name] for row in rows]) for name in self._outputs}
+        return outputs if len(outputs) > 1 else outputs.popitem()[1]
 
     def set_random_input(self, seed: int = 0) -> None:
         """Puts a random example in place, for `invoke`: from 0 to 1, so that as the index of a word it is the first."""
-        example = np.random.default_rng(seed).uniform(0, 1, self._input["shape"])
-        self._set(example.astype("float32"))
+        random = np.random.default_rng(seed)
+        for details in self._inputs.values():
+            self._set(details, random.uniform(0, 1, details["shape"]).astype("float32"))
 
     def invoke(self) -> None:
         """Computes the outputs of the example in place."""
         self._interpreter.invoke()
 
     def _one(self, example):
-        self._set(example)
+        for name, details in self._inputs.items():
+            self._set(details, example[name])
         self.invoke()
-        output = self._interpreter.get_tensor(self._output["index"])
-        scale, zero = self._output["quantization"]
+        return {name: self._get(details) for name, details in self._outputs.items()}
+
+    def _get(self, details):
+        output = self._interpreter.get_tensor(details["index"])
+        scale, zero = details["quantization"]
         return (output.astype("float32") - zero) * scale if scale else output.astype("float32")
 
-    def _set(self, example):
-        dtype, (scale, zero) = self._input["dtype"], self._input["quantization"]
+    def _set(self, details, example):
+        dtype, (scale, zero) = details["dtype"], details["quantization"]
         if scale:
             limits = np.iinfo(dtype)
             example = np.clip(np.rint(example / scale + zero), limits.min, limits.max)
-        self._interpreter.set_tensor(self._input["index"], example.astype(dtype))
+        self._interpreter.set_tensor(details["index"], example.astype(dtype))
+
+
+def _ends(interpreter):
+    """`({name: details}, {name: details})` of inputs and outputs, by the signature or else by the tensors' names."""
+    if len(interpreter.get_signature_list()) == 1:
+        runner = interpreter.get_signature_runner()
+        return runner.get_input_details(), runner.get_output_details()
+    lists = interpreter.get_input_details(), interpreter.get_output_details()
+    return tuple({details["name"]: details for details in one} for one in lists)
 
 
 def _interpreter(model, threads):

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from elrt_keras.ranks.candidate import Candidate
 from elrt_keras.ranks.budget import Budget, Chosen
+from elrt_keras.ranks.candidate import Candidate
 
 # Weights of the first of two budgets that are tried; the second gets the rest.
 _MIXES = (0.0, 0.25, 0.5, 0.75, 1.0)

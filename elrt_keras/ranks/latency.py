@@ -28,8 +28,8 @@ from elrt_keras.checks import one_of
 from elrt_keras.formats.chain import chain_costs
 from elrt_keras.litert.convert import Quantization
 from elrt_keras.progress import progress_bar
-from elrt_keras.ranks.candidate import Candidate
 from elrt_keras.ranks.budget import Budget, on_grid
+from elrt_keras.ranks.candidate import Candidate
 
 # Ranks that are measured: these fractions of the largest, by the number of ranks of a format.
 _FRACTIONS = {
@@ -262,11 +262,10 @@ def timed(
         )
     one_of(quantization, litert.QUANTIZATIONS, "quantization")
     litert.require_runtime()
-    shape = input_shape or model.inputs[0].shape[1:]
+    ends = litert.interface(model, input_shape)
     # Times do not depend on them; whole numbers may be indices, which are from 0 on.
-    examples = np.abs(np.random.default_rng(0).standard_normal((2, *shape), "float32")).astype(
-        litert.input_dtype(model)
-    )
+    examples = np.abs(np.random.default_rng(0).standard_normal((2, *ends.inputs[litert.INPUT]), "float32"))
+    examples = examples.astype(ends.dtypes[litert.INPUT])
     # Ahead of the times of layers: whatever LiteRT cannot take is told before these minutes.
     content = litert.model_to_litert(model, quantization, examples, "float32", input_shape)
     table = TimeTable(int(threads), quantization)

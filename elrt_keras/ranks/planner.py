@@ -8,15 +8,16 @@ from typing import Any, Literal, TypeAlias
 import keras
 
 from elrt_keras.checks import one_of
-from elrt_keras.graph.costs import count_costs
+from elrt_keras.graph.costs import costs_of
+from elrt_keras.graph.view import View
+from elrt_keras.layers import FactorizedLayer
 from elrt_keras.litert.convert import Quantization
 from elrt_keras.ranks import energy, latency
-from elrt_keras.ranks.estimates import ESTIMATES
 from elrt_keras.ranks.budget import SIMD_MULTIPLE, Budget
+from elrt_keras.ranks.estimates import ESTIMATES
 from elrt_keras.ranks.plan import DENSE, LayerPlan, RankPlan
 from elrt_keras.ranks.survey import survey
 from elrt_keras.ranks.uniform import ScaledRanks
-from elrt_keras.graph.paths import iterate_replaceable
 
 READ_WEIGHTS = ("energy", *ESTIMATES)  # methods for trained weights
 METHODS = ("uniform", *READ_WEIGHTS, "latency")
@@ -117,13 +118,20 @@ def plan_ranks(
             f"Received: quantization={quantization!r}, method={method!r}"
         )
     multiple_of = validated_multiple(multiple_of)
-    candidates, reasons = survey(model, format, exclude, input_shape)
+    view = View(model, input_shape)
+    candidates, reasons = survey(view, format, exclude)
+    low_rank = [path for path, layer in view.layers if isinstance(layer, FactorizedLayer)]
+    if not candidates and low_rank:
+        raise ValueError(
+            f"Expected a dense model; `shrink` lowers the ranks of a low-rank one, and `merge` makes it dense. "
+            f"Received: model={model.name!r} with low-rank layers {low_rank}"
+        )
     if not candidates:
         raise ValueError(
             f"Expected a model with layers that can be factorised. Received: model={model.name!r}, {reasons}"
         )
     judged_by = list(limits) or ["macs"]
-    totals = dataclasses.asdict(count_costs(model, input_shape))
+    totals = dataclasses.asdict(costs_of(view))
     counted = {resource: part * totals[resource] for resource, part in limits.items() if resource != "latency"}
     budget = Budget(candidates, totals, counted)
     if method == "latency":
@@ -137,7 +145,7 @@ def plan_ranks(
         bases = _bases(candidates, method)
         scaled = ScaledRanks(candidates, bases, multiple_of, break_even, judged_by, exact=fraction is not None)
         chosen = scaled.solve(budget) if limits else scaled.at(1.0 if fraction is None else fraction)
-    plan = _to_plan(model, candidates, chosen, reasons, method)
+    plan = _to_plan(view, candidates, chosen, reasons, method)
     if method == "latency":
         plan.latency = {"dense": budget.totals["latency"], "planned": budget.spent(chosen)["latency"]}
     return plan
@@ -220,10 +228,10 @@ _KEPT = {
 }
 
 
-def _to_plan(model, candidates, chosen, reasons, method):
+def _to_plan(view, candidates, chosen, reasons, method):
     by_name = {c.name: c for c in candidates}
     entries, costs, reasons = {}, {}, dict(reasons)
-    for path, _ in iterate_replaceable(model):
+    for path, _ in view.layers:
         if path in by_name:
             candidate, ranks = by_name[path], chosen[path]
             entries[path] = DENSE if ranks is None else LayerPlan(candidate.format.name, ranks)

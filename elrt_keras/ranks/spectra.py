@@ -7,10 +7,11 @@ import keras
 import numpy as np
 
 from elrt_keras import formats
+from elrt_keras.graph.paths import check_keras_model, select
+from elrt_keras.graph.view import View
 from elrt_keras.layers import FactorizedLayer
 from elrt_keras.ranks.plan import Entry, RankPlan
 from elrt_keras.ranks.survey import REPLACEABLE, is_depthwise, suitable_format
-from elrt_keras.graph.paths import iterate_replaceable, select
 
 
 class LayerSpectra(typing.NamedTuple):
@@ -66,10 +67,9 @@ def layer_spectra(
 
 def _kernel_layers(model, format, plan) -> dict[str, tuple[keras.layers.Layer, formats.Format]]:
     """`{path: (layer, Format)}`."""
-    if not isinstance(model, keras.Model):
-        raise ValueError(f"Expected a Keras model. Received: model={model!r}")
+    check_keras_model(model)
     found, seen = {}, set()
-    for path, layer in iterate_replaceable(model):
+    for path, layer in View(model).layers:
         if id(layer) in seen or not layer.built:
             continue
         seen.add(id(layer))

@@ -9,15 +9,15 @@ from typing import Any
 import keras
 
 from elrt_keras import formats
+from elrt_keras.graph.paths import check_keras_model, is_container, select
+from elrt_keras.graph.private import held_layers
+from elrt_keras.graph.separable import is_separable
+from elrt_keras.graph.view import View
 from elrt_keras.layers.arguments import dense_arguments
 from elrt_keras.layers.convolutions import layer_class
 from elrt_keras.layers.factorized import FactorizedLayer
 from elrt_keras.layers.factorized_conv import NOMINAL_SIZE
-from elrt_keras.graph.blocks import symbolic_calls
 from elrt_keras.ranks.candidate import Candidate
-from elrt_keras.graph.separable import is_separable, separable_stages
-from elrt_keras.graph.calls import trace_calls
-from elrt_keras.graph.paths import held_layers, is_container, iterate_replaceable, select
 
 # The stock layers that have low-rank twins, and their numbers of spatial dimensions.
 REPLACEABLE = {keras.layers.Conv1D: 1, keras.layers.Conv2D: 2, keras.layers.Conv3D: 3, keras.layers.Dense: 0}
@@ -35,19 +35,17 @@ _LIKELY = (
 
 
 def survey(
-    model: keras.Model,
+    view: View,
     format_of: str | Mapping[str, str],
     exclude: str | Sequence[str] | None,
-    input_shape: Sequence[int] | None = None,
 ) -> tuple[list[Candidate], dict[str, str]]:
     """The candidates of a dense model, and for every other layer that one could expect here, why it stays dense.
 
     Args:
-        model: a built Functional or Sequential model.
+        view: a built Functional or Sequential model.
         format_of: name of the format for all layers, or a mapping from names or patterns to names (or `"dense"`); the
             first match counts.
         exclude: name or pattern, or a list of them; `None` for the first convolution and the classifier.
-        input_shape: shape of one example, for a model that leaves sizes open.
 
     Returns:
         `(candidates, reasons)`: a list in the order of the model, and a dict by path.
@@ -55,12 +53,11 @@ def survey(
     Raises:
         ValueError: for anything but a model whose input shape is known, or a name or pattern that matches nothing.
     """
-    if not isinstance(model, keras.Model):
-        raise ValueError(f"Expected a Keras model. Received: model={model!r}")
-    calls = [one for call in trace_calls(model, input_shape) for one in _with_stages(*call)]
-    likely = _likely_layers(model)
+    check_keras_model(view.model)
+    calls = [one for call in view.calls for one in _with_stages(view, *call)]
+    likely = _likely_layers(view)
     automatic = exclude is None
-    excluded = _stem_and_classifiers(model, likely, calls) if automatic else select(likely, exclude, "exclude")
+    excluded = _stem_and_classifiers(view, likely, calls) if automatic else select(likely, exclude, "exclude")
     formats_by_path = _formats_by_path(list(likely), format_of)
     candidates, reasons, seen = [], {}, set()
     for path, layer in likely.items():
@@ -78,64 +75,67 @@ def survey(
             reasons[path] = reason
         else:
             layer_format = formats.grouped(formats.get(layer_format), getattr(layer, "groups", 1))
-            candidates.append(_candidate(path, layer, layer_format, input_shapes))
-    return candidates, reasons | _closed_layers(model)
+            candidates.append(_candidate(view, path, layer, layer_format, input_shapes))
+    return candidates, reasons | _closed_layers(view)
 
 
-def _with_stages(layer, input_shape, output_shape):
+def _with_stages(view, layer, input_shape, output_shape):
     """A call, or of a separable convolution the calls of its stages."""
-    if not is_separable(layer):
+    stages = view.opening(layer).graph if is_separable(layer) else None
+    if stages is None:
         return [(layer, input_shape, output_shape)]
-    depthwise, pointwise = separable_stages(layer)
+    depthwise, pointwise = stages.layers[1:]
     between = tuple(depthwise.compute_output_shape(input_shape))
     return [(depthwise, input_shape, between), (pointwise, between, output_shape)]
 
 
-def survey_low_rank(model: keras.Model, input_shape: Sequence[int] | None = None) -> list[Candidate]:
+def survey_low_rank(view: View) -> list[Candidate]:
     """The candidates of a low-rank model: its low-rank layers, limited to the ranks they have."""
-    calls = trace_calls(model, input_shape)
     candidates, seen = [], set()
-    for path, layer in iterate_replaceable(model):
+    for path, layer in view.layers:
         if isinstance(layer, FactorizedLayer) and id(layer) not in seen:
             seen.add(id(layer))
-            input_shapes = [shape for called, shape, _ in calls if called is layer]
-            candidates.append(_candidate(path, layer, layer.format, input_shapes, limits=layer.ranks))
+            input_shapes = [shape for called, shape, _ in view.calls if called is layer]
+            candidates.append(_candidate(view, path, layer, layer.format, input_shapes, limits=layer.ranks))
     return candidates
 
 
-def _likely_layers(model):
+def _likely_layers(view):
     """`{path: layer}` of the layers with a kernel; those inside nested models that cannot be rebuilt are not among."""
-    return {path: layer for path, layer in iterate_replaceable(model) if isinstance(layer, _LIKELY)}
+    return {path: layer for path, layer in view.layers if isinstance(layer, _LIKELY)}
 
 
-def _closed_layers(model):
+def _closed_layers(view):
     """Why nothing was planned inside layers that hold convolutions or dense layers and cannot be opened, by path."""
-    return {
-        path: f"a {type(layer).__name__}, which cannot be opened for the layers in it"
-        for path, layer in iterate_replaceable(model)
-        if any(type(inner) in REPLACEABLE for inner in held_layers(layer))
-    }
+    reasons = {}
+    for path, layer in view.layers:
+        if any(type(inner) in REPLACEABLE for inner in held_layers(layer)):
+            reason = view.opening(layer).reason
+            closed = f"a {type(layer).__name__}, which cannot be opened for the layers in it"
+            reasons[path] = f"{closed}: {reason}" if reason else closed
+    return reasons
 
 
-def _stem_and_classifiers(model, likely, calls):
+def _stem_and_classifiers(view, likely, calls):
     """The first convolution, and of each output the last layer before it if that works on one vector per example."""
     convolutions = [path for path, layer in likely.items() if REPLACEABLE.get(type(layer), 0) > 0]
     excluded = set(convolutions[:1])
     paths = {id(layer): path for path, layer in likely.items()}
-    for layer, shape in _last_calls(model, calls, set(paths)):
+    for layer, shape in _last_calls(view, calls, set(paths)):
         if type(layer) in REPLACEABLE and math.prod(shape) == math.prod(layer.kernel.shape[-2:-1]):
             excluded.add(paths[id(layer)])
     return excluded
 
 
-def _last_calls(model, calls, among):
+def _last_calls(view, calls, among):
     """For each output of a model, the last call before it of a layer with one of these ids: `(layer, input shape)`."""
     ran = [(layer, shape) for layer, shape, _ in calls if id(layer) in among]
+    model = view.model
     outputs = keras.tree.flatten(model.outputs) if is_container(model) else []
     if len(outputs) < 2:
         return ran[-1:]
     heads = [keras.Model(model.inputs, output, name=model.name) for output in outputs]
-    on_paths = [{id(layer) for _, layer in iterate_replaceable(head)} for head in heads]
+    on_paths = [{id(layer) for _, layer in view.walk(head)} for head in heads]
     return [last for ids in on_paths for last in [call for call in ran if id(call[0]) in ids][-1:]]
 
 
@@ -189,9 +189,9 @@ def _why_dense(layer, name, input_shapes):
     return ""
 
 
-def _size_where_built(layer, channels_last, first):
+def _size_where_built(view, layer, channels_last, first):
     """The spatial size that a low-rank layer in the place of `layer` is built for, which may leave it open."""
-    shapes = [getattr(call.args[0], "shape", ()) for call in symbolic_calls(layer) if call.args]
+    shapes = [getattr(call.args[0], "shape", ()) for call in view.graph_calls(layer) if call.args]
     if not shapes:  # of what a `TimeDistributed` runs
         shapes = [(layer.get_build_config() or {}).get("input_shape") or ()]
     sizes = [shape[1:-1] if channels_last else shape[2:] for shape in shapes]
@@ -199,7 +199,7 @@ def _size_where_built(layer, channels_last, first):
     return tuple(NOMINAL_SIZE if size is None else size for size in open_sizes[-1]) if open_sizes else first
 
 
-def _candidate(path, layer, layer_format, input_shapes, limits=None):
+def _candidate(view, path, layer, layer_format, input_shapes, limits=None):
     kernel_shape = tuple(layer.kernel.shape)
     geometry: dict[str, Any]
     if len(kernel_shape) == 2:  # a dense layer
@@ -210,7 +210,7 @@ def _candidate(path, layer, layer_format, input_shapes, limits=None):
         sizes = collections.Counter()
         for merged, *shape in input_shapes:  # examples, where an axis was merged into that of the batch
             sizes[tuple(shape[:-1] if last else shape[1:])] += merged
-        geometry = {"sizes": tuple(sizes.items()), "built_at": _size_where_built(layer, last, next(iter(sizes)))}
+        geometry = {"sizes": tuple(sizes.items()), "built_at": _size_where_built(view, layer, last, next(iter(sizes)))}
         geometry |= {name: getattr(layer, name) for name in ("strides", "padding", "dilation_rate")}
     limits = limits or layer_format.max_ranks(kernel_shape)
     execution: Any = getattr(layer, "execution", "auto")

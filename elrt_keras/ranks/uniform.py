@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from elrt_keras.ranks.candidate import Candidate
 from elrt_keras.ranks.budget import NEARLY, Budget, Chosen, on_grid
+from elrt_keras.ranks.candidate import Candidate
 
 _SMALL = 1e-9  # of a total: less is no gain
 _ALL_RANKS = 2048  # over all layers: so many combinations of a layer's ranks are all looked at, and paired

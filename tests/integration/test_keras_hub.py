@@ -62,3 +62,37 @@ def test_there_and_back(build, tmp_path):
     for twin in twins:
         np.testing.assert_allclose(to_numpy(twin(images)), outputs, atol=1e-5 * np.abs(outputs).max())
     assert elrt.count_costs(twins[-1]).macs == elrt.count_costs(model).macs
+
+
+@pytest.mark.parametrize("name", thorough_but(("classifier",), ["classifier", "DeepLabV3", "SegFormer", "RetinaNet"]))
+def test_tasks_keep_their_class_and_what_it_does(name, tmp_path):
+    import hub_tasks
+
+    model = hub_tasks.build(name)
+    images = np.random.default_rng(0).uniform(0, 255, (1, *hub_tasks.SHAPE)).astype("float32")
+    plan = elrt.plan_ranks(model, fraction=1.0, break_even=False)
+    assert len(plan.factorized()) >= 5
+    low = elrt.factorize(model, plan, factor_initializer="decomposed")
+    merged = elrt.merge(low)
+    low.save(tmp_path / "task.keras")
+    expected = keras.tree.flatten(model.predict(images, verbose=0))
+    for copy in (low, merged, elrt.expand(low), keras.models.load_model(tmp_path / "task.keras")):
+        assert isinstance(copy, type(model))
+        # What `predict` does beside the graph: preprocessing pixels, boxes out of scores.
+        for one, other in zip(expected, keras.tree.flatten(copy.predict(images, verbose=0))):
+            np.testing.assert_allclose(other, one, atol=2e-3 * max(1.0, np.abs(one).max()))
+    assert type(merged) is type(model) and elrt.count_costs(merged).macs == elrt.count_costs(model).macs
+
+
+@pytest.mark.thorough
+def test_a_detector_is_built_on_a_low_rank_backbone():
+    import hub_tasks
+
+    backbone = hub_tasks.resnet()
+    low = elrt.factorize(backbone, elrt.plan_ranks(backbone, fraction=0.25))
+    assert list(low.pyramid_outputs) == list(backbone.pyramid_outputs)
+    detector = hub_tasks.retinanet(low)
+    costs, dense = (elrt.count_costs(one).macs for one in (detector, hub_tasks.retinanet(backbone)))
+    assert costs < dense
+    images = np.random.default_rng(0).uniform(0, 255, (1, *hub_tasks.SHAPE)).astype("float32")
+    assert set(detector.predict(images, verbose=0)) >= {"boxes", "labels"}

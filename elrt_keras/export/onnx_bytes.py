@@ -1,0 +1,42 @@
+"""A Keras model as the bytes of an ONNX file, by tf2onnx."""
+
+import keras
+import numpy as np
+
+from elrt_keras.litert import Interface, outputs_of
+
+
+def to_onnx_bytes(model: keras.Model, ends: Interface, opset: int | None = None) -> bytes:
+    """Converts a model on the TensorFlow backend, for any batch size.
+
+    Args:
+        model: a built Keras model.
+        ends: its inputs and outputs, which keep these names.
+        opset: version of ONNX' operators; `None` for tf2onnx' own choice.
+    """
+    import tensorflow as tf
+    import tf2onnx
+
+    specs = [tf.TensorSpec((None, *shape), ends.dtypes[name], name) for name, shape in ends.inputs.items()]
+
+    @tf.function(input_signature=specs, autograph=False)
+    def serve(*inputs):
+        batch = dict(zip(ends.inputs, inputs)) if len(inputs) > 1 else inputs[0]
+        # Each an operation of its own: an output that is an input, or comes twice, could not have a name of its own.
+        return {name: tf.identity(output) for name, output in zip(ends.outputs, outputs_of(model, batch))}
+
+    handlers = {"Erfc": (_one_minus_erf, [])}
+    proto, _ = tf2onnx.convert.from_function(serve, specs, opset=opset, custom_op_handlers=handlers)
+    return proto.SerializeToString()
+
+
+def _one_minus_erf(graph, node, name, _):
+    """erfc(x) = 1 − erf(x): TensorFlow makes the exact GELU of erfc, which tf2onnx lacks."""
+    from tf2onnx import utils
+
+    dtype, shape = graph.get_dtype(node.output[0]), graph.get_shape(node.output[0])
+    one = graph.make_const(utils.make_name("one"), np.array(1, utils.map_onnx_to_numpy_type(dtype)))
+    graph.remove_node(node.name)
+    erf = graph.make_node("Erf", node.input, dtypes=[dtype], shapes=[shape])
+    inputs = [one.output[0], erf.output[0]]
+    return graph.make_node("Sub", inputs, name=name, outputs=node.output, dtypes=[dtype], shapes=[shape])
