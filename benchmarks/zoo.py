@@ -1,4 +1,4 @@
-"""Takes every CNN of keras.applications (and backbones of keras-hub) low-rank and back, and writes down what came out.
+"""Takes every CNN of keras.applications (and models of keras-hub) low-rank and back, and writes down what came out.
 
   python -m benchmarks.zoo                      # all that are not done yet; one process per model
   python -m benchmarks.zoo --models=ResNet50,VGG16
@@ -13,6 +13,7 @@ import inspect
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -90,6 +91,68 @@ def hub_backbones():
     }
 
 
+def hub_tasks():
+    """Tasks of keras-hub on small inputs, by name; empty where keras-hub is not installed."""
+    try:
+        import keras_hub.models as hub
+    except ImportError:
+        return {}
+    shape = (256, 256, 3)
+
+    def resnet():
+        return hub.ResNetBackbone(
+            input_conv_filters=[64],
+            input_conv_kernel_sizes=[7],
+            stackwise_num_filters=[64, 128, 256, 512],
+            stackwise_num_blocks=[3, 4, 6, 3],
+            stackwise_num_strides=[1, 2, 2, 2],
+            block_type="bottleneck_block",
+            image_shape=shape,
+        )
+
+    def classifier():
+        return hub.ImageClassifier(resnet(), num_classes=1000)
+
+    def deeplab():
+        backbone = hub.DeepLabV3Backbone(
+            image_encoder=resnet(),
+            spatial_pyramid_pooling_key="P5",
+            low_level_feature_key="P2",
+            upsampling_size=8,
+            dilation_rates=[6, 12, 18],
+            image_shape=shape,
+        )
+        return hub.DeepLabV3ImageSegmenter(backbone, num_classes=21)
+
+    def segformer():
+        encoder = hub.MiTBackbone(  # MiT-B0
+            layerwise_depths=[2, 2, 2, 2],
+            num_layers=4,
+            layerwise_num_heads=[1, 2, 5, 8],
+            layerwise_sr_ratios=[8, 4, 2, 1],
+            max_drop_path_rate=0.1,
+            layerwise_patch_sizes=[7, 3, 3, 3],
+            layerwise_strides=[4, 2, 2, 2],
+            image_shape=shape,
+            hidden_dims=[32, 64, 160, 256],
+        )
+        backbone = hub.SegFormerBackbone(image_encoder=encoder, projection_filters=256)
+        return hub.SegFormerImageSegmenter(backbone, num_classes=150)
+
+    def retinanet():
+        backbone = hub.RetinaNetBackbone(
+            image_encoder=resnet(), min_level=3, max_level=7, use_p5=False, image_shape=shape
+        )
+        return hub.RetinaNetObjectDetector(backbone, num_classes=80, bounding_box_format="xyxy")
+
+    return {
+        "hub/ImageClassifier(ResNet50)": classifier,
+        "hub/DeepLabV3(ResNet50)": deeplab,
+        "hub/SegFormer(MiT-B0)": segformer,
+        "hub/RetinaNet(ResNet50)": retinanet,
+    }
+
+
 # About one unit in the last place of float32.
 _PERTURBATION = 1e-7
 
@@ -97,7 +160,7 @@ _PERTURBATION = 1e-7
 def build(name):
     """A model with random weights; a classifier gives logits, so that outputs can be told apart."""
     if name.startswith("hub/"):
-        return hub_backbones()[name]()
+        return {**hub_backbones(), **hub_tasks()}[name]()
     builder = applications()[name]
     options = {"weights": None}
     if name.startswith("MobileNetV3"):  # leaves its input size open otherwise
@@ -157,7 +220,7 @@ def measure(name):
 
 
 def _path(name):
-    return RESULTS / f"{name.replace('/', '_')}.json"
+    return RESULTS / f"{re.sub(r'[^A-Za-z0-9]+', '_', name).strip('_')}.json"
 
 
 def main(argv):
@@ -168,7 +231,9 @@ def main(argv):
         _path(FLAGS.one).write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
         return
     RESULTS.mkdir(parents=True, exist_ok=True)
-    names = FLAGS.models or [name for name in (*applications(), *hub_backbones()) if not _path(name).exists()]
+    names = FLAGS.models or [
+        name for name in (*applications(), *hub_backbones(), *hub_tasks()) if not _path(name).exists()
+    ]
     failed = []
     for index, name in enumerate(names):
         print(f"[{index + 1}/{len(names)}] {name}", flush=True)

@@ -75,6 +75,39 @@ def test_tensorflow_is_imported_late_and_only_where_it_may(module):
     assert may_reach_in or not [name for name in imports(module) if name.startswith("keras.src")]
 
 
+# Private names of others, by module: each stands in docs/design.md with why.
+PRIVATE = {
+    "elrt_keras.graph.private": {"_flatten_layers", "_keras_mask"},
+    "elrt_keras.export.tfmot": {"_trainable_weights", "_non_trainable_weights"},
+    "elrt_keras.regularizers": {"_path"},
+}
+
+
+def private_names(tree):
+    """Private attributes of other objects than `self` or `cls`, also by `getattr`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls"):
+            yield node.attr
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr":
+            yield from (one.value for one in node.args[1:] if isinstance(one, ast.Constant))
+
+
+@pytest.mark.parametrize("module", LIBRARY)
+def test_private_names_of_keras_are_in_one_place(module):
+    names = set(private_names(ast.parse(SOURCES[module].read_text(encoding="utf-8"))))
+    found = {name for name in names if isinstance(name, str) and name[:1] == "_" and name[:2] != "__"}
+    assert found == PRIVATE.get(module, set())
+
+
+def test_private_names_of_keras_are_there_and_no_public_ones_are():
+    layer = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    assert elrt_keras.graph.private.held_layers(layer) == layer._flatten_layers(include_self=False)
+    masked = keras.layers.Embedding(4, 2, mask_zero=True)(keras.Input((3,)))
+    assert elrt_keras.graph.private.mask_of(masked) is not None
+    # When Keras has public names for them, they are to be used.
+    assert not hasattr(layer, "flatten_layers") and not hasattr(masked, "keras_mask")
+
+
 @pytest.mark.parametrize("module", SOURCES)
 def test_no_assert_in_the_library(module):
     tree = ast.parse(SOURCES[module].read_text(encoding="utf-8"))
