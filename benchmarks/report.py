@@ -210,19 +210,8 @@ def zoo_page():
     rows = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     if not rows:
         return ""
-    lines = [
-        "| model | input | MACs | layers | low-rank | smallest MACs | smallest params | at a budget of 50 % "
-        "| plan s (uniform / energy) | reloaded | expanded | merged |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row['model']} | {'×'.join(map(str, row['input']))} | {row['macs'] / 1e9:.3f} G | {row['layers']} "
-            f"| {row['factorized_layers']} | {row['smallest_macs']:.1%} | {row['smallest_params']:.1%} "
-            f"| {row['planned_macs']:.1%} | {row['uniform_seconds']:.1f} / {row['energy_seconds']:.1f} "
-            + "".join(f"| {row[f'{kind}_difference']:.0e} " for kind in ("reloaded", "expanded", "merged"))
-            + "|"
-        )
+    tasks = [row for row in rows if "(" in row["model"]]
+    rows = [row for row in rows if row not in tasks]
     measured_on = machine(rows[0]["machine"])
     unstable = ", ".join(
         f"{row['model']} {row['perturbed_difference']:.0e}" for row in rows if row["merged_difference"] > 1e-5
@@ -240,11 +229,42 @@ def zoo_page():
         "on them cannot get as small. The model at half its MACs (at the smallest ranks where that is more) was run, "
         "saved, reloaded, expanded and merged; the last three columns are the largest difference of an output, "
         "relative to the largest output.\n\n"
-        + "\n".join(lines)
+        + _zoo_table(rows)
         + "\n\nModels whose merged outputs differ by more than rounding amplify rounding themselves while their "
         f"weights are random. What a change of the pixels by 1e-7 relative does to their outputs: {unstable}."
         + f"\n\n{measured_on} Times with other work on the machine.\n"
+        + _zoo_tasks(tasks)
     )
+
+
+def _zoo_tasks(rows):
+    if not rows:
+        return ""
+    return (
+        "\n## Tasks of keras-hub\n\n"
+        "They keep their class and what it does beside the graph: preprocessing, boxes out of scores, losses. A "
+        "low-rank one is saved and loaded as any other, and a detector or a segmenter can also be built on a low-rank "
+        "backbone. The columns are those above.\n\n"
+        + _zoo_table(rows)
+        + f"\n\n{machine(rows[0]['machine'])} Times with other work on the machine.\n"
+    )
+
+
+def _zoo_table(rows):
+    lines = [
+        "| model | input | MACs | layers | low-rank | smallest MACs | smallest params | at a budget of 50 % "
+        "| plan s (uniform / energy) | reloaded | expanded | merged |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['model']} | {'×'.join(map(str, row['input']))} | {row['macs'] / 1e9:.3f} G | {row['layers']} "
+            f"| {row['factorized_layers']} | {row['smallest_macs']:.1%} | {row['smallest_params']:.1%} "
+            f"| {row['planned_macs']:.1%} | {row['uniform_seconds']:.1f} / {row['energy_seconds']:.1f} "
+            + "".join(f"| {row[f'{kind}_difference']:.0e} " for kind in ("reloaded", "expanded", "merged"))
+            + "|"
+        )
+    return "\n".join(lines)
 
 
 def results_page(images):

@@ -18,10 +18,9 @@ Labels: TypeAlias = np.ndarray | None
 def take_inputs(data: Any, ends: Interface, limit: int) -> Examples:
     """The first inputs as an array `(N, …)`, or `{name: (N, …)}`, at most `limit`; as `batches` otherwise."""
     _refuse_examples_in_a_tuple(data, ends)
-    parts = [inputs for inputs, _ in batches(data, ends, limit)]
-    if isinstance(parts[0], Mapping):
-        return {name: np.concatenate([part[name] for part in parts]) for name in ends.inputs}
-    return np.concatenate(parts)
+    parts = [inputs if isinstance(inputs, Mapping) else {INPUT: inputs} for inputs, _ in batches(data, ends, limit)]
+    taken = {name: np.concatenate([part[name] for part in parts]) for name in ends.inputs}
+    return taken if len(taken) > 1 else taken[INPUT]
 
 
 def check_range(input_range: Any) -> None:
@@ -75,7 +74,8 @@ def check_batches(
 
 def _random_inputs(ends, input_range, count):
     random = np.random.default_rng(0)
-    inputs = {name: random.uniform(*input_range, (count, *shape)) for name, shape in ends.inputs.items()}
+    low, high = input_range
+    inputs = {name: random.uniform(low, high, (count, *shape)) for name, shape in ends.inputs.items()}
     inputs = {name: x if ends.dtypes[name] == "float32" else np.floor(x) for name, x in inputs.items()}
     return inputs if len(inputs) > 1 else inputs[INPUT]
 
@@ -125,9 +125,8 @@ def _elements(data: Any, labelled: bool) -> Iterator[tuple[Any, Labels]]:
     if isinstance(data, (tuple, Mapping)) or hasattr(data, "__array__"):
         data = [data]
     for element in data:
-        parts = element if isinstance(element, (tuple, list)) else (element,)
+        parts = list(element) if isinstance(element, (tuple, list)) else [element]
         labels = parts[1] if labelled and len(parts) > 1 else None
-        # An empty tuple raises, as it should.
         yield parts[0], None if labels is None else np.asarray(labels)
 
 

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from elrt_keras.litert import Interface, outputs_of
+from elrt_keras.litert import INPUT, Interface, outputs_of
 
 
 def to_onnx_bytes(model: keras.Model, ends: Interface, opset: int | None = None) -> bytes:
@@ -21,7 +21,8 @@ def to_onnx_bytes(model: keras.Model, ends: Interface, opset: int | None = None)
 
     @tf.function(input_signature=specs, autograph=False)
     def serve(*inputs):
-        batch = dict(zip(ends.inputs, inputs)) if len(inputs) > 1 else inputs[0]
+        by_name = dict(zip(ends.inputs, inputs))
+        batch = by_name if len(by_name) > 1 else by_name[INPUT]
         # Each an operation of its own: an output that is an input, or comes twice, could not have a name of its own.
         return {name: tf.identity(output) for name, output in zip(ends.outputs, outputs_of(model, batch))}
 

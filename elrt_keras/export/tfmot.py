@@ -80,7 +80,7 @@ def quantization_aware(
         if isinstance(layer, quantization.QuantizeWrapper) and not layer.trainable:
             _freeze(layer)
     if representative_data is not None:
-        calibrate(aware, model, take_inputs(representative_data, interface(model), _CALIBRATION_EXAMPLES))
+        calibrate(aware, model, np.asarray(take_inputs(representative_data, interface(model), _CALIBRATION_EXAMPLES)))
     return aware
 
 

@@ -150,7 +150,7 @@ class _Recorder:
     def __init__(self):
         self.calls, self.failed = [], ""
         # Other threads that run the model meanwhile have no list here, and pass through.
-        self._frames = contextvars.ContextVar("frames", default=None)
+        self._frames: contextvars.ContextVar[list[Any] | None] = contextvars.ContextVar("frames", default=None)
 
     @contextlib.contextmanager
     def wrapping(self, model: keras.layers.Layer) -> Iterator[None]:

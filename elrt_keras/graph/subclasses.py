@@ -42,7 +42,7 @@ def dressed(
     base = graph_class(model)
     kind = original_class(model)
     kind = kind if _is_made_by_keras(kind, base) else _remembering(kind)
-    copy = base.__new__(kind)
+    copy: Any = base.__new__(kind)  # pyright: ignore[reportCallIssue]
     base.__init__(copy, *arguments, name=model.name)
     copy.dtype_policy = model.dtype_policy
     weights = {id(weight): _twin_weight(copy, weight) for weight in own_weights(model)}
@@ -197,6 +197,7 @@ class Rebuilt:
 
     recipe: Recipe
     remembered: type[keras.Model]
+    name: str
 
     def get_config(self) -> dict[str, Any]:
         """Returns the recipe as plain Python.

@@ -51,7 +51,7 @@ def interface(model: "keras.Model | tf_keras.Model", input_shape: InputShape | N
         ValueError: for sizes that stay open, a shape that the model does not take, or the name of no input.
     """
     names = _input_names(model)
-    shapes = dict(zip(names, (tuple(tensor.shape[1:]) for tensor in model.inputs)))
+    shapes: dict[str, Any] = dict(zip(names, (tuple(tensor.shape[1:]) for tensor in model.inputs)))
     for name, shape in _shapes_by_name(input_shape, names).items():
         shapes[name] = _filled(name, shapes[name], shape)
     still_open = {name: shape for name, shape in shapes.items() if None in shape}
