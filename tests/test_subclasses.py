@@ -12,23 +12,22 @@ CONV = {"body": ("tucker2", 1.0)}
 
 
 class Counted(keras.Model):
-    """A constructor without arguments and a training step of its own."""
+    """A constructor without arguments and a loss of its own."""
 
     def __init__(self):
         inputs = keras.Input((6, 6, 4))
-        self.body = layers.Conv2D(8, 3, name="body")
-        x = self.body(inputs)
+        body = layers.Conv2D(8, 3, name="body")
+        x = body(inputs)
         super().__init__(inputs, layers.Dense(2, name="head")(layers.GlobalAveragePooling2D()(x)), name="counted")
-        self.levels = {"early": x}
+        self.body, self.levels = body, {"early": x}
         self.chain = [self.body, ("note", self.layers[-1])]
         self.temperature = 3.0
         self.gain = self.add_weight(shape=(2,), name="gain", initializer="ones", trainable=False)
         self.tracker = keras.metrics.Mean(name="tracker")
         self.preprocessor = layers.Rescaling(1 / 255)
 
-    def train_step(self, data):
-        self.tracker.update_state(7.0)
-        return {"steps": self.tracker.result()}
+    def compute_loss(self, *args, **kwargs):
+        return 7.0 + 0.0 * super().compute_loss(*args, **kwargs)
 
     def scaled(self, inputs):
         return self(self.preprocessor(inputs)) / self.temperature * self.gain
@@ -62,8 +61,8 @@ def test_the_class_and_what_it_adds_stay():
             early, expected = (keras.Model(one.input, one.levels["early"]) for one in (copy, model))
             np.testing.assert_allclose(to_numpy(early(images)), to_numpy(expected(images)), atol=1e-4)
             np.testing.assert_allclose(to_numpy(copy.scaled(images)), to_numpy(model.scaled(images)), atol=1e-5)
-        copy.compile("sgd", "mse", run_eagerly=True)
-        assert copy.fit(images, np.ones((2, 2)), verbose=0).history == {"steps": [7.0]}
+        copy.compile("sgd", "mse")
+        assert copy.evaluate(images, np.ones((2, 2)), verbose=0) == [7.0, 0.0]
 
 
 @keras.saving.register_keras_serializable("test_subclasses")

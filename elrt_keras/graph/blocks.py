@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from elrt_keras.graph.copies import check_copyable
+from elrt_keras.graph.copies import check_copyable, is_stock
 from elrt_keras.graph.nodes import GraphCall, replayed
 from elrt_keras.graph.paths import is_container
 from elrt_keras.graph.separable import is_separable, open_sizes, separable_stages
@@ -57,8 +57,7 @@ def is_openable(layer: Any) -> bool:
 
 
 def _is_custom(layer):
-    is_stock = isinstance(layer, keras.Model) or type(layer).__module__.split(".")[0] == "keras"
-    return not is_stock and _holds_layers(layer)
+    return not isinstance(layer, keras.Model) and not is_stock(layer) and _holds_layers(layer)
 
 
 def _holds_layers(layer):

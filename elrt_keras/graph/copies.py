@@ -59,7 +59,8 @@ def take_state(layer: keras.layers.Layer, copy: keras.layers.Layer) -> None:
     for original, twin in zip(layer.variables, copy.variables):
         if twin.trainable != original.trainable:
             twin.trainable = original.trainable
-    _check_config(layer, copy)
+    if not is_stock(layer):
+        _check_config(layer, copy)
 
 
 def check_copyable(layer: keras.layers.Layer) -> None:
@@ -68,14 +69,18 @@ def check_copyable(layer: keras.layers.Layer) -> None:
     Raises:
         ValueError: for a layer of which no copy can be made, by name.
     """
-    is_stock = type(layer).__module__.split(".")[0] == "keras"
-    if not is_stock or held_layers(layer):
+    if not is_stock(layer) or held_layers(layer):
         copy = copied(layer)
         if layer.built:
             try:
                 take_state(layer, copy)
             except _ERRORS as error:
                 raise _unlike(layer, f"with all that it holds ({error})") from error
+
+
+def is_stock(layer: keras.layers.Layer) -> bool:
+    """Reports if a layer is of a class of Keras' own."""
+    return type(layer).__module__.split(".")[0] == "keras"
 
 
 def _unlike(layer, part):

@@ -17,7 +17,15 @@ from elrt_keras.graph.paths import (
     step_layer,
 )
 from elrt_keras.graph.private import held_layers
-from elrt_keras.graph.subclasses import Rebuilt, Recipe, dressed, extra_tensors, has_own_config, original_class
+from elrt_keras.graph.subclasses import (
+    Rebuilt,
+    Recipe,
+    dressed,
+    extra_tensors,
+    has_own_config,
+    is_plain,
+    original_class,
+)
 from elrt_keras.graph.view import View
 
 
@@ -188,7 +196,11 @@ class _Rebuilding:
             return last(*args, **kwargs)
 
         inputs = copied_inputs(model)
-        copy = keras.models.clone_model(_plain(model, extra), inputs, clone_function=clone, call_function=call)
+        source = model if is_plain(model) else _with_outputs(model, extra)
+        copy = keras.models.clone_model(source, inputs, clone_function=clone, call_function=call)
+        if source is model:
+            copy.dtype_policy = model.dtype_policy
+            return copy
         outputs, tensors = copy.output
         return dressed(model, [inputs, outputs], dict(zip(map(id, extra), tensors)), self.attribute)
 
@@ -211,8 +223,8 @@ class _Rebuilding:
         return copy
 
 
-def _plain(model, extra):
-    """A model without a class of its own of the same graph, with further tensors of it as outputs."""
+def _with_outputs(model, extra):
+    """A model of the same graph, without a class of its own, with further tensors of it as outputs."""
     try:
         return keras.Model(model.input, [model.output, extra], name=model.name)
     except ValueError as error:

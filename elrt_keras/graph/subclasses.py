@@ -18,6 +18,11 @@ def graph_class(model: keras.Model) -> type[keras.Model]:
     return keras.Sequential if isinstance(model, keras.Sequential) else functional_class()
 
 
+def is_plain(model: keras.Model) -> bool:
+    """Reports if a model is no more than its graph: of Keras' own class, not compiled, and nobody added to it."""
+    return type(model) is graph_class(model) and not (model.compiled or _attributes(model) or own_weights(model))
+
+
 def extra_tensors(model: keras.Model) -> list[Any]:
     """Lists the symbolic tensors that attributes of a model hold, such as `pyramid_outputs` of keras-hub."""
     found = []
