@@ -193,10 +193,11 @@ def check_model(model: Any, what: str, legacy: bool = False, simple: bool = Fals
     """
     if keras.backend.backend() != "tensorflow":
         raise ValueError(f"{what} needs the TensorFlow backend. Received: backend {keras.backend.backend()!r}")
-    if not (legacy and is_of_tf_keras(model)):
+    is_known = isinstance(model, keras.Model) or is_of_tf_keras(model)
+    if is_of_tf_keras(model) and not legacy:
         check_keras_model(model)
-    if not model.built or not getattr(model, "inputs", None):
-        raise ValueError(f"Expected a built Keras model with known inputs. Received: model={model.name!r}")
+    if not is_known or not model.built or not getattr(model, "inputs", None):
+        raise ValueError(f"Expected a built Keras model with known inputs. Received: model={model!r}")
     is_simple = len(model.inputs) == len(model.outputs) == 1 and None not in model.inputs[0].shape[1:]
     if (simple or is_of_tf_keras(model)) and not is_simple:
         shapes, outputs = ([tuple(tensor.shape) for tensor in tensors] for tensors in (model.inputs, model.outputs))
