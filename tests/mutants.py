@@ -242,6 +242,7 @@ def main():
     for mutant in MUTANTS:
         mutated(mutant, (ROOT / mutant.file).read_text(encoding="utf-8"))
     os.environ["KERAS_BACKEND"] = "tensorflow"
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as in conftest.py, which comes too late here
     import hypothesis  # noqa: F401  (these are what takes time, and are imported once)
     import keras  # noqa: F401
     import pytest  # noqa: F401
