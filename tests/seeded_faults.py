@@ -623,7 +623,7 @@ CONVERSION = [
         ),
         (
             "The weights of a subclass itself start from zero in its copy",
-            "    twin.assign(weight)",
+            "    twin.assign(keras.ops.convert_to_numpy(weight))",
             "    pass",
             "test_subclasses",
         ),

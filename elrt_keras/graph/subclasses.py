@@ -88,7 +88,7 @@ def _twin_weight(copy, weight):
         regularizer=weight.regularizer,
         constraint=weight.constraint,
     )
-    twin.assign(weight)
+    twin.assign(keras.ops.convert_to_numpy(weight))  # on JAX the two would share one buffer, which training gives away
     return twin
 
 
