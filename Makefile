@@ -27,7 +27,7 @@ $(VENV)/.installed: $(VENV)/.runtime requirements-test.txt
 demo: $(VENV)/.runtime
 	$(BIN)/python examples/digits_demo.py --run_dir=runs/demo
 
-# Ten minutes on two cores: everything once, on TensorFlow; what depends on the backend also on the other two.
+# Meant to take ten minutes on two cores (slow processors take more): everything once, on TensorFlow; what depends on the backend also on the other two.
 test: $(VENV)/.installed
 	@$(call on_all_backends,quick)
 

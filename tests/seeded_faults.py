@@ -581,8 +581,8 @@ CONVERSION = [
         ),
         (
             "A layer of a model that an attribute holds is the original's",
-            "            return self.layers_for(layer)[-1]",
-            "            return layer",
+            "            chain = self.layers_for(layer)\n            if",
+            "            return layer\n            if",
             "test_subclasses",
         ),
         (

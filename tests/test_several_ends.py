@@ -155,6 +155,12 @@ def test_open_sizes_of_several_inputs_are_closed_by_name(tmp_path):
         elrt.count_costs(model)
     with pytest.raises(ValueError, match="expected {name: shape}"):
         elrt.count_costs(model, (4, 5, 3))
+    with pytest.raises(ValueError, match=r"names of inputs among \['picture', 'other-one'\]"):
+        elrt.count_costs(model, {"image": (4, 5, 3)})
+    with pytest.raises(
+        ValueError, match=r"one example of 'picture', \(None, None, 3\). Received: input_shape=\(4, 5\)"
+    ):
+        elrt.count_costs(model, {"picture": (4, 5)})
     shapes = {"picture": (4, 5, 3)}
     assert elrt.count_costs(model, shapes).macs == 20 * 27 * 8 + 12 * 2
     with pytest.raises(ValueError, match=r"names of inputs among \['picture', 'other_one'\]"):

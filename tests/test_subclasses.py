@@ -65,37 +65,34 @@ def test_the_class_and_what_it_adds_stay():
         assert copy.evaluate(images, np.ones((2, 2)), verbose=0) == [7.0, 0.0]
 
 
+class OfFilters:
+    """A configuration that says how wide the dense model is, and nothing of ranks."""
+
+    def get_config(self):
+        return {"name": self.name, "filters": self.filters}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
 @keras.saving.register_keras_serializable("test_subclasses")
-class Configured(keras.Model):
-    """Its configuration says how wide the dense model is, and nothing of ranks."""
+class Configured(OfFilters, keras.Model):
+    """A functional model with a constructor of its own."""
 
     def __init__(self, filters=8, **options):
         inputs = keras.Input((6, 6, 4))
         super().__init__(inputs, layers.Conv2D(filters, 3, name="body")(inputs), **options)
         self.filters = filters
 
-    def get_config(self):
-        return {"name": self.name, "filters": self.filters}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
-
 
 @keras.saving.register_keras_serializable("test_subclasses")
-class Stacked(keras.Sequential):
+class Stacked(OfFilters, keras.Sequential):
     """A Sequential model with a constructor of its own."""
 
     def __init__(self, filters=8, **options):
         super().__init__([keras.Input((6, 6, 4)), layers.Conv2D(filters, 3, name="body")], **options)
         self.filters = filters
-
-    def get_config(self):
-        return {"name": self.name, "filters": self.filters}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
 
 
 @pytest.mark.backends
@@ -170,6 +167,10 @@ def test_a_model_with_a_call_of_its_own_is_refused_by_name_or_stays_closed():
 @pytest.mark.tensorflow
 def test_attributes_that_cannot_be_copied_are_refused_by_name():
     model = Configured(name="own")
+    model.kernel = model.get_layer("body").kernel
+    with pytest.raises(ValueError, match="the weights of layers. Received: 'own' with an attribute that holds 'body"):
+        elrt.factorize(model, CONV)
+    model = Configured(name="own")
     model.other = keras.Input((3,))
     with pytest.raises(ValueError, match="tensors of the model's own graph. Received: model='own'"):
         elrt.factorize(model, CONV)
@@ -184,3 +185,15 @@ def test_models_that_attributes_hold_beside_the_graph_are_copied_too():
     assert low.teacher is not teacher and type(low.teacher.get_layer("body")) is layers.Conv2D
     images = random_array(2, 6, 6, 4)
     np.testing.assert_allclose(to_numpy(low.teacher(images)), to_numpy(teacher(images)), atol=1e-6)
+
+
+@pytest.mark.tensorflow
+def test_an_attribute_stands_for_the_whole_chain(tmp_path):
+    model = Configured(6)
+    model.body, model.parts = model.get_layer("body"), [model.get_layer("body")]
+    low = elrt.factorize(model, {"body": ("tucker2", (3, 3))})
+    stock = elrt.expand(low)
+    images = random_array(2, 6, 6, 4)
+    assert stock.body is stock.parts[0] and len(stock.weights) == len(low.weights)
+    for one in (stock, stock.body):
+        np.testing.assert_allclose(to_numpy(one(images)), to_numpy(low.body(images)), atol=1e-5)

@@ -35,7 +35,8 @@ def merge(model: keras.Model) -> keras.Model:
 def expand(model: keras.Model) -> keras.Model:
     """The same model in stock Keras layers: every low-rank layer becomes its chain of plain convolutions.
 
-    The result runs, saves and exports wherever Keras does, without this package. The outputs are equal up to rounding.
+    The result runs, saves and exports wherever Keras does, without this package; a model of a class with its own
+    configuration needs it for loading. The outputs are equal up to rounding.
     A chain's layers are named after the layer and its factors (`conv1_factor_in`, `conv1_core`), but for the last: it
     keeps the layer's name, so that named outputs stay, and has the bias and the activation. A layer that executes by
     its composed kernel, because that takes fewer MACs, becomes one stock layer. All other names, shared layers and

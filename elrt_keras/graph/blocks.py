@@ -149,7 +149,7 @@ def _require_copyable(layer):
 
 
 def _steps(graph) -> list[Any]:
-    """What a graph computes, comparable: its layers and operations in order, and what each of them is called with."""
+    """Lists the layers and operations of a graph in order with their arguments, as values that can be compared."""
     numbers = itertools.count()
     names = {id(tensor): next(numbers) for tensor in graph.inputs}
     steps = []

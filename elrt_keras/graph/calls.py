@@ -1,4 +1,4 @@
-"""Which layers of a model run, in which order and on which shapes, found without data."""
+"""Traces a model without data: its layer calls in order, with their shapes."""
 
 import contextlib
 import contextvars
@@ -76,17 +76,15 @@ def _with_steps(layer, input_shape, output_shape):
 
 
 def has_own_rule(layer: keras.layers.Layer) -> bool:
-    """Whether what a layer runs is its own affair, and the layers that it calls are not recorded."""
+    """Reports if a layer has a cost rule of its own; the layers that it calls are then not recorded."""
     return hasattr(layer, "compute_macs") or isinstance(layer, _REPEATING)
 
 
 def _input_specs(model, input_shape):
     if isinstance(input_shape, Mapping):
         structure = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
-        only = next(iter(input_shape.values())) if len(model.inputs) == len(input_shape) == 1 else None
-        return keras.tree.map_structure(
-            lambda tensor: _with_shape(model, tensor, only or _shape_by_name(tensor, input_shape)), structure
-        )
+        shapes = _shapes_by_id(model, input_shape)
+        return keras.tree.map_structure(lambda tensor: _with_shape(model, tensor, shapes.get(id(tensor))), structure)
     if input_shape is not None:
         if not isinstance(input_shape, (Sequence, np.ndarray)) or None in tuple(input_shape):
             raise ValueError(f"Expected the shape of one example, all sizes known. Received: input_shape={input_shape}")
@@ -125,14 +123,35 @@ def _with_known_batch(model, tensor):
     return keras.KerasTensor(shape, dtype=tensor.dtype)
 
 
-def _shape_by_name(tensor, shapes):
-    """The shape given for an input, by its name or by that in exported files, of letters, digits and underscores."""
-    return shapes.get(tensor.name, shapes.get(re.sub(r"\W", "_", tensor.name)))
+def _shapes_by_id(model, shapes):
+    """`{id of an input: shape}`; names are those of the inputs or, of letters and digits alone, of exported files."""
+    if len(model.inputs) == len(shapes) == 1:
+        return {id(model.inputs[0]): next(iter(shapes.values()))}
+    by_name = {re.sub(r"\W", "_", tensor.name): tensor for tensor in model.inputs}
+    by_name |= {tensor.name: tensor for tensor in model.inputs}
+    unknown = [name for name in shapes if name not in by_name]
+    if unknown:
+        names = [tensor.name for tensor in model.inputs]
+        raise ValueError(f"Expected names of inputs among {names}. Received: input_shape={dict(shapes)}")
+    return {id(by_name[name]): shape for name, shape in shapes.items()}
+
+
+def filled_shape(name: str, own: Sequence[int | None], shape: Any) -> tuple[int, ...]:
+    """Returns a given shape of one example of an input.
+
+    Raises:
+        ValueError: for anything but ints that fit the input's own shape.
+    """
+    known = isinstance(shape, (Sequence, np.ndarray)) and all(isinstance(size, (int, np.integer)) for size in shape)
+    if not known or len(shape) != len(own) or any(size not in (None, new) for size, new in zip(own, shape)):
+        raise ValueError(f"Expected the shape of one example of {name!r}, {tuple(own)}. Received: input_shape={shape}")
+    return tuple(map(int, shape))
 
 
 def _with_shape(model, tensor, shape):
     if shape is None:
         return _with_known_batch(model, tensor)
+    shape = filled_shape(tensor.name, tensor.shape[1:], shape)
     return keras.KerasTensor((tensor.shape[0] or 1, *shape), dtype=tensor.dtype)
 
 

@@ -1,4 +1,4 @@
-"""What only private names of Keras give: two of them, both used here alone.
+"""The two private names of Keras that have no public counterpart, used here alone.
 
 | name | why | upstream |
 |---|---|---|

@@ -92,6 +92,7 @@ class _Rebuilding:
     def __init__(self, view, is_replaced, replacement):
         self.view, self.is_replaced, self.replacement = view, is_replaced, replacement
         self.copies = {}  # id of a layer → the layers in its place
+        self.chains = {}  # id of a layer that an attribute holds → the layers in its place as one model
         self.values = []  # (new layer, its weights)
         self.containers = []  # (original, graph, copy), inner ones first
         self.flags = []  # (layer that a copy shares with its original, whether it trains)
@@ -205,9 +206,13 @@ class _Rebuilding:
         return dressed(model, [inputs, outputs], dict(zip(map(id, extra), tensors)), self.attribute)
 
     def attribute(self, layer):
-        """What an attribute of a copy holds in the place of a layer; one without any state is shared."""
+        """Returns the layer for an attribute of a copy: the new one, a chain as one model, or the same if stateless."""
         if id(layer) in self.copies or layer.variables or is_container(layer):
-            return self.layers_for(layer)[-1]
+            chain = self.layers_for(layer)
+            if len(chain) > 1 and id(layer) not in self.chains:
+                first = keras.Input(batch_shape=chain[0].input.shape, dtype=chain[0].input.dtype)
+                self.chains[id(layer)] = keras.Sequential([first, *chain], name=layer.name)
+            return self.chains.get(id(layer), chain[-1])
         self.flags += [(one, one.trainable) for one in (layer, *held_layers(layer))]
         return layer
 

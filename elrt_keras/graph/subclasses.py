@@ -43,6 +43,9 @@ def dressed(
         arguments: what Keras' own class is made of: inputs and outputs, or a list of layers.
         tensors: `{id of a tensor that an attribute holds: the tensor in its place}`.
         layer_for: function of a layer that an attribute holds: the layer in its place.
+
+    Raises:
+        ValueError: for an attribute that holds a weight of a layer, which the copy would share.
     """
     base = graph_class(model)
     kind = original_class(model)
@@ -56,7 +59,12 @@ def dressed(
         if isinstance(value, keras.KerasTensor):
             return tensors[id(value)]
         if isinstance(value, keras.Variable):
-            return weights.get(id(value), value)
+            if id(value) not in weights:
+                raise ValueError(
+                    f"Expected attributes that hold layers, not the weights of layers. Received: {model.name!r} with "
+                    f"an attribute that holds '{value.path}'"
+                )
+            return weights[id(value)]
         if isinstance(value, keras.layers.Layer):
             return layer_for(value)
         if isinstance(value, (keras.Metric, keras.random.SeedGenerator)):
@@ -139,7 +147,7 @@ def _is_made_by_keras(kind, base):
 
 
 class Recipe:
-    """How a rebuilt model is made again: from the configuration of its original, by replacing layers.
+    """The steps that make a rebuilt model again: its original from a configuration, then other layers in it.
 
     Attributes:
         original: the serialized original, or the error that it cannot be.

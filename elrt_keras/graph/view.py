@@ -1,4 +1,4 @@
-"""What one public call knows of a model: layers by path, opened blocks, the calls of its graph, what runs."""
+"""The view of a model that one public call reads: layers by path, opened blocks, calls in graphs, calls that run."""
 
 import functools
 from collections.abc import Iterator

@@ -3,14 +3,14 @@
 import collections
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import keras
 
 from elrt_keras.formats.arrays import Tensor
 from elrt_keras.formats.chain import Shape
-from elrt_keras.graph.calls import InputShape
+from elrt_keras.graph.calls import InputShape, filled_shape
 
 if TYPE_CHECKING:
     import tf_keras
@@ -53,7 +53,7 @@ def interface(model: "keras.Model | tf_keras.Model", input_shape: InputShape | N
     names = _input_names(model)
     shapes: dict[str, Any] = dict(zip(names, (tuple(tensor.shape[1:]) for tensor in model.inputs)))
     for name, shape in _shapes_by_name(input_shape, names).items():
-        shapes[name] = _filled(name, shapes[name], shape)
+        shapes[name] = filled_shape(name, shapes[name], shape)
     still_open = {name: shape for name, shape in shapes.items() if None in shape}
     if still_open:
         raise ValueError(f"Expected inputs of known shape; `input_shape` gives one. Received: {still_open}")
@@ -73,13 +73,6 @@ def _shapes_by_name(input_shape, names):
     if len(names) > 1:
         raise ValueError(f"Expected input_shape as {{name: shape}} of {names}. Received: input_shape={input_shape}")
     return {names[0]: input_shape}
-
-
-def _filled(name, own, shape):
-    known = isinstance(shape, Sequence) and all(isinstance(size, int) for size in shape)
-    if not known or len(shape) != len(own) or any(size not in (None, new) for size, new in zip(own, shape)):
-        raise ValueError(f"Expected the shape of one example of {name!r}, {own}. Received: input_shape={shape}")
-    return tuple(shape)
 
 
 def _dtype(tensor):

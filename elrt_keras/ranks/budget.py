@@ -49,7 +49,7 @@ class Budget:
         return spent
 
     def allows(self, spent: Mapping[str, float]) -> bool:
-        """Whether these totals are within all limits."""
+        """Reports if these totals are within all limits."""
         return all(spent[resource] <= limit for resource, limit in self.limits.items())
 
     def fits(self, chosen: Chosen) -> bool:
