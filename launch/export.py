@@ -5,6 +5,7 @@
   elrt-export runs/r20 --merge                                           # its dense architecture
   elrt-export runs/r20 --format=onnx                                     # or saved_model
   elrt-export model.keras --quantization=int8 --dataset=folder:photos --output=model.tflite
+  elrt-export model.keras --input_shape=224,224,3                        # of a model that leaves sizes open
 
 The files of a run go to RUN_DIR/export, those of a .keras file beside it under its name; each comes with a JSON file of
 what was measured. int8 takes its ranges from training images without augmentation. A file whose outputs or accuracy are
@@ -19,7 +20,7 @@ import sys
 from absl import flags as absl_flags
 
 from elrt_keras.checks import one_of
-from elrt_keras.launch import cli
+from elrt_keras.launch import cli, parsing
 
 _KINDS = ("float32", "float16", "dynamic_int8", "int8")
 
@@ -32,6 +33,10 @@ def define():
     absl_flags.DEFINE_list("quantization", ["float32"], f"One or more of {', '.join(_KINDS)}; for LiteRT.")
     absl_flags.DEFINE_boolean("merge", False, "Export the dense architecture, every low-rank layer composed.")
     absl_flags.DEFINE_enum("io_dtype", "float32", ["float32", "int8", "uint8"], "Input and output type of int8 files.")
+    absl_flags.DEFINE_list("input_shape", None, "Height, width, channels of a model that leaves sizes open.")
+    absl_flags.DEFINE_integer(
+        "opset", None, "Version of ONNX' operators; tf2onnx' own choice if not given.", lower_bound=1
+    )
     absl_flags.DEFINE_string("output", None, "Where to write, for one file.")
     absl_flags.DEFINE_integer("evaluation_examples", 10_000, "Test images of the check at most.", lower_bound=1)
     absl_flags.DEFINE_float("max_accuracy_drop", 0.05, "Largest accepted drop of the accuracy below Keras'.")
@@ -50,6 +55,8 @@ def _kinds(values):
         raise ValueError(f"--quantization is for LiteRT. Received: format={values.format!r}, quantization={kinds}")
     if values.io_dtype != "float32" and "int8" not in kinds:
         raise ValueError(f"--io_dtype is for int8. Received: io_dtype={values.io_dtype!r}, quantization={kinds}")
+    if values.opset is not None and values.format != "onnx":
+        raise ValueError(f"--opset is for ONNX. Received: format={values.format!r}, opset={values.opset}")
     if not 0 <= values.max_accuracy_drop <= 1:
         raise ValueError(f"Expected a part of 1. Received: max_accuracy_drop={values.max_accuracy_drop}")
     return kinds
@@ -60,7 +67,7 @@ def run(argv):
     if len(argv) != 2:
         raise ValueError(f"Expected one run directory or .keras file. Received: {argv[1:]}")
     values = absl_flags.FLAGS
-    kinds = _kinds(values)
+    kinds, input_shape = _kinds(values), parsing.input_shape(values.input_shape, None)
     import elrt_keras as elrt
     from elrt_keras import litert
     from elrt_keras.launch import exporting
@@ -74,10 +81,13 @@ def run(argv):
     if values.merge:
         source = dataclasses.replace(source, model=elrt.merge(source.model), title="merged")
     options = {
+        "input_shape": input_shape,
         "io_dtype": values.io_dtype,
         "max_accuracy_drop": values.max_accuracy_drop,
         "max_examples": values.evaluation_examples,
     }
+    if values.opset is not None:
+        options["opset"] = values.opset
     reports = [exporting.export_file(source, values.output, kind, values.format, **options) for kind in kinds]
     print(exporting.table(reports))
 

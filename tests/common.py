@@ -32,9 +32,18 @@ def random_examples(count):
     return settings(max_examples=max(scaled // 4 if keras.backend.backend() == "jax" else scaled, 3))
 
 
+def thorough(*cases):
+    """Cases of a parametrized test that are left to continuous integration; tuples are several arguments."""
+    return thorough_but((), cases)
+
+
 def thorough_but(quick, cases):
-    """Cases of a parametrized test, of which the quick suite runs only those in `quick`."""
-    return [case if case in quick else pytest.param(case, marks=pytest.mark.thorough) for case in cases]
+    """Cases of a parametrized test, of which the quick suite runs those in `quick`; tuples are several arguments."""
+    marks = [() if case in quick else (pytest.mark.thorough,) for case in cases]
+    return [
+        pytest.param(*case, marks=mark) if isinstance(case, tuple) else pytest.param(case, marks=mark)
+        for case, mark in zip(cases, marks)
+    ]
 
 
 def random_array(*shape, seed=0, scale=1.0):

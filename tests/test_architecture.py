@@ -14,6 +14,7 @@ import pytest
 
 import elrt_keras
 
+pytestmark = pytest.mark.tensorflow  # the same on every backend
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FOLDERS = {"elrt_keras": "elrt_keras", "models": "elrt_keras.models", "launch": "elrt_keras.launch"}
 LEVELS = {
@@ -150,6 +151,7 @@ def test_folders_are_no_packages_of_their_own():
         assert done.returncode != 0 and f"Import this package as `elrt_keras.{folder}`" in done.stderr
 
 
+@pytest.mark.thorough
 def test_importing_the_package_loads_nothing_heavy(tmp_path):
     done = python(
         "import keras, sys; before = set(sys.modules); import elrt_keras; "

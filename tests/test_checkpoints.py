@@ -3,10 +3,9 @@
 import os
 import pathlib
 import resource
-import subprocess
-import sys
 import zipfile
 
+import commands
 import keras
 import numpy as np
 import pytest
@@ -169,7 +168,7 @@ except OSError as error:
 @pytest.mark.skipif(resource.getrlimit(resource.RLIMIT_FSIZE)[1] != resource.RLIM_INFINITY, reason="files are limited")
 def test_a_full_disk_leaves_the_last_good_one(tmp_path):
     program = FULL_DISK.format(tests=os.path.dirname(__file__), folder=str(tmp_path))
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200)
+    done = commands.program(program, cwd=tmp_path)
     assert "refused: File too large ['epoch0001_step000000.keras'] 1" in done.stdout, done.stderr[-2000:]
 
 
@@ -178,6 +177,7 @@ def resident_kb():
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
 
+@pytest.mark.thorough
 @pytest.mark.tensorflow
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads /proc")
 def test_a_hundred_checkpoints_take_no_more_memory_than_one(tmp_path):

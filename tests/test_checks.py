@@ -7,6 +7,8 @@ import pytest
 import elrt_keras as elrt
 from elrt_keras.checks import one_of, suggestion
 
+pytestmark = pytest.mark.tensorflow  # the same on every backend
+
 
 def test_what_is_among_the_choices_is_returned():
     assert one_of("svd", {"cp": 1, "svd": 2}, "format") == "svd"

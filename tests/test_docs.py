@@ -8,11 +8,11 @@ import types
 
 import keras
 import pytest
-from common import thorough_but
 
 import elrt_keras
 from elrt_keras import formats
 
+pytestmark = pytest.mark.tensorflow  # the same on every backend
 DOCS = pathlib.Path(__file__).resolve().parents[1] / "docs"
 EXCERPTS = {"deploy"}  # whose models and data are the reader's
 GUIDES = ("index", "own_model", "ranks", "elrt", "formats", "training", "adding_a_format", "faq")
@@ -35,8 +35,8 @@ def blocks(page):
     return [(text[: m.start(1)].count("\n"), m[1]) for m in re.finditer(r"^```python\n(.*?)^```$", text, re.M | re.S)]
 
 
-@pytest.mark.tensorflow
-@pytest.mark.parametrize("page", thorough_but(("index",), GUIDES))
+@pytest.mark.thorough
+@pytest.mark.parametrize("page", GUIDES)
 def test_the_code_of_a_guide_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(formats.base, "_FORMATS", dict(formats.base._FORMATS))

@@ -84,6 +84,7 @@ def mixed(request):
     return model, images, outputs
 
 
+@pytest.mark.thorough
 @pytest.mark.tensorflow
 def test_mixed_precision_models_are_exported_as_they_compute_for_inference(mixed, tmp_path):
     model, images, (expected, half) = mixed
@@ -101,6 +102,7 @@ def test_mixed_precision_models_are_exported_as_they_compute_for_inference(mixed
     np.testing.assert_array_equal(to_numpy(model(images)), half)
 
 
+@pytest.mark.thorough
 @pytest.mark.tensorflow
 def test_a_refused_export_leaves_the_policy_alone(mixed, tmp_path):
     model, images, (_, half) = mixed
@@ -109,6 +111,7 @@ def test_a_refused_export_leaves_the_policy_alone(mixed, tmp_path):
     np.testing.assert_array_equal(to_numpy(model(images)), half)
 
 
+@pytest.mark.thorough
 @pytest.mark.tensorflow
 def test_mixed_precision_models_as_graphs(mixed, tmp_path):
     model, images, (expected, half) = mixed
@@ -138,7 +141,7 @@ def test_weights_in_half_floats_are_refused_by_name(dtype, tmp_path):
 
 
 @pytest.mark.tensorflow
-@pytest.mark.parametrize("penalty", ["l1", "l2"])
+@pytest.mark.parametrize("penalty", thorough_but(("l2",), ["l1", "l2"]))
 def test_penalties_of_outputs_do_not_hinder_an_export(penalty, tmp_path):
     pytest.importorskip("onnxruntime")
     layer = elrt.layers.Tucker2Conv2D(8, 3, 4, activity_regularizer=penalty)

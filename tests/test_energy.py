@@ -14,6 +14,7 @@ from elrt_keras.ranks import energy
 from elrt_keras.ranks.budget import Budget
 from elrt_keras.ranks.survey import survey
 
+pytestmark = pytest.mark.tensorflow  # the same on every backend
 layers = keras.layers
 
 

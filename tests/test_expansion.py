@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from common import functional, layer_table, random_array, to_numpy
+from common import functional, layer_table, random_array, thorough_but, to_numpy
 
 import elrt_keras as elrt
 from elrt_keras import formats
@@ -14,8 +14,8 @@ pytestmark = pytest.mark.backends
 layers = keras.layers
 
 
-@pytest.mark.parametrize("name", formats.names())
-@pytest.mark.parametrize("execution", ["chain", "compose"])
+@pytest.mark.parametrize("name", thorough_but(("tucker2", "cp"), formats.names()))
+@pytest.mark.parametrize("execution", thorough_but(("chain",), ["chain", "compose"]))
 def test_every_format_goes_in_and_out(name, execution, tmp_path):
     model = functional()
     ranks = {"shared": 0.6, "nested/conv": 0.7}
@@ -68,6 +68,7 @@ def test_expanded_layers_take_over_every_argument(arguments):
         assert type(expanded) is keras.Sequential and expanded.name == "seq"
 
 
+@pytest.mark.thorough
 def test_named_outputs_keep_their_losses_and_targets():
     inputs = keras.Input((8, 8, 6))
     body = layers.Conv2D(12, 3, name="body")(inputs)

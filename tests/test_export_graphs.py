@@ -40,6 +40,7 @@ def test_the_limit_of_examples_counts_over_all_batches():
     np.testing.assert_array_equal(taken[:, 0], [1, 1, 1, 2])
 
 
+@pytest.mark.thorough
 def test_onnx_runs_in_onnx_runtime_at_any_batch_size(model, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     labels = model.predict(IMAGES, verbose=0).argmax(1)

@@ -6,7 +6,7 @@ import json
 import keras
 import numpy as np
 import pytest
-from common import random_array, to_numpy
+from common import random_array, thorough_but, to_numpy
 
 import elrt_keras as elrt
 from elrt_keras import formats
@@ -117,7 +117,7 @@ def test_numbers_of_numpy_become_plain_ones(changed):
     assert layer.get_config() == elrt.layers.Tucker2Conv2D(**{**config, **plain}).get_config()
 
 
-@pytest.mark.parametrize("leaf", LEAVES)
+@pytest.mark.parametrize("leaf", thorough_but((elrt.layers.Tucker2Conv2D, elrt.layers.CPConv1D), LEAVES))
 def test_saved_models_come_back_with_equal_outputs_and_penalties(leaf, tmp_path):
     dims = leaf.spatial_dims
     arguments = arguments_of(leaf, kernel_size=3, strides=1, dilation_rate=2, data_format="channels_last")

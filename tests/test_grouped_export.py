@@ -14,6 +14,7 @@ layers = keras.layers
 pytestmark = pytest.mark.tensorflow
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("quantization", [None, "int8"])
 def test_export_of_grouped_layers(quantization, tmp_path):
     pytest.importorskip("ai_edge_litert")

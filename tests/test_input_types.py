@@ -72,6 +72,7 @@ def test_numbers_of_another_type_are_refused(tmp_path, texts, received):
         elrt.export.to_litert(text_classifier(), tmp_path / "model.tflite", evaluation_data=texts)
 
 
+@pytest.mark.thorough
 def test_ranks_for_a_latency(monkeypatch, tmp_path):
     monkeypatch.setenv("ELRT_CACHE_DIR", str(tmp_path))
     plan = elrt.plan_ranks(text_classifier(), max_latency=1.0, exclude=[], quantization="int8")

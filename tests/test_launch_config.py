@@ -9,6 +9,8 @@ import pytest
 from elrt_keras.launch import cli, flags, parsing, rundir
 from elrt_keras.launch.config import TrainConfig, parse_schedule
 
+pytestmark = pytest.mark.tensorflow  # the same on every backend
+
 
 def test_defaults_resolve_to_a_low_rank_run():
     config = TrainConfig()
@@ -43,7 +45,6 @@ def test_what_a_restart_may_change():
     assert config.differences(TrainConfig(dataset="imagenette", seed=1)) == {"seed": (0, 1)}
 
 
-@pytest.mark.tensorflow
 def test_full_rank_warm_up_takes_half_of_the_run_at_most_where_ranks_decide():
     assert TrainConfig(epochs=9, warmup_epochs="auto").longest_warmup == 4
     assert TrainConfig(epochs=9, warmup_epochs="7").longest_warmup == 7
@@ -219,7 +220,6 @@ def test_damaged_files_of_a_run_are_named(tmp_path, name, content, read, message
         read(str(tmp_path))
 
 
-@pytest.mark.tensorflow
 def test_rows_of_epochs_that_are_trained_again_leave_the_history(tmp_path):
     path = tmp_path / "history.csv"
     path.write_text("epoch,loss\n0,2.5\n1,2.0\n2,1.5\n", encoding="utf-8")

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 import tensorflow as tf
-from common import SLOW_ON_JAX
+from common import SLOW_ON_JAX, thorough_but
 
 from elrt_keras.launch import data
 from elrt_keras.launch.config import TrainConfig
@@ -150,8 +150,12 @@ def augmented(names, images, labels, seed=(0, 0)):
     return x, y
 
 
-@pytest.mark.parametrize("names", [("mixup",), ("cutmix",), ("mixup", "cutmix")], ids="+".join)
+MIXERS = ["mixup", "cutmix", "mixup+cutmix"]
+
+
+@pytest.mark.parametrize("names", thorough_but(["mixup"], MIXERS))
 def test_mixed_labels_say_what_is_in_the_image(names):
+    names = tuple(names.split("+"))
     images, labels = constant_images()
     seen = []
     for seed in range(8):
@@ -227,6 +231,7 @@ def test_archives_that_tfds_misses_are_named(tmp_path):
         data.load("imagenet2012", data_dir=str(tmp_path), download=True, image_size=32)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no prepared CIFAR-10 beside the project")
 def test_cifar10_from_tfds():
     cifar = data.load("cifar10", data_dir=str(SHARED))

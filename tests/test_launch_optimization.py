@@ -31,6 +31,7 @@ def test_a_training_step_is_traced_once(monkeypatch, fields, more):
     assert set(logs) == {"accuracy", "loss"} | more and len(traced) == 1
 
 
+@pytest.mark.thorough
 def test_the_cross_entropy_is_the_loss_without_penalties():
     config = TrainConfig(model="resnet8", label_smoothing=0.1, weight_decay=0.01)
     dense = elrt.models.build("resnet8", (8, 8, 1), 10)
@@ -152,6 +153,7 @@ def test_frobenius_decay_is_half_lambda_times_the_norm_of_all_kernels():
     assert optimizer.weight_decay is None
 
 
+@pytest.mark.thorough
 def test_decay_through_momentum_is_as_strong_as_decoupled_decay_over_one_minus_it():
     momentum, strength, steps = 0.9, 1e-3, 600
     ends = []
@@ -188,6 +190,7 @@ def test_a_checkpoint_knows_what_decays(tmp_path, optimizer, precision):
         )
 
 
+@pytest.mark.thorough
 def test_decay_of_depthwise_kernels_is_saved(tmp_path):
     model = elrt.models.build("mobilenet_v2", (32, 32, 3), 4, width=0.25)
     add_kernel_regularizer(model, keras.regularizers.L2(0.1))

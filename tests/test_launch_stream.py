@@ -297,6 +297,7 @@ def test_an_epoch_holds_each_image_once_and_labels_follow(folder):
     np.testing.assert_array_equal(y.argmax(axis=1), [by_pixels[key] for key in seen])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "augmentation",
     [
@@ -349,7 +350,7 @@ def names_of(dataset):
     return [name.numpy().decode() for name, _, _ in dataset]
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("workers", [2, pytest.param(3, marks=pytest.mark.thorough)])
 def test_workers_share_the_images(folder, tfds_dir, workers):
     for split in (load(folder).train, data.load("imagenette/160px-v2", str(tfds_dir)).train):
         parts = [names_of(split.examples([0, 5], (worker, workers))) for worker in range(workers)]
@@ -381,7 +382,7 @@ def test_a_batch_that_does_not_divide_is_refused(folder):
         load(folder).train_batches(config_of(folder), shard=(0, 3))
 
 
-@pytest.mark.parametrize("name", ["imagenette/160px-v2", "imagenet2012"])
+@pytest.mark.parametrize("name", ["imagenette/160px-v2", pytest.param("imagenet2012", marks=pytest.mark.thorough)])
 def test_tfds_records(tfds_dir, name, monkeypatch):
     monkeypatch.setattr(records, "_BLOCK", 16)  # several blocks, the last one not full
     images = data.load(name, str(tfds_dir), image_size=20)
@@ -403,6 +404,7 @@ def test_tfds_records(tfds_dir, name, monkeypatch):
     assert len(set(names_of(images.train.examples()))) == 40
 
 
+@pytest.mark.thorough
 def test_the_order_is_that_of_seed_and_epoch_whatever_the_global_seed(folder, tfds_dir):
     for images in (data.load("imagenette/160px-v2", str(tfds_dir), image_size=20), load(folder)):
         config = TrainConfig(dataset=images.name, image_size=images.image_size, batch_size=8)

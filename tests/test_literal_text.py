@@ -5,7 +5,7 @@ import json
 
 import keras
 import pytest
-from common import model_of
+from common import model_of, thorough_but
 from matplotlib.text import Text
 
 import elrt_keras as elrt
@@ -39,7 +39,7 @@ def drawn_texts(figure):
     return {text.strip() for text, is_math in read if is_math is False}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", thorough_but(("a$x_$y", "$\\frac$", "[bold]"), NAMES))
 def test_names_in_figures(name, tmp_path):
     plan = elrt.plot.rank_plan({name: ("svd", 3)}, path=tmp_path / "plan.png")
     results = [{"name": name, "accuracy": 0.5, "macs": 10}]
@@ -64,6 +64,7 @@ def test_names_in_tables(name):
     assert name in table and "[3]" in table
 
 
+@pytest.mark.thorough
 def test_no_picture_costs_a_result(tmp_path, monkeypatch, caplog):
     def broken(*args, **kwargs):
         raise RuntimeError("no picture today")

@@ -122,6 +122,7 @@ def test_bad_arguments(arguments, message):
         LowRankDense(8, 2).build((None, None))
 
 
+@pytest.mark.thorough
 def test_learns_a_matrix_of_its_rank():
     keras.utils.set_random_seed(0)
     target = random_array(8, 2) @ random_array(2, 5, seed=1)

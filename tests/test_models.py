@@ -36,10 +36,10 @@ SMALL_IMAGES = [name for name in SIZES if "cifar" in name or name[:6] == "resnet
 EVERY_BACKEND = ("resnet8", "resnet20", "resnet18_cifar", "vgg16_cifar", "mobilenet_v2")
 
 
-def each(names):
+def each(names, quick=EVERY_BACKEND):
     """One test for each name; of those that differ in size alone, one among the quick ones and on other backends."""
-    large = pytest.mark.tensorflow, pytest.mark.thorough
-    marks = {name: () if name in EVERY_BACKEND else large for name in names}
+    marks = {name: () if name in EVERY_BACKEND else (pytest.mark.tensorflow,) for name in names}
+    marks = {name: marks[name] if name in quick else (*marks[name], pytest.mark.thorough) for name in names}
     return pytest.mark.parametrize("name", [pytest.param(name, marks=marks[name], id=name) for name in names])
 
 
@@ -101,7 +101,7 @@ def test_raw_pixels_are_normalised_inside(normalization):
     np.testing.assert_allclose(got, (pixels - mean) / std, atol=1e-4)
 
 
-@each(SMALL_IMAGES + ["mobilenet_v2", "vgg11", "resnet50"])
+@each(SMALL_IMAGES + ["mobilenet_v2", "vgg11", "resnet50"], quick=("resnet20",))
 def test_builders_do_not_follow_the_global_image_format(name):
     arguments = {"input_shape": (32, 32, 3), "classes": np.int64(4), "width": np.float32(0.25)}
     arguments["normalization"] = ([10.0, 20.0, 30.0], [2.0, 4.0, 8.0])
@@ -126,6 +126,7 @@ def test_without_top_there_are_feature_maps(name, channels):
     assert "classifier" not in [layer.name for layer in model.layers]
 
 
+@pytest.mark.thorough
 def test_logits_instead_of_probabilities():
     keras.utils.set_random_seed(0)
     model = elrt.models.build("resnet20", (8, 8, 3), 5, classifier_activation=None)
@@ -143,7 +144,7 @@ def test_width_multiplies_all_channels(name):
     assert trainable(model) < 0.15 * int(full.replace(",", ""))
 
 
-@each(["resnet20", "resnet18_cifar", "resnet50"])
+@each(["resnet20", "resnet18_cifar", "resnet50"], quick=("resnet20", "resnet50"))
 def test_zero_init_residual_makes_blocks_identities(name):
     model = elrt.models.build(name, (32, 32, 3), 4, width=0.25, zero_init_residual=True)
     add = model.get_layer("stage1_block2_add")
@@ -218,7 +219,7 @@ def test_bad_dropout():
         elrt.models.build("vgg11", dropout=1.0)
 
 
-@each(SMALL_IMAGES + ["mobilenet_v2", "vgg11", "wide_resnet28_10", "resnet50"])
+@each(SMALL_IMAGES + ["mobilenet_v2", "vgg11", "wide_resnet28_10", "resnet50"], quick=("vgg16_cifar",))
 def test_every_builder_has_a_low_rank_twin(name):
     # `multiple_of` 1: at this width no layer has eight ranks to spare.
     arguments = {"input_shape": (32, 32, 3), "classes": 4, "width": 0.25}

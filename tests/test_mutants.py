@@ -48,6 +48,7 @@ def test_results_and_table_are_of_these_faults():
     assert mutants.with_table(page, rows) == page
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("file", ["elrt_keras/atomic.py", "models/blocks.py", "launch/parsing.py"])
 def test_what_is_imported_is_the_copy_with_the_fault(file, tmp_path):
     mutants.copy_tree(tmp_path)

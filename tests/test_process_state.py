@@ -1,11 +1,10 @@
 """Exports leave the process as it was, also from several threads: standard error, warnings, verbosity, a live model."""
 
 import os
-import subprocess
-import sys
 import threading
 import warnings
 
+import commands
 import keras
 import numpy as np
 import pytest
@@ -47,6 +46,7 @@ def state():
     return os.readlink("/proc/self/fd/2"), logging.get_verbosity(), list(warnings.filters)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads /proc")
 def test_threads_that_export_leave_everything_as_it_was(tmp_path):
     keras.config.set_dtype_policy("mixed_bfloat16")
@@ -91,6 +91,5 @@ print("done")
 
 @pytest.mark.parametrize("kind", ["closed", pytest.param("none", marks=pytest.mark.thorough)])
 def test_programs_without_a_standard_error_decompose_and_export(tmp_path, kind):
-    command = [sys.executable, "-c", PROGRAM, kind]
-    done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, timeout=200)
+    done = commands.program(PROGRAM, kind, cwd=tmp_path)
     assert done.stdout.strip().endswith("done") and (tmp_path / "model.tflite").exists()

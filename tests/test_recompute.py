@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from common import random_array, to_numpy
+from common import random_array, thorough_but, to_numpy
 
 import elrt_keras as elrt
 
@@ -29,9 +29,9 @@ def trained(make, recompute, dtype="float32", eagerly=False):
 
 @pytest.mark.parametrize(
     "dtype, eagerly",
-    [("float32", False), ("float32", True), pytest.param("mixed_bfloat16", False, marks=pytest.mark.thorough)],
+    thorough_but([("float32", False)], [("float32", False), ("float32", True), ("mixed_bfloat16", False)]),
 )
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", thorough_but(("tucker2",), LAYERS))
 def test_it_trains_to_the_same_weights(name, dtype, eagerly):
     (before, one), (_, other) = (trained(LAYERS[name], recompute, dtype, eagerly) for recompute in (False, True))
     # The same operations in the same precision; compilers may fuse them otherwise.

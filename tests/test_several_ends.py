@@ -58,7 +58,7 @@ def runner_of(kind, path):
     return litert.Runner(path)
 
 
-@pytest.mark.parametrize("structure", ["dict", "list"])
+@pytest.mark.parametrize("structure", thorough_but(("dict",), ["dict", "list"]))
 @pytest.mark.parametrize("kind", EXPORTS)
 def test_files_take_and_give_several_tensors_by_name(kind, structure, tmp_path):
     export, name, options = EXPORTS[kind]
@@ -168,6 +168,7 @@ def test_open_sizes_of_several_inputs_are_closed_by_name(tmp_path):
     assert elrt.export.to_onnx(model, tmp_path / "m.onnx", input_shape=shapes).macs == 20 * 27 * 8 + 12 * 2
 
 
+@pytest.mark.thorough
 def test_what_keras_cannot_quantise_says_what_to_do():
     model = keras.Sequential([keras.Input((8,)), elrt.layers.LowRankDense(8, ranks=2), layers.Dense(3)])
     before = to_numpy(model(np.ones((1, 8))))

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from common import functional, layer_table, random_array, to_numpy
+from common import functional, layer_table, random_array, thorough_but, to_numpy
 
 import elrt_keras as elrt
 from elrt_keras import formats
@@ -41,7 +41,7 @@ def test_a_layer_may_stay_dearer_than_dense_where_others_lose_nothing():
     assert shrunk.get_layer("free").ranks == (16, 16) and shrunk.get_layer("flat").ranks == (1, 1)
 
 
-@pytest.mark.parametrize("name", formats.names())
+@pytest.mark.parametrize("name", thorough_but(("tucker2", "cp"), formats.names()))
 def test_shrink_meets_budgets_and_keeps_everything_else(name):
     model = functional()
     low = elrt.factorize(

@@ -2,9 +2,8 @@
 
 import json
 import os
-import subprocess
-import sys
 
+import commands
 import keras
 import kubernetes_server
 import pytest
@@ -115,8 +114,8 @@ print("mended", trainer.reduce_per_replica.mended)
         ),
     ],
 )
-def test_the_remedy_for_several_workers_knows_its_versions(version, told):
-    done = subprocess.run([sys.executable, "-c", MENDED, version], capture_output=True, text=True, timeout=100)
+def test_the_remedy_for_several_workers_knows_its_versions(version, told, tmp_path):
+    done = commands.program(MENDED, version, cwd=tmp_path)
     assert (done.returncode == 0) == (version != "other") and told in done.stdout + done.stderr, done.stderr[-3000:]
     assert ("known to work" in done.stderr) == (version != "seen")
 
@@ -217,6 +216,7 @@ def kubernetes(monkeypatch, tmp_path):
         yield answers, asked
 
 
+@pytest.mark.thorough
 @pytest.mark.tensorflow
 def test_the_cluster_of_kubernetes(kubernetes):
     answers, asked = kubernetes

@@ -56,7 +56,10 @@ def norm_called_twice():
     return keras.Model(inputs, layers.Flatten()(inner(inner(inputs))))
 
 
-@pytest.mark.parametrize("make", [gated, norm_behind_activation, norm_beside_a_shortcut, norm_called_twice])
+@pytest.mark.parametrize(
+    "make",
+    thorough_but((gated,), [gated, norm_behind_activation, norm_beside_a_shortcut, norm_called_twice]),
+)
 def test_what_tfmot_does_not_fold_stays_as_it_is(make):
     keras.utils.set_random_seed(3)
     model, x = make(), images(64, 8, 8, 3)
@@ -134,7 +137,7 @@ def other_activations():
 @pytest.mark.parametrize(
     "make",
     thorough_but(
-        (adapted_normalization, called_twice, other_activations),
+        (adapted_normalization,),
         [
             adapted_normalization,
             adapted_normalization_of_vectors,
@@ -164,6 +167,7 @@ def test_normalisation_of_images_is_quantised():
     assert aware.get_layer("quant_normalization").trainable_weights == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("prepare", [lambda m: export.prune(m, 0.5, 0, 4, 1), lambda m: export.cluster(m, 8)])
 def test_a_tf_keras_model_stays_as_it_is(prepare):
     legacy = export.to_tf_keras(norm_beside_a_shortcut())
@@ -177,6 +181,7 @@ def test_a_tf_keras_model_stays_as_it_is(prepare):
         np.testing.assert_array_equal(old, new)
 
 
+@pytest.mark.thorough
 def test_what_is_wrapped_is_not_wrapped_again_and_is_exported_without_its_wrapping(tmp_path):
     model = norm_beside_a_shortcut()
     wrapped = {
@@ -260,6 +265,7 @@ def kernels(model):
     return {layer.name: layer.kernel.numpy() for layer in model.layers if type(layer) in layers}
 
 
+@pytest.mark.thorough
 def test_quantisation_aware_training_and_export(trained, tmp_path):
     model, x, labels = trained
     aware = export.quantization_aware(model, representative_data=x)
@@ -282,6 +288,7 @@ def test_quantisation_aware_training_and_export(trained, tmp_path):
     assert report.size_bytes < 0.5 * plain.size_bytes
 
 
+@pytest.mark.thorough
 def test_ranges_from_data_are_those_of_the_float_model(trained):
     model, x, _ = trained
     legacy = export.to_tf_keras(model)

@@ -85,6 +85,7 @@ def test_defaults_exclude_the_first_convolution_and_the_classifier():
     assert {"frames/network/body", "frames/network/tail"} <= set(plan.factorized())
 
 
+@pytest.mark.thorough
 def test_whole_kernels_compute_the_same_and_lower_ranks_cost_what_was_planned():
     model = video_model()
     whole = {"smooth/conv": ("tucker2", 1.0), "frames/network/body": ("svd", 1.0)}
@@ -117,6 +118,7 @@ def test_chains_are_models_of_their_own_and_survive_saving(tmp_path):
     assert [layer.name for layer in chain.layers] == ["conv_factor_in", "conv_core", "conv"]
 
 
+@pytest.mark.thorough
 @pytest.mark.backends
 def test_training_sees_penalties_and_lowers_the_loss():
     model = video_model()
@@ -284,6 +286,7 @@ def test_spectra_are_found_in_it():
 
 
 @pytest.mark.tensorflow
+@pytest.mark.thorough
 @pytest.mark.parametrize("quantization", [None, "int8"])
 def test_litert_files_agree(tmp_path, quantization):
     pytest.importorskip("ai_edge_litert")

@@ -141,15 +141,18 @@ def test_the_front_door_and_its_stub_have_the_same_names():
     assert imported == set(elrt_keras.__all__)
 
 
+@pytest.mark.thorough
 def test_a_typical_program_has_no_errors(installed, tmp_path):
     assert wrong_lines(installed, tmp_path, PROGRAM) == {}
 
 
+@pytest.mark.thorough
 def test_mistakes_are_found(installed, tmp_path):
     expected = {number for number, line in enumerate(MISTAKES.splitlines()) if line.endswith("# wrong")}
     assert set(wrong_lines(installed, tmp_path, MISTAKES)) == expected
 
 
+@pytest.mark.thorough
 def test_every_public_function_is_annotated(installed, tmp_path):
     report = pyright(installed, tmp_path, "--verifytypes", "elrt_keras", "--ignoreexternal")["typeCompleteness"]
     symbols = [one for one in report["symbols"] if one["isExported"]]

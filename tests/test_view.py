@@ -125,6 +125,7 @@ def test_a_layer_that_cannot_run_is_named():
         elrt.count_costs(outer, (5, 8, 4))
 
 
+@pytest.mark.thorough
 def test_calls_of_a_quantised_model_are_traced():
     model = keras.Sequential([keras.Input((8,)), layers.Dense(4, name="one"), layers.Dense(2, name="two")])
     model.quantize("int8")

@@ -13,6 +13,7 @@ def benchmark(*arguments, cwd):
     return commands.run("benchmark", *arguments, cwd=cwd)
 
 
+@pytest.mark.thorough
 def test_pipeline_and_step_are_measured_and_written(tmp_path):
     done = benchmark("data", "--seconds=0.2", "--rounds=2", "--batch_size=64", "--output=r.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -26,7 +27,6 @@ def test_pipeline_and_step_are_measured_and_written(tmp_path):
     assert f"{result['ratio']:.2f}× what the step consumes" in done.stdout and "pipeline: digits, crop" in done.stdout
 
 
-@pytest.mark.thorough
 def test_what_has_a_budget_is_low_rank_and_times_are_finite(tmp_path):
     done = benchmark("data", "--model=resnet8", "--max_macs=0.5", "--seconds=0.01", "--rounds=1", cwd=tmp_path)
     assert done.returncode == 0 and "training step: resnet8 tucker2" in done.stdout, done.stderr[-2000:]

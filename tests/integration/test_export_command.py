@@ -10,12 +10,35 @@ import commands
 import keras
 import numpy as np
 import pytest
+from common import thorough
 
+from elrt_keras import litert
 from elrt_keras.launch import quantized
 from elrt_keras.launch.latency import android_commands
 
 pytestmark = pytest.mark.tensorflow
 KINDS = ("float32", "float16", "dynamic_int8", "int8")
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    """A run of a few steps, exported in float32 and int8."""
+    folder = tmp_path_factory.mktemp("short")
+    done = commands.run("train", "--run_dir=run", "--model=resnet8", "--smoke", "--epochs=1", cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    limits = ("--evaluation_examples=20", "--max_accuracy_drop=1")
+    done = commands.run("export", "run", "--quantization=float32,int8", *limits, cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, done.stdout
+
+
+def test_the_files_of_a_run_are_told_and_reported(short):
+    folder, printed = short
+    for kind in ("float32", "int8"):
+        path = folder / "run" / "export" / f"low_rank_{kind}.tflite"
+        report = json.loads(pathlib.Path(f"{path}.json").read_text())
+        assert report["size_bytes"] == path.stat().st_size and report["examples"] == 20
+        assert path.name in printed and "agreement" in printed
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +55,7 @@ def exported(tmp_path_factory):
     return folder, done.stdout
 
 
+@pytest.mark.thorough
 def test_every_file_has_its_report_and_its_row(exported):
     folder, printed = exported
     names = [f"low_rank_{kind}" for kind in KINDS] + ["merged_float32"]
@@ -45,13 +69,14 @@ def test_every_file_has_its_report_and_its_row(exported):
     assert all(f"low_rank_{kind}.tflite" in printed for kind in KINDS) and "agreement" in printed
 
 
-def test_labels_are_in_the_file(exported):
+def test_labels_are_in_the_file(short):
     from elrt_keras.litert.metadata import read_labels
 
-    content = (exported[0] / "run" / "export" / "low_rank_int8.tflite").read_bytes()
+    content = (short[0] / "run" / "export" / "low_rank_int8.tflite").read_bytes()
     assert read_labels(content) == [str(digit) for digit in range(10)]
 
 
+@pytest.mark.thorough
 def test_latency_table_plot_and_android_commands(exported):
     folder, _ = exported
     done = commands.run("benchmark", "litert", "run", "--runs=7", "--plot=l.png", "--output=l.json", cwd=folder)
@@ -86,33 +111,52 @@ def test_a_keras_file_in_other_formats(exported):
     assert Interpreter(str(folder / "m.tflite")).get_input_details()[0]["dtype"] == np.uint8
 
 
+@pytest.mark.thorough
+def test_open_sizes_and_the_version_of_operators(tmp_path):
+    layers = [keras.Input((None, None, 3)), keras.layers.Conv2D(4, 3), keras.layers.GlobalAveragePooling2D()]
+    keras.Sequential(layers).save(tmp_path / "open.keras")
+    for arguments in (["--output=m.tflite"], ["--format=onnx", "--opset=15", "--output=m.onnx"]):
+        done = commands.run("export", "open.keras", "--input_shape=10,12,3", *arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert list(litert.Runner(tmp_path / "m.tflite").input_shapes.values()) == [(1, 10, 12, 3)]
+    onnx = pytest.importorskip("onnx")
+    assert [one.version for one in onnx.load(tmp_path / "m.onnx").opset_import if one.domain == ""] == [15]
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
         ([], "Expected one run directory or .keras file"),
         (["nothing.keras"], "Received: 'nothing.keras', which does not exist"),
-        (["text.keras"], "Expected a Keras model in a .keras file"),
         (["run", "--quantization=int4"], "Received: quantization='int4'. Did you mean 'int8'?"),
-        (["run", "--quantization=int8,float16", "--output=m.tflite"], "one with --output"),
         (["run", "--format=onnx", "--quantization=int8"], "--quantization is for LiteRT"),
-        (["nowhere"], "Received: 'nowhere', which does not exist"),
-        (["run", "--io_dtype=int8"], "--io_dtype is for int8. Received: io_dtype='int8', quantization=['float32']"),
-        (["run", "--output=/dev/null"], "Expected a path of a file. Received: path='/dev/null'"),
-        (["run", "--dataset=cifar10"], "A run has its own data set. Received: dataset='cifar10'"),
-        (["run", "--image_size=8"], "A run has its own data set. Received: dataset=None, image_size=8"),
-        (["run/model.keras", "--dataset=digits", "--image_size=8"], "'digits' has images of its own size"),
-        (["run/model.keras", "--quantization=int8", "--output=x.tflite"], "expected representative_data"),
+        (["run", "--opset=13"], "--opset is for ONNX. Received: format='litert', opset=13"),
+        (["run", "--input_shape=8,x"], "Expected positive ints such as 32,32,3. Received: input_shape=['8', 'x']"),
         (["run/model.keras", "--output=none/x.tflite"], "folder that can be written"),
-        (["run", "--max_accuracy_drop=nan", "--output=x.tflite"], "Received: max_accuracy_drop=nan"),
-        (["run", "--format=onnx", "--output=x.tflite"], "Expected a path for 'onnx'. Received: output='x.tflite'"),
-        (["run", "--output=x.tflite/"], "Expected a path that ends in the name of a file. Received: path='x.tflite/'"),
-        (["run/model.keras", "--data_dir=d", "--output=x.tflite"], "Expected --dataset with these"),
         (["unfinished"], "Expected a .keras file or a finished run. Received: 'unfinished', which holds no model"),
+        *thorough(
+            (["run", "--quantization=int8,float16", "--output=m.tflite"], "one with --output"),
+            (["run", "--io_dtype=int8"], "--io_dtype is for int8. Received: io_dtype='int8', quantization=['float32']"),
+            (["run", "--output=/dev/null"], "Expected a path of a file. Received: path='/dev/null'"),
+            (["run", "--dataset=cifar10"], "A run has its own data set. Received: dataset='cifar10'"),
+            (["run", "--image_size=8"], "A run has its own data set. Received: dataset=None, image_size=8"),
+            (["run/model.keras", "--dataset=digits", "--image_size=8"], "'digits' has images of its own size"),
+            (["run/model.keras", "--quantization=int8", "--output=x.tflite"], "expected representative_data"),
+            (["run", "--max_accuracy_drop=nan", "--output=x.tflite"], "Received: max_accuracy_drop=nan"),
+            (["run", "--format=onnx", "--output=x.tflite"], "Expected a path for 'onnx'. Received: output='x.tflite'"),
+            (
+                ["run", "--output=x.tflite/"],
+                "Expected a path that ends in the name of a file. Received: path='x.tflite/'",
+            ),
+            (["run/model.keras", "--data_dir=d", "--output=x.tflite"], "Expected --dataset with these"),
+            (["text.keras"], "Expected a Keras model in a .keras file"),
+            (["nowhere"], "Received: 'nowhere', which does not exist"),
+        ),
     ],
     ids=str,
 )
-def test_bad_input_is_one_line_and_no_file(exported, arguments, message):
-    folder, _ = exported
+def test_bad_input_is_one_line_and_no_file(short, arguments, message):
+    folder, _ = short
     (folder / "text.keras").write_text("no model")
     (folder / "unfinished").mkdir(exist_ok=True)
     (folder / "unfinished" / "flags.txt").write_text("--model=resnet8")
@@ -186,11 +230,11 @@ def test_a_fine_tuning_whose_numbers_go_wrong_ends_with_what_to_do(exported, tmp
     assert not (tmp_path / "run" / "quantization_aware" / "summary.json").exists()
 
 
-def test_the_example_classifies_image_files(exported, tmp_path):
+def test_the_example_classifies_image_files(short, tmp_path):
     """Against Keras on the same pixels; a file that is no image is named and does not stop the others."""
     from PIL import Image
 
-    folder, _ = exported
+    folder, _ = short
     model = keras.models.load_model(folder / "run" / "model.keras", compile=False)
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (3, 8, 8), dtype="uint8")
@@ -235,8 +279,8 @@ def pictures(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["float32", "int8"])
-def test_the_command_classifies_as_the_example_does(exported, tmp_path, pictures, kind):
-    folder, _ = exported
+def test_the_command_classifies_as_the_example_does(short, tmp_path, pictures, kind):
+    folder, _ = short
     path = folder / "run" / "export" / f"low_rank_{kind}.tflite"
     program = pathlib.Path(__file__).resolve().parents[2] / "examples" / "classify.py"
     example = [sys.executable, program, f"--model={path}", "--top_k=2", *pictures]
@@ -246,8 +290,8 @@ def test_the_command_classifies_as_the_example_does(exported, tmp_path, pictures
     assert done.stdout == expected.stdout and len(done.stdout.splitlines()) == 3
 
 
-def test_images_that_cannot_be_read_are_named(exported, tmp_path, pictures):
-    folder, _ = exported
+def test_images_that_cannot_be_read_are_named(short, tmp_path, pictures):
+    folder, _ = short
     path = folder / "run" / "export" / "low_rank_float32.tflite"
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "photo.jpg").read_bytes()[:600])

@@ -48,6 +48,7 @@ def mobilenet():
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("build", thorough_but((resnet,), [resnet, vgg, mobilenet]))
 def test_there_and_back(build, tmp_path):
     model = build()
@@ -64,6 +65,7 @@ def test_there_and_back(build, tmp_path):
     assert elrt.count_costs(twins[-1]).macs == elrt.count_costs(model).macs
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", thorough_but(("classifier",), ["classifier", "DeepLabV3", "SegFormer", "RetinaNet"]))
 def test_tasks_keep_their_class_and_what_it_does(name, tmp_path):
     import hub_tasks

@@ -1,8 +1,5 @@
 """Commands suggest the flag, and the value of a flag, that was probably meant; warnings are lines of text."""
 
-import subprocess
-import sys
-
 import commands
 import pytest
 
@@ -45,6 +42,6 @@ def test_a_warning_is_one_line_without_the_source_that_warns(tmp_path):
         "import warnings; from elrt_keras.launch import cli; "
         "cli.start('elrt-x', lambda argv: warnings.warn('Times scatter'), ['elrt-x'])"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    done = commands.program(program, cwd=tmp_path)
     assert done.returncode == 0 and "elrt-x: warning: Times scatter" in done.stderr.splitlines()
     assert "warnings.warn" not in done.stderr

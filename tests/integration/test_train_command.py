@@ -104,6 +104,7 @@ def epochs_of(run_dir):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.thorough
 @pytest.mark.tensorflow
 def test_full_rank_warm_up_then_low_rank(tmp_path):
     fields = {"epochs": 3, "warmup_epochs": 1, "batch_size": 256, "rank_method": "energy", "augmentation": "none"}
@@ -192,6 +193,7 @@ def test_bad_input_stops_before_anything_is_written(tmp_path, fields, message):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.thorough
 @pytest.mark.tensorflow
 def test_a_run_under_a_plan_has_the_formats_of_the_plan(tmp_path, capsys):
     plan = elrt.plan_ranks(elrt.models.build("resnet8", (8, 8, 1), 10), format="svd", max_macs=0.6)
@@ -281,6 +283,7 @@ def test_command_line_errors_are_one_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.thorough
 @pytest.mark.tensorflow
 def test_help_teaches_and_the_script_runs_by_its_path(tmp_path):
     environment = {**os.environ, "COLUMNS": "100"}

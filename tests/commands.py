@@ -47,14 +47,19 @@ def _main(module, arguments, folder, environment, output, errors):
     os.environ.update(environment)
     os.chdir(folder)
     sys.argv = [module, *arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    if module.endswith(".py"):
+        runpy.run_path(module, run_name="__main__")
+    else:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 class Command:
-    """`python -m module arguments`, begun; with the methods and attributes of `subprocess.Popen` that the tests use.
+    """`python -m module arguments`, or `python file.py arguments`, begun.
+
+    It has the methods and attributes of `subprocess.Popen` that the tests use.
 
     Args:
-        module: name of a module that is a command.
+        module: name of a module that is a command, or path of a program.
         arguments: of the command line.
         cwd: the working directory.
         env: the whole environment; default that of this process.
@@ -73,8 +78,9 @@ class Command:
             self._process.start()
         else:
             with open(self._output, "a") as out, open(self._errors, "a") as err:
+                command = self.args if module.endswith(".py") else ["-m", *self.args]
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", *self.args], cwd=cwd, env=environment, stdout=out, stderr=err
+                    [sys.executable, *command], cwd=cwd, env=environment, stdout=out, stderr=err
                 )
         self.pid = self._process.pid
 
@@ -131,6 +137,17 @@ def _text(path):
 
 def run(name, *arguments, cwd, env=None, timeout=500):
     """`elrt-name arguments`, ended, as `subprocess.run` with captured text tells it."""
-    process = Command(f"elrt_keras.launch.{name}", *arguments, cwd=cwd, env=env)
+    return _ended(Command(f"elrt_keras.launch.{name}", *arguments, cwd=cwd, env=env), timeout)
+
+
+def program(text, *arguments, cwd, env=None, timeout=500):
+    """A program of Python in `text`, ended, as `subprocess.run` with captured text tells it."""
+    with tempfile.NamedTemporaryFile("w", suffix=".py", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        return _ended(Command(file.name, *arguments, cwd=cwd, env=env), timeout)
+
+
+def _ended(process, timeout):
     output, errors = process.communicate(timeout)
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
