@@ -4,11 +4,12 @@ import dataclasses
 import math
 import sys
 
-from elrt_keras import formats, initializers, models, ranks, regularizers
+from elrt_keras import formats, initializers, models, regularizers
 from elrt_keras.checks import one_of
 from elrt_keras.launch import data as data_module
 from elrt_keras.launch.data.augment import NAMES as AUGMENTATIONS
 from elrt_keras.launch.data.stream import BAD_IMAGES
+from elrt_keras.ranks import methods
 
 ORTHOGONALITY = ("none", *regularizers.BY_NAME, "stiefel")
 OPTIMIZERS = ("sgd", "adamw")
@@ -43,7 +44,7 @@ class TrainConfig:
     max_params: float | None = None
     max_latency: float | None = None
     rank_plan: str | None = None
-    rank_method: str = "uniform"
+    rank_method: str | None = None
     multiple_of: int | None = None
     initial_model: str | None = None
     warmup_epochs: str = "0"
@@ -80,8 +81,8 @@ class TrainConfig:
             self._set(epochs=min(self.epochs, 2), batch_size=min(self.batch_size, 32))
         if self.format != "dense" and self.rank_method != "vbmf" and not self._given("rank_plan", *_BUDGETS):
             self._set(max_macs=_DEFAULT_MAX_MACS)
-        if self.max_latency is not None and self.rank_method == "uniform":
-            self._set(rank_method="latency")
+        if self.rank_method is None:
+            self._set(rank_method=methods.chosen_name(None, self.max_latency))
         if self.format == "dense":
             self._set(orthogonality="none", orthogonality_schedule=None)
         self._set(warmup_epochs=_plain_count(str(self.warmup_epochs).strip()))
@@ -123,7 +124,7 @@ class TrainConfig:
         one_of(self.on_nan, ON_NAN, "on_nan")
         for name in self.augmentations:
             one_of(name, ["none", *AUGMENTATIONS], "augmentation")
-        one_of(self.rank_method, ranks.METHODS, "rank_method")
+        one_of(self.rank_method, methods.names(), "rank_method")
         if self.factor_initializer != "decomposed":
             initializers.get(self.factor_initializer)
 
@@ -191,7 +192,7 @@ class TrainConfig:
             )
         if not self.has_trained_weights:
             for name, needs in (("rank_method", self.rank_method), ("factor_initializer", self.factor_initializer)):
-                if needs in (*ranks.READ_WEIGHTS, "decomposed"):
+                if needs in (*methods.reading_weights(), "decomposed"):
                     raise ValueError(
                         "Expected trained weights to read: pass --initial_model or --warmup_epochs. "
                         f"Received: {name}={needs!r}"

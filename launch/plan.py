@@ -19,7 +19,7 @@ from absl import flags
 from elrt_keras.atomic import check_file
 from elrt_keras.checks import suggestion
 from elrt_keras.launch import cli, parsing
-from elrt_keras.ranks import METHODS, READ_WEIGHTS
+from elrt_keras.ranks import methods
 
 _PASSED = ("fraction", "max_macs", "max_params", "max_latency", "multiple_of", "exclude", "threads", "quantization")
 
@@ -49,7 +49,10 @@ def define():
         "What is timed for --max_latency, as of elrt-export; float32 if not given.",
     )
     flags.DEFINE_enum(
-        "method", "uniform", list(METHODS), f"How ranks are chosen; {', '.join(READ_WEIGHTS)} read weights."
+        "method",
+        None,
+        methods.names(),
+        f"How ranks are chosen, 'uniform' by default; {', '.join(methods.reading_weights())} read weights.",
     )
     flags.DEFINE_integer("multiple_of", None, "Ranks are multiples of this; 8 if not given, which SIMD units like.")
     flags.DEFINE_list("exclude", None, "Names or patterns to keep dense; default: first convolution and classifier.")
@@ -90,7 +93,7 @@ def _model(values, shape):
     from elrt_keras import models
 
     if values.model in models.list_models():
-        if values.method in READ_WEIGHTS:
+        if values.method in methods.reading_weights():
             raise ValueError(
                 f"--method={values.method} reads trained weights, and a builder's are random. Expected a .keras file. "
                 f"Received: model={values.model!r}"

@@ -536,10 +536,10 @@ RANKS = [
         ),
     ),
     *_in(
-        "elrt_keras/ranks/planner.py",
+        "elrt_keras/ranks/uniform.py",
         (
             "An explicit fraction is cut like a budget's ranks",
-            "exact=fraction is not None",
+            "exact=problem.fraction is not None",
             "exact=False",
             "test_budget",
         ),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import elrt_keras as elrt
 from elrt_keras import formats
 from elrt_keras.graph.view import View
+from elrt_keras.ranks import methods
 from elrt_keras.ranks.budget import Budget, on_grid
 from elrt_keras.ranks.plan import DENSE
 from elrt_keras.ranks.survey import survey
@@ -219,6 +220,7 @@ def test_the_classifiers_of_all_outputs_stay_dense():
         ({"fraction": 0.5, "max_macs": 0.5}, "either `fraction` or a budget"),
         ({"max_macs": 0.5, "method": "magic"}, "Received: method='magic'"),
         ({"max_latency": 0.5, "method": "energy"}, "Received: max_latency=0.5, method='energy'"),
+        ({"max_latency": 0.5, "method": "uniform"}, "Received: max_latency=0.5, method='uniform'"),
         ({"max_macs": 0.5, "quantization": "int8"}, "Received: quantization='int8', method='uniform'"),
         ({"max_macs": 0.5, "method": "latency"}, "Received: max_latency=None, method='latency'"),
         ({"max_latency": 0.5, "max_macs": 0.5, "max_params": 0.5}, "at most two budgets"),
@@ -230,6 +232,23 @@ def test_the_classifiers_of_all_outputs_stay_dense():
 def test_bad_arguments(resnet, arguments, message):
     with pytest.raises(ValueError, match=message):
         elrt.plan_ranks(resnet, **arguments)
+
+
+def test_one_more_method_is_one_more_function(small, monkeypatch):
+    monkeypatch.setattr(methods, "_METHODS", dict(methods._METHODS))
+
+    @methods.method("smallest", kept_dense="smallest leaves it")
+    def smallest(problem):
+        """The first rank of the grid; the first layer stays dense."""
+        first, *others = problem.candidates
+        ranks = {one.name: tuple(map(min, zip(one.limits, one.steps(problem.multiple_of)))) for one in others}
+        return methods.Solution({first.name: None, **ranks}, problem.candidates)
+
+    plan = elrt.plan_ranks(small, method="smallest", max_macs=0.9, multiple_of=4)
+    chosen = [entry.ranks for entry in plan.values() if entry.ranks is not None]
+    assert chosen and {rank for ranks in chosen for rank in ranks} == {4}
+    assert "smallest leaves it" in plan.reasons.values()
+    assert "smallest" in methods.names() and "smallest" not in methods.reading_weights()
 
 
 def test_formats_by_layer(resnet):

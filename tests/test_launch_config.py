@@ -101,6 +101,7 @@ def test_dense_run_has_no_penalty():
         ({"rank_plan": "p.json", "max_params": 0.5}, r"either a budget or a rank plan"),
         ({"max_macs": 0.5, "max_params": 0.5, "max_latency": 0.5}, "at most two budgets"),
         ({"rank_method": "latency", "max_macs": 0.5}, "rank_method='latency'"),
+        ({"rank_method": "uniform", "max_latency": 0.5}, "rank_method='uniform'"),
         ({"max_latency": 2.0}, "Received: max_latency=2.0"),
         ({"orthogonality": "none", "orthogonality_schedule": "0:1"}, r"needs a penalty.*orthogonality='none'"),
         ({"orthogonality_schedule": "1e-2"}, r"epoch:strength.*Received: '1e-2'"),

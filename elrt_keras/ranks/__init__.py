@@ -1,6 +1,12 @@
-"""Ranks that choose themselves."""
+"""Ranks that choose themselves. Importing this package registers all methods: a further file is picked up."""
+
+import importlib
+import pkgutil
 
 from elrt_keras.ranks.plan import LayerPlan, RankPlan
-from elrt_keras.ranks.planner import METHODS, READ_WEIGHTS, plan_ranks
+from elrt_keras.ranks.planner import plan_ranks
 
-__all__ = ["METHODS", "READ_WEIGHTS", "LayerPlan", "RankPlan", "plan_ranks"]
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["LayerPlan", "RankPlan", "plan_ranks"]

@@ -15,6 +15,7 @@ import numpy as np
 
 from elrt_keras.ranks.budget import Budget, Chosen
 from elrt_keras.ranks.candidate import Candidate
+from elrt_keras.ranks.methods import Problem, Solution, method
 
 # Weights of the first of two budgets that are tried; the second gets the rest.
 _MIXES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -255,3 +256,10 @@ def _exchange(state):
                 state.chosen, state.spent = trial.chosen, trial.spent
                 return True
     return False
+
+
+@method("energy", reads_weights=True, kept_dense="the budget is better spent on it whole")
+def energy(problem: Problem) -> Solution:
+    """The ranks that lose least of the layers' singular spectra under the budget."""
+    settings = problem.multiple_of, problem.break_even, problem.judged_by
+    return Solution(solve(problem.candidates, problem.budget, *settings), problem.candidates)

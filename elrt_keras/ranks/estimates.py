@@ -5,6 +5,8 @@ from collections.abc import Callable
 import numpy as np
 
 from elrt_keras.formats.arrays import squared_singular_values
+from elrt_keras.ranks.methods import Problem, Solution, method
+from elrt_keras.ranks.uniform import scaled
 from elrt_keras.ranks.vbmf import evbmf_of_spectrum
 
 _PRECISION = float(np.finfo("float32").eps)
@@ -38,4 +40,18 @@ def stable_rank(matrix: np.ndarray) -> float:
     return float(squares.sum() / squares[0]) if squares[0] > 0 else 1.0
 
 
-ESTIMATES: dict[str, Callable[[np.ndarray], float]] = {"vbmf": vbmf_rank, "stable_rank": stable_rank}
+def _estimated(problem: Problem, estimate: Callable[[np.ndarray], float]) -> Solution:
+    """The estimated ranks of each kernel's unfoldings, all scaled by one number where there is a budget."""
+    return scaled(problem, {one.name: one.format.rank_estimates(one.kernel(), estimate) for one in problem.candidates})
+
+
+@method("vbmf", reads_weights=True, needs_budget=False)
+def vbmf(problem: Problem) -> Solution:
+    """The ranks that stand out of the noise by analytic variational Bayes."""
+    return _estimated(problem, vbmf_rank)
+
+
+@method("stable_rank", reads_weights=True, needs_budget=False)
+def stable_ranks(problem: Problem) -> Solution:
+    """The stable ranks of the unfoldings."""
+    return _estimated(problem, stable_rank)

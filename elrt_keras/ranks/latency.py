@@ -28,8 +28,10 @@ from elrt_keras.checks import one_of
 from elrt_keras.formats.chain import chain_costs
 from elrt_keras.litert.convert import Quantization
 from elrt_keras.progress import progress_bar
+from elrt_keras.ranks import energy
 from elrt_keras.ranks.budget import Budget, on_grid
 from elrt_keras.ranks.candidate import Candidate
+from elrt_keras.ranks.methods import Problem, Solution, method
 
 # Ranks that are measured: these fractions of the largest, by the number of ranks of a format.
 _FRACTIONS = {
@@ -276,7 +278,7 @@ def timed(
         warnings.warn(
             f"Single runs of the timed layers scatter by {table.scatter:.0%} of their median, so other ranks may be "
             f"faster: stop other programs, remove {table.path!r}, and plan again",
-            stacklevel=3,
+            stacklevel=4,  # the caller of `plan_ranks`
         )
     total = _total(content, candidates, table)
     dense = sum(candidate.times[None] for candidate in candidates)
@@ -298,3 +300,16 @@ def _total(content, candidates, table):
     # The times of layers may be old. The slowest of them takes turns with the model, and says what has changed.
     whole, now = measure([content, layer], table.threads)[0]
     return float(whole * table.get(_key(stages, size, slowest.padding)) / now)
+
+
+@method(
+    "latency",
+    measures_time=True,
+    kept_dense="faster dense, or the budget is better spent on it whole",
+)
+def plan_latency(problem: Problem) -> Solution:
+    """As the method `energy`, with measured time in the place of MACs; only ranks that are faster than dense."""
+    settings = problem.multiple_of, problem.threads, problem.input_shape, problem.quantization
+    candidates, budget = timed(problem.model, problem.budget, problem.limits["latency"], *settings)
+    chosen = energy.solve(candidates, budget, problem.multiple_of, True, ["latency"])
+    return Solution(chosen, candidates, {"dense": budget.totals["latency"], "planned": budget.spent(chosen)["latency"]})

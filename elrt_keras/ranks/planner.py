@@ -3,25 +3,18 @@
 import dataclasses
 import numbers
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import keras
 
-from elrt_keras.checks import one_of
 from elrt_keras.graph.costs import costs_of
 from elrt_keras.graph.view import View
 from elrt_keras.layers import FactorizedLayer
 from elrt_keras.litert.convert import Quantization
-from elrt_keras.ranks import energy, latency
+from elrt_keras.ranks import methods
 from elrt_keras.ranks.budget import SIMD_MULTIPLE, Budget
-from elrt_keras.ranks.estimates import ESTIMATES
 from elrt_keras.ranks.plan import DENSE, LayerPlan, RankPlan
 from elrt_keras.ranks.survey import survey
-from elrt_keras.ranks.uniform import ScaledRanks
-
-READ_WEIGHTS = ("energy", *ESTIMATES)  # methods for trained weights
-METHODS = ("uniform", *READ_WEIGHTS, "latency")
-Method: TypeAlias = Literal["uniform", "energy", "vbmf", "stable_rank", "latency"]
 
 
 def plan_ranks(
@@ -32,7 +25,7 @@ def plan_ranks(
     max_macs: float | None = None,
     max_params: float | None = None,
     max_latency: float | None = None,
-    method: Method = "uniform",
+    method: str | None = None,
     multiple_of: int | None = None,
     exclude: str | Sequence[str] | None = None,
     break_even: bool = True,
@@ -44,9 +37,9 @@ def plan_ranks(
 
     Methods:
 
-    - `"uniform"`: one fraction of the full ranks everywhere, the largest that fits the budget (by bisection). Where the
-      rank grid makes many layers step at the same fraction, as many of them take the step, or one rank of it, as the
-      budget still allows, from the output of the model to its input.
+    - `"uniform"`, the default: one fraction of the full ranks everywhere, the largest that fits the budget (by
+      bisection). Where the rank grid makes many layers step at the same fraction, as many of them take the step, or one
+      rank of it, as the budget still allows, from the output of the model to its input.
     - `"energy"`, for trained weights: the ranks that lose least of the layers' singular spectra under the budget. The
       loss of a layer is the part of its squared norm that its ranks leave out, and the sum over the layers is minimised
       (a knapsack: greedy on loss saved per unit of cost over the layers' convex hulls). Layers may stay dense.
@@ -55,7 +48,7 @@ def plan_ranks(
       one, all these ranks are scaled by one number so that it is met.
     - `"stable_rank"`, for trained weights: the same with the stable rank ‖A‖_F²/‖A‖₂² of each unfolding A (Cuttlefish,
       MLSys 2023).
-    - `"latency"`, the method of `max_latency` and taken by itself with it: as `"energy"`, with measured time in the
+    - `"latency"`, the default with `max_latency` and for it alone: as `"energy"`, with measured time in the
       place of MACs. Each distinct layer is timed on LiteRT, dense and at a grid of ranks (on this processor); the times
       are kept in `$ELRT_CACHE_DIR` or `~/.cache/elrt_keras`. The time of the model is that of the dense model, less its
       dense layers, plus the chains in their place. Ranks at which a layer is not faster than dense are never taken. It
@@ -74,7 +67,7 @@ def plan_ranks(
         max_params: float in (0, 1]: keep at most this part of the dense model's parameters. Both budgets may be given.
         max_latency: float in (0, 1]: take at most this part of the dense model's measured time; for models with one
             input and one output. At most two of the three budgets may be given.
-        method: see above.
+        method: one of the names above, or of a method registered with `ranks.methods.method`; `None` for the default.
         multiple_of: int ≥ 1: ranks are multiples of it (or the full rank); `None` for 8, which SIMD units like. A layer
             with no more channels than that takes any rank.
         exclude: a name or shell pattern, or a list of them, of layers that stay dense; `None` for the first convolution
@@ -109,13 +102,12 @@ def plan_ranks(
     >>> plan.reasons["stem"]
     'excluded'
     """
-    if max_latency is not None and method == "uniform":
-        method = "latency"
-    limits = _validated_limits(fraction, max_macs, max_params, max_latency, method)
-    if quantization is not None and method != "latency":
+    solver = methods.get(methods.chosen_name(method, max_latency))
+    limits = _validated_limits(fraction, max_macs, max_params, max_latency, solver)
+    if quantization is not None and not solver.measures_time:
         raise ValueError(
             "`quantization` says which files are timed, and goes with `max_latency`. "
-            f"Received: quantization={quantization!r}, method={method!r}"
+            f"Received: quantization={quantization!r}, method={solver.name!r}"
         )
     multiple_of = validated_multiple(multiple_of)
     view = View(model, input_shape)
@@ -130,52 +122,30 @@ def plan_ranks(
         raise ValueError(
             f"Expected a model with layers that can be factorised. Received: model={model.name!r}, {reasons}"
         )
-    judged_by = list(limits) or ["macs"]
     totals = dataclasses.asdict(costs_of(view))
     counted = {resource: part * totals[resource] for resource, part in limits.items() if resource != "latency"}
     budget = Budget(candidates, totals, counted)
-    if method == "latency":
-        candidates, budget = latency.timed(
-            model, budget, limits["latency"], multiple_of, threads, input_shape, quantization
-        )
-        chosen = energy.solve(candidates, budget, multiple_of, True, ["latency"])
-    elif method == "energy":
-        chosen = energy.solve(candidates, budget, multiple_of, break_even, judged_by)
-    else:
-        bases = _bases(candidates, method)
-        scaled = ScaledRanks(candidates, bases, multiple_of, break_even, judged_by, exact=fraction is not None)
-        chosen = scaled.solve(budget) if limits else scaled.at(1.0 if fraction is None else fraction)
-    plan = _to_plan(view, candidates, chosen, reasons, method)
-    if method == "latency":
-        plan.latency = {"dense": budget.totals["latency"], "planned": budget.spent(chosen)["latency"]}
+    grid = multiple_of, break_even
+    solution = solver.solve(
+        methods.Problem(model, candidates, budget, limits, fraction, *grid, input_shape, threads, quantization)
+    )
+    plan = _to_plan(view, solution, reasons, solver)
+    plan.latency = solution.latency
     return plan
 
 
-def _bases(candidates, method):
-    if method == "uniform":
-        return {c.name: c.limits for c in candidates}
-    estimate = ESTIMATES[method]
-    return {c.name: c.format.rank_estimates(c.kernel(), estimate) for c in candidates}
-
-
-def _validated_limits(fraction, max_macs, max_params, max_latency, method):
-    one_of(method, METHODS, "method")
-    if (max_latency is None) == (method == "latency"):
-        raise ValueError(
-            "`max_latency` and method='latency' belong together. "
-            f"Received: max_latency={max_latency}, method={method!r}"
-        )
+def _validated_limits(fraction, max_macs, max_params, max_latency, solver):
     limits = validated_budgets(max_macs, max_params, max_latency)
     if len(limits) > 2:
         raise ValueError(f"Expected at most two budgets. Received: {limits}")
     if fraction is not None and not (_is_number(fraction) and 0 < fraction <= 1):
         raise ValueError(f"`fraction` is a float in (0, 1]. Received: fraction={fraction!r}")
-    if fraction is not None and (limits or method != "uniform"):
+    if fraction is not None and (limits or not solver.takes_fraction):
         raise ValueError(
             "Pass either `fraction` or a budget, and `fraction` with method='uniform' only. "
-            f"Received: fraction={fraction}, {_told(limits)}, method={method!r}"
+            f"Received: fraction={fraction}, {_told(limits)}, method={solver.name!r}"
         )
-    if fraction is None and not limits and method not in ESTIMATES:
+    if fraction is None and not limits and solver.needs_budget:
         raise ValueError(
             "Pass either `fraction` or a budget (`max_macs`, `max_params`, `max_latency`). Received: none of them"
         )
@@ -221,22 +191,15 @@ def validated_multiple(multiple_of: Any) -> int:
     return int(multiple_of)
 
 
-# Why a layer that could be factorised stays dense. The energy method may also find its share better spent elsewhere.
-_KEPT = {
-    "energy": "the budget is better spent on it whole",
-    "latency": "faster dense, or the budget is better spent on it whole",
-}
-
-
-def _to_plan(view, candidates, chosen, reasons, method):
-    by_name = {c.name: c for c in candidates}
+def _to_plan(view, solution, reasons, solver):
+    by_name = {c.name: c for c in solution.candidates}
     entries, costs, reasons = {}, {}, dict(reasons)
     for path, _ in view.layers:
         if path in by_name:
-            candidate, ranks = by_name[path], chosen[path]
+            candidate, ranks = by_name[path], solution.chosen[path]
             entries[path] = DENSE if ranks is None else LayerPlan(candidate.format.name, ranks)
             if ranks is None:
-                reasons[path] = _KEPT.get(method, "would not get cheaper")
+                reasons[path] = solver.kept_dense
             dense, planned = candidate.dense_costs(), candidate.costs(ranks)
             costs[path] = {
                 "kernel_shape": list(candidate.kernel_shape),

@@ -10,6 +10,7 @@ import numpy as np
 
 from elrt_keras.ranks.budget import NEARLY, Budget, Chosen, on_grid
 from elrt_keras.ranks.candidate import Candidate
+from elrt_keras.ranks.methods import Problem, Solution, method
 
 _SMALL = 1e-9  # of a total: less is no gain
 _ALL_RANKS = 2048  # over all layers: so many combinations of a layer's ranks are all looked at, and paired
@@ -187,3 +188,18 @@ def _best_pair(more, moved, names, left):
     score = np.maximum(least, NEARLY) + NEARLY * (moved[:, None] + moved[None])
     best = np.unravel_index(np.argmin(score), score.shape)
     return best if least[best] < np.min(left) - _SMALL else ()
+
+
+def scaled(problem: Problem, bases: Mapping[str, Sequence[float]]) -> Solution:
+    """Ranks in proportion to `bases`, scaled to the budget; at the fraction that is asked for, or as they are."""
+    settings = problem.multiple_of, problem.break_even, problem.judged_by
+    ranks = ScaledRanks(list(problem.candidates), bases, *settings, exact=problem.fraction is not None)
+    if problem.limits:
+        return Solution(ranks.solve(problem.budget), problem.candidates)
+    return Solution(ranks.at(1.0 if problem.fraction is None else problem.fraction), problem.candidates)
+
+
+@method("uniform", takes_fraction=True)
+def uniform(problem: Problem) -> Solution:
+    """One fraction of the full ranks for every layer, the largest that fits the budget."""
+    return scaled(problem, {candidate.name: candidate.limits for candidate in problem.candidates})
