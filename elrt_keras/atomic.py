@@ -1,6 +1,7 @@
-"""Files that are whole or not there."""
+"""Files and folders that are whole or not there."""
 
 import os
+import shutil
 import uuid
 from typing import TypeAlias
 
@@ -32,6 +33,36 @@ def write_bytes(path: Path, content: bytes) -> None:
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes bytes so that `path` holds the old file or the new one, never a part.
+
+    Raises:
+        ValueError: where there is no room or no permission; nothing is left behind.
+    """
+    try:
+        write_bytes(path, content)
+    except OSError as error:
+        raise ValueError(f"Cannot write {len(content):,} bytes. Received: path={str(path)!r}: {error}") from error
+
+
+def move_folder(source: Path, path: Path) -> None:
+    """Puts a finished folder at `path`, in the place of an empty one.
+
+    Raises:
+        ValueError: where there is no room or no permission; nothing is left behind.
+    """
+    target = os.path.realpath(path)
+    temporary = f"{target}.{uuid.uuid4().hex}.tmp"
+    try:
+        shutil.copytree(source, temporary)
+        if os.path.isdir(target):
+            os.rmdir(target)  # on Windows nothing can be put in the place of a folder, not even of an empty one
+        os.replace(temporary, target)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise ValueError(f"Cannot write a folder. Received: path={str(path)!r}: {error}") from error
 
 
 def check_file(path: Path, argument: str = "path") -> None:

@@ -20,7 +20,7 @@ import sys
 
 from absl import flags as absl_flags
 
-from elrt_keras.atomic import check_file
+from elrt_keras.atomic import check_file, write_file
 from elrt_keras.checks import suggestion
 from elrt_keras.launch import cli
 from elrt_keras.tables import render_table
@@ -59,8 +59,6 @@ def run(argv):
             check_file(values[name].value, name)
     result = _measure_litert(argv[2:], values) if argv[1] == "litert" else _measure_data(values)
     if values.output is not None:
-        from elrt_keras.export.files import write_file
-
         write_file(values.output, (json.dumps(result, indent=2) + "\n").encode())
         print(f"Wrote {values.output}")
 

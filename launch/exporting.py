@@ -6,7 +6,7 @@ import json
 import os
 
 from elrt_keras import export
-from elrt_keras.export.files import write_file
+from elrt_keras.atomic import write_file
 from elrt_keras.launch import rundir, training
 from elrt_keras.launch.config import TrainConfig
 from elrt_keras.launch.data import is_streamed, plain_errors

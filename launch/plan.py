@@ -48,11 +48,9 @@ def define():
         ["float16", "dynamic_int8", "int8"],
         "What is timed for --max_latency, as of elrt-export; float32 if not given.",
     )
+    reading = ", ".join(methods.reading_weights())
     flags.DEFINE_enum(
-        "method",
-        None,
-        methods.names(),
-        f"How ranks are chosen, 'uniform' by default; {', '.join(methods.reading_weights())} read weights.",
+        "method", None, methods.names(), f"How ranks are chosen; uniform by default, {reading} read weights."
     )
     flags.DEFINE_integer("multiple_of", None, "Ranks are multiples of this; 8 if not given, which SIMD units like.")
     flags.DEFINE_list("exclude", None, "Names or patterns to keep dense; default: first convolution and classifier.")

@@ -8,8 +8,7 @@ import os
 import keras
 
 from elrt_keras import export
-from elrt_keras.atomic import check_file
-from elrt_keras.export.files import write_file
+from elrt_keras.atomic import check_file, write_file
 from elrt_keras.export.legacy import import_tf_keras
 from elrt_keras.launch import data as data_module
 from elrt_keras.launch import exporting, rundir, training

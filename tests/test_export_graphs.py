@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import elrt_keras as elrt
+from elrt_keras.atomic import move_folder
 from elrt_keras.export import checks
 from elrt_keras.export.examples import take_inputs
-from elrt_keras.export.files import move_folder
 from elrt_keras.litert import INPUT, Interface
 
 pytestmark = pytest.mark.tensorflow

@@ -4,8 +4,7 @@ from elrt_keras.export.benchmark import LatencyResult, benchmark_litert
 from elrt_keras.export.graphs import GraphReport, to_onnx, to_saved_model
 from elrt_keras.export.legacy import to_tf_keras
 from elrt_keras.export.litert import LiteRTReport, to_litert
-from elrt_keras.export.tfmot import cluster, prune, quantization_aware
-from elrt_keras.export.wrapped import strip
+from elrt_keras.export.tfmot import cluster, prune, quantization_aware, strip
 
 __all__ = [
     "GraphReport",

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from elrt_keras.export.wrapped import import_tf_keras
+from elrt_keras.export.legacy import import_tf_keras
 
 if TYPE_CHECKING:
     import tf_keras

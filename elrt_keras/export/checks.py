@@ -1,14 +1,18 @@
-"""How close an exported model is to the Keras model, and whether that is close enough."""
+"""Checks of all exports: of the model that is to be exported, and of how close the exported one is to it."""
 
 import dataclasses
 import numbers
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
+from elrt_keras.graph.paths import check_keras_model, is_of_tf_keras
 from elrt_keras.litert import Interface, outputs_of
+
+if TYPE_CHECKING:
+    import tf_keras
 
 # Largest accepted RMS difference of the outputs, relative to their RMS, by quantisation. float32 sums in another order;
 # the others catch models that went wrong (saturated, NaN), not the loss of a good quantisation, which labels judge.
@@ -149,4 +153,46 @@ def require_close(comparison: Comparison, tolerance: float, max_accuracy_drop: f
         raise ValueError(
             f"Expected an accuracy at most {max_accuracy_drop:.1%} below Keras' (`max_accuracy_drop`). Received: "
             f"{comparison.accuracy:.2%} against {comparison.keras_accuracy:.2%} over {comparison.examples} examples"
+        )
+
+
+def check_model(model: Any, what: str, legacy: bool = False, simple: bool = False) -> None:
+    """Refuses a model that cannot be exported.
+
+    Args:
+        model: anything.
+        what: what it is to be exported as, for messages.
+        legacy: whether a tf_keras model can.
+        simple: whether it must have one input of known shape and one output; a tf_keras model always must.
+
+    Raises:
+        ValueError: for another backend, or no such model.
+    """
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError(f"{what} needs the TensorFlow backend. Received: backend {keras.backend.backend()!r}")
+    is_known = isinstance(model, keras.Model) or is_of_tf_keras(model)
+    if is_of_tf_keras(model) and not legacy:
+        check_keras_model(model)
+    if not is_known or not model.built or not getattr(model, "inputs", None):
+        raise ValueError(f"Expected a built Keras model with known inputs. Received: model={model!r}")
+    is_simple = len(model.inputs) == len(model.outputs) == 1 and None not in model.inputs[0].shape[1:]
+    if (simple or is_of_tf_keras(model)) and not is_simple:
+        shapes, outputs = ([tuple(tensor.shape) for tensor in tensors] for tensors in (model.inputs, model.outputs))
+        raise ValueError(
+            "Expected one input of known shape and one output. "
+            f"Received: inputs of shapes {shapes}, outputs of {outputs}"
+        )
+
+
+def check_weights(model: "keras.Model | tf_keras.Model", what: str) -> None:
+    """Refuses a model whose weights themselves are half floats, which the converters do not take.
+
+    Raises:
+        ValueError: with their type.
+    """
+    types = {getattr(weight.dtype, "name", weight.dtype) for weight in model.weights} & {"float16", "bfloat16"}
+    if types:
+        raise ValueError(
+            f"{what} takes weights in float32 (a policy such as 'mixed_float16' keeps them so). "
+            f"Received: {model.name!r} with weights in {', '.join(sorted(types))}"
         )

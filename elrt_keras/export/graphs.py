@@ -11,11 +11,9 @@ from typing import Any
 
 import keras
 
-from elrt_keras.atomic import Path, check_file, check_folder
+from elrt_keras.atomic import Path, check_file, check_folder, move_folder, write_file
 from elrt_keras.export import checks
 from elrt_keras.export.examples import check_batches, check_range
-from elrt_keras.export.files import move_folder, write_file
-from elrt_keras.export.litert import check_model, check_weights
 from elrt_keras.export.onnx_bytes import to_onnx_bytes
 from elrt_keras.export.onnx_twins import with_twins
 from elrt_keras.graph.calls import InputShape
@@ -134,7 +132,7 @@ def to_onnx(
     if opset is not None and (not isinstance(opset, int) or isinstance(opset, bool) or opset < 1):
         raise ValueError(f"Expected opset as an int of at least 1. Received: opset={opset!r}")
     ends, examples = _prepare(model, evaluation_data, max_examples, input_range, input_shape, "ONNX export")
-    check_weights(model, "ONNX export")
+    checks.check_weights(model, "ONNX export")
     try:
         import onnxruntime
         import tf2onnx  # noqa: F401  (told here what to install)
@@ -158,7 +156,7 @@ def to_onnx(
 
 def _prepare(model, evaluation_data, max_examples, input_range, input_shape, what):
     """`(Interface, batches)` of an export, with everything checked."""
-    check_model(model, what)
+    checks.check_model(model, what)
     check_range(input_range)
     ends = interface(model, input_shape)
     return ends, check_batches(evaluation_data, ends, input_range, max_examples)

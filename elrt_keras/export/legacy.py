@@ -1,8 +1,10 @@
 """A Keras 3 model as a tf_keras model, the kind that tensorflow-model-optimization works on."""
 
+import importlib
 import inspect
 import itertools
 import numbers
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import keras
@@ -10,8 +12,7 @@ import numpy as np
 
 from elrt_keras.conversion import expand
 from elrt_keras.conversion.merge import is_low_rank
-from elrt_keras.export.litert import check_model
-from elrt_keras.export.wrapped import import_tf_keras
+from elrt_keras.export.checks import check_model
 from elrt_keras.graph.nodes import replayed
 from elrt_keras.graph.paths import is_container, iterate_sublayers
 from elrt_keras.graph.separable import is_separable
@@ -184,3 +185,31 @@ def _examples(model):
         if np.all(np.isfinite(outputs)):
             return examples, outputs
     raise ValueError("Expected a model of finite outputs on random inputs from 0 to 1. Received: NaN or infinity")
+
+
+def copied(model: "tf_keras.Model") -> "tf_keras.Model":
+    """A tf_keras model of its own layers, with the weights of another.
+
+    Raises:
+        ValueError: for a layer that cannot be made from its configuration.
+    """
+    try:
+        copy = import_tf_keras().models.clone_model(model)
+    except (NotImplementedError, TypeError) as error:  # a custom layer without `get_config`
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"Expected layers that can be made from their configuration. Received: {reason}") from error
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def import_tf_keras() -> ModuleType:
+    """The module `tf_keras`; an `ImportError` says what to install."""
+    return import_optional("tf_keras")
+
+
+def import_optional(name: str) -> ModuleType:
+    """A module of the extra `optimize`; an `ImportError` says what to install."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError("This needs `pip install 'elrt_keras[optimize]'`.") from error

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import keras
 
 from elrt_keras import litert
-from elrt_keras.atomic import Path, check_file
+from elrt_keras.atomic import Path, check_file, write_file
 from elrt_keras.checks import one_of
 from elrt_keras.export import checks
 from elrt_keras.export.examples import check_batches, check_range, take_inputs
-from elrt_keras.export.files import write_file
-from elrt_keras.export.wrapped import is_quantization_aware, strip, wrappers
+from elrt_keras.export.tfmot import is_quantization_aware, strip, wrappers
 from elrt_keras.graph.calls import InputShape
 from elrt_keras.graph.costs import count_costs
-from elrt_keras.graph.paths import check_keras_model, is_of_tf_keras
+from elrt_keras.graph.paths import is_of_tf_keras
 from elrt_keras.litert.convert import Quantization
 from elrt_keras.litert.metadata import with_metadata
 
@@ -147,8 +146,8 @@ def to_litert(
 
 def _check(model, path, quantization, representative_data, io_dtype, class_names, input_shape):
     one_of(quantization, litert.QUANTIZATIONS, "quantization")
-    check_model(model, "LiteRT export", legacy=True)
-    check_weights(model, "LiteRT export")
+    checks.check_model(model, "LiteRT export", legacy=True)
+    checks.check_weights(model, "LiteRT export")
     aware = is_quantization_aware(model)
     if aware and quantization != "int8":
         raise ValueError(
@@ -177,48 +176,6 @@ def _check(model, path, quantization, representative_data, io_dtype, class_names
     if class_names is not None and not all(isinstance(n, str) and n.splitlines() == [n] for n in class_names):
         raise ValueError(f"Expected class_names of one line of text each. Received: {list(class_names)}")
     check_file(path)
-
-
-def check_model(model: Any, what: str, legacy: bool = False, simple: bool = False) -> None:
-    """Refuses a model that cannot be exported.
-
-    Args:
-        model: anything.
-        what: what it is to be exported as, for messages.
-        legacy: whether a tf_keras model can.
-        simple: whether it must have one input of known shape and one output; a tf_keras model always must.
-
-    Raises:
-        ValueError: for another backend, or no such model.
-    """
-    if keras.backend.backend() != "tensorflow":
-        raise ValueError(f"{what} needs the TensorFlow backend. Received: backend {keras.backend.backend()!r}")
-    is_known = isinstance(model, keras.Model) or is_of_tf_keras(model)
-    if is_of_tf_keras(model) and not legacy:
-        check_keras_model(model)
-    if not is_known or not model.built or not getattr(model, "inputs", None):
-        raise ValueError(f"Expected a built Keras model with known inputs. Received: model={model!r}")
-    is_simple = len(model.inputs) == len(model.outputs) == 1 and None not in model.inputs[0].shape[1:]
-    if (simple or is_of_tf_keras(model)) and not is_simple:
-        shapes, outputs = ([tuple(tensor.shape) for tensor in tensors] for tensors in (model.inputs, model.outputs))
-        raise ValueError(
-            "Expected one input of known shape and one output. "
-            f"Received: inputs of shapes {shapes}, outputs of {outputs}"
-        )
-
-
-def check_weights(model: "keras.Model | tf_keras.Model", what: str) -> None:
-    """Refuses a model whose weights themselves are half floats, which the converters do not take.
-
-    Raises:
-        ValueError: with their type.
-    """
-    types = {getattr(weight.dtype, "name", weight.dtype) for weight in model.weights} & {"float16", "bfloat16"}
-    if types:
-        raise ValueError(
-            f"{what} takes weights in float32 (a policy such as 'mixed_float16' keeps them so). "
-            f"Received: {model.name!r} with weights in {', '.join(sorted(types))}"
-        )
 
 
 def _each(inputs, function):

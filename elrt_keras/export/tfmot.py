@@ -13,8 +13,7 @@ import numpy as np
 from elrt_keras.checks import one_of
 from elrt_keras.export.calibration import calibrate
 from elrt_keras.export.examples import take_inputs
-from elrt_keras.export.legacy import to_tf_keras
-from elrt_keras.export.wrapped import copied, import_tf_keras, import_tfmot, wrappers
+from elrt_keras.export.legacy import copied, import_optional, import_tf_keras, to_tf_keras
 from elrt_keras.litert import interface
 
 if TYPE_CHECKING:
@@ -160,7 +159,7 @@ def cluster(
 
 
 def _prepared(model):
-    tfmot, tf_keras = import_tfmot(), import_tf_keras()
+    tfmot, tf_keras = import_optional("tensorflow_model_optimization"), import_tf_keras()
     if not isinstance(model, tf_keras.Model):
         return tfmot, tf_keras, to_tf_keras(model)
     if wrapped := wrappers(model):
@@ -253,3 +252,38 @@ def _is_folded(layer, model, tf_keras):
 
 def _listed(value):
     return value if isinstance(value, list) else [value]
+
+
+def strip(model: "tf_keras.Model") -> "tf_keras.Model":
+    """The model without what pruning and clustering added for training: plain tf_keras layers, the weights as trained.
+
+    A quantisation-aware model comes back as it is, since its layers are what the export quantises.
+
+    Args:
+        model: a tf_keras model of `prune` or `cluster`.
+
+    Raises:
+        ValueError: for a model that is not of tf_keras.
+        ImportError: without the `optimize` extra.
+
+    Example:
+
+    >>> # pruned = elrt_keras.export.strip(elrt_keras.export.prune(model))
+    """
+    tfmot, tf_keras = import_optional("tensorflow_model_optimization"), import_tf_keras()
+    if not isinstance(model, tf_keras.Model):
+        raise ValueError(f"Expected a tf_keras model. Received: model={model!r}")
+    if is_quantization_aware(model):
+        return model
+    # tfmot calls the same layers anew; a copy has each layer called once, so that it has one output.
+    return copied(tfmot.clustering.keras.strip_clustering(tfmot.sparsity.keras.strip_pruning(model)))
+
+
+def is_quantization_aware(model: "keras.Model | tf_keras.Model") -> bool:
+    """Reports if a model knows the ranges of its activations (see `quantization_aware`)."""
+    return any(type(layer).__name__ in ("QuantizeWrapper", "QuantizeWrapperV2") for layer in model.layers)
+
+
+def wrappers(model: "keras.Model | tf_keras.Model") -> list:
+    """The layers of a model that tensorflow-model-optimization has put around others."""
+    return [layer for layer in model.layers if type(layer).__module__.startswith("tensorflow_model_optimization.")]
