@@ -233,7 +233,12 @@ def test_ranks_by_stage_are_in_proportion_and_within_the_budget(weights, larger)
     [
         ({"fine_tuning": {"epochs": 1, "learning_rate": 0.003}, "rank_method": "vbmf", "max_macs": 0.5}, 2, 3),
         ({"warmup_epochs": 1, "format": "svd", "orthogonality": "none"}, 1, 2),
-        ({"fine_tuning": {"factor_initializer": "orthogonal_factors"}, "distillation": 0.5}, 2, 4),
+        pytest.param(
+            {"fine_tuning": {"factor_initializer": "orthogonal_factors"}, "distillation": 0.5},
+            2,
+            4,
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["fine_tuned", "warmed_up", "distilled"],
 )
@@ -270,7 +275,7 @@ def test_int8_is_added_to_a_run_that_was_trained_without_tensorflow(noise, tmp_p
     assert added == {key: value for key, value in trained.items() if key != "int8_accuracy"}
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_runs_that_begin_with_the_same_dense_network_train_it_once(few_images, tmp_path):
     fields = {**SHORT, "fine_tuning": {"factor_initializer": "orthogonal_factors"}}

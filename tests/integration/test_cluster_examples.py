@@ -88,7 +88,7 @@ def is_running(pid):
         return False
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_two_workers_of_tf_config_train_together(tmp_path):
     with tf_config(tmp_path, "2", "--run_dir=run", "--model=resnet8", "--smoke") as process:
         assert process.wait(timeout=400) == 0, (tmp_path / "log").read_text()[-3000:]

@@ -40,7 +40,10 @@ def largest_difference(one, other):
     "fields",
     [
         {"orthogonality": "dso", "orthogonality_strength": 0.1, "weight_decay_kind": "frobenius", "weight_decay": 1e-2},
-        pytest.param({"orthogonality": "stiefel", "augmentation": "crop,cutout,mixup"}, marks=pytest.mark.tensorflow),
+        pytest.param(
+            {"orthogonality": "stiefel", "augmentation": "crop,cutout,mixup"},
+            marks=[pytest.mark.tensorflow, pytest.mark.slow],
+        ),
     ],
     ids=["penalties", "constraint"],
 )
@@ -195,9 +198,9 @@ def until_epoch(folder, processes, run_dir, epoch):
         time.sleep(0.02)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.tensorflow
-@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("victim", [1, 0])
 def test_a_worker_that_dies_stops_the_others_and_all_go_on_from_the_checkpoint(tmp_path, victim):
     flags = ("--run_dir=run", *FLAGS, "--epochs=4")
     processes = start_workers(tmp_path, 2, *flags)

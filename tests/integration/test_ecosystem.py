@@ -142,6 +142,7 @@ def test_summaries_for_tensorboard(tmp_path):
     assert len(pictures) == 2 and all(bytes(picture.flat[2]).startswith(b"\x89PNG") for picture in pictures)
 
 
+@pytest.mark.slow
 def test_two_devices_on_jax_train_as_one(tmp_path):
     pytest.importorskip("jax")
     # In float64 roundings stay too small to tell in the losses, which Keras reports in float32.

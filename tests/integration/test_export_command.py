@@ -118,7 +118,7 @@ def test_open_sizes_and_the_version_of_operators(tmp_path):
     for arguments in (["--output=m.tflite"], ["--format=onnx", "--opset=15", "--output=m.onnx"]):
         done = commands.run("export", "open.keras", "--input_shape=10,12,3", *arguments, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
-    assert list(litert.Runner(tmp_path / "m.tflite").input_shapes.values()) == [(1, 10, 12, 3)]
+    assert list(litert.Runner(tmp_path / "m.tflite").input_shapes.values()) == [(10, 12, 3)]
     onnx = pytest.importorskip("onnx")
     assert [one.version for one in onnx.load(tmp_path / "m.onnx").opset_import if one.domain == ""] == [15]
 

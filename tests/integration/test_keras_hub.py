@@ -66,7 +66,10 @@ def test_there_and_back(build, tmp_path):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", thorough_but(("classifier",), ["classifier", "DeepLabV3", "SegFormer", "RetinaNet"]))
+@pytest.mark.parametrize(
+    "name",
+    ["classifier", "DeepLabV3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("SegFormer", "RetinaNet"))],
+)
 def test_tasks_keep_their_class_and_what_it_does(name, tmp_path):
     import hub_tasks
 

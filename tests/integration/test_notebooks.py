@@ -83,11 +83,8 @@ def test_there_are_notebooks():
     assert all(f"({name}.ipynb)" in index for name in NOTEBOOKS)
 
 
-# Each takes its kernel half a minute: the first stands for the others, which `make test-all` runs too.
-@pytest.mark.thorough
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name[:2] != "01")) for name in NOTEBOOKS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_runs(name):
     notebook = execute.executed(NOTEBOOKS[name], more_cells=["\n".join(CHECKS[name])])
     *cells, checks = notebook.cells

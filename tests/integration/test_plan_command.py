@@ -130,7 +130,7 @@ def test_an_image_size_is_an_input_shape(tmp_path):
     assert done[0].returncode == 0 and done[0].stdout == done[1].stdout
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_budget_of_time(tmp_path, monkeypatch):
     monkeypatch.setenv("ELRT_CACHE_DIR", str(tmp_path / "cache"))
     done = plan("--model=resnet8", "--max_latency=0.8", "--multiple_of=16", "--output=plan.json", cwd=tmp_path)
