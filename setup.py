@@ -8,7 +8,19 @@ from setuptools import setup
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "elrt_keras" / "__init__.py").read_text(encoding="utf-8"))[1]
 
-ROOMS = ("conversion", "export", "formats", "graph", "launch", "launch.data", "layers", "litert", "models", "ranks")
+ROOMS = (
+    "conversion",
+    "export",
+    "formats",
+    "graph",
+    "launch",
+    "launch.data",
+    "layers",
+    "litert",
+    "models",
+    "plot",
+    "ranks",
+)
 PACKAGES = ["elrt_keras", *(f"elrt_keras.{room}" for room in ROOMS)]
 
 setup(

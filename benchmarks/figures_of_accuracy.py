@@ -2,7 +2,7 @@
 
 import textwrap
 
-from elrt_keras import figures
+from elrt_keras.plot import figures
 
 
 def comparison(accuracies, dense, histories, path):

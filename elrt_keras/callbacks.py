@@ -1,12 +1,12 @@
 """Keras callbacks: a schedule for the orthogonality penalty, and a log of how orthogonal the factors are."""
 
-import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
+from elrt_keras.checks import int_in, number_in
 from elrt_keras.graph.paths import iterate_sublayers
 from elrt_keras.graph.view import View
 from elrt_keras.layers import FactorizedLayer
@@ -114,11 +114,8 @@ def _validated_steps(schedule):
         raise ValueError(f"Expected a callable or a dict of epoch → strength. Received: schedule={schedule!r}")
     steps = {}
     for epoch, strength in schedule.items():
-        if isinstance(epoch, bool) or not isinstance(epoch, numbers.Integral) or epoch < 0:
-            raise ValueError(f"Epochs of a schedule are ints of at least 0. Received: schedule={schedule!r}")
-        if not (isinstance(strength, numbers.Real) and 0 <= float(strength) < np.inf):
-            raise ValueError(f"Strengths are finite numbers of at least 0. Received: schedule={schedule!r}")
-        steps[int(epoch)] = float(strength)
+        name = f"schedule[{epoch!r}]"
+        steps[int_in(epoch, "[0, inf)", "epoch")] = number_in(strength, "[0, inf)", name)
     if 0 not in steps:
         raise ValueError(f"A schedule starts at epoch 0. Received: schedule={schedule!r}")
     return dict(sorted(steps.items()))
@@ -190,8 +187,7 @@ class StableRankStopping(keras.callbacks.Callback):
 
     def __init__(self, format: str = "tucker2", tolerance: float = 0.05, exclude: str | Sequence[str] | None = None):
         super().__init__()
-        if not (isinstance(tolerance, numbers.Real) and 0 < float(tolerance) < np.inf):
-            raise ValueError(f"`tolerance` is a positive number. Received: tolerance={tolerance!r}")
+        number_in(tolerance, "(0, inf)", "tolerance")
         self.format: str
         self.tolerance: float
         self.exclude: str | Sequence[str] | None

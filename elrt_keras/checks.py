@@ -1,8 +1,12 @@
-"""Checks of named values, whose messages suggest the choice that was probably meant."""
+"""Checks of named values, all with messages of one form: what was expected, and what was received."""
 
 import difflib
-from collections.abc import Iterable
-from typing import Any
+import numbers
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+# What names an object to Keras: a name, a config, or the object.
+Identifier: TypeAlias = str | dict[str, Any] | Callable[..., Any]
 
 _CLOSE = 0.6  # difflib's own limit: 'sdg' is close to 'sgd', 'adam' is not
 
@@ -30,6 +34,96 @@ def one_of(value: Any, choices: Iterable[Any], name: str) -> Any:
     if value not in choices:
         raise ValueError(f"Expected one of {choices}. Received: {name}={value!r}{suggestion(value, choices)}")
     return value
+
+
+def by_name(
+    identifier: Identifier | None, own: Mapping[str, Callable[[], Any]], stock: Callable[[Any], Any], name: str
+) -> Any:
+    """Returns the object that an identifier stands for, of this package's own or of Keras.
+
+    Args:
+        identifier: the user's value.
+        own: what makes the package's own objects, by their names.
+        stock: Keras' function for all others.
+        name: the argument's name, for the message.
+
+    Raises:
+        ValueError: for what neither knows; the message suggests the closest name, if one is close.
+
+    Example:
+
+    >>> type(elrt_keras.checks.by_name("l2", {}, keras.regularizers.get, "regularizer")).__name__
+    'L2'
+    """
+    if isinstance(identifier, str) and identifier in own:
+        return own[identifier]()
+    try:
+        return stock(identifier)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"Expected {name} as one of {sorted(own)}, or as one that Keras knows. "
+            f"Received: {name}={identifier!r}{suggestion(identifier, own)}"
+        ) from error
+
+
+def number_in(value: Any, interval: str, name: str) -> float:
+    """Returns a number that lies in an interval, as a float.
+
+    Args:
+        value: the user's value.
+        interval: such as `"(0, 1]"` or `"[0, inf)"`; a round bracket leaves the end out.
+        name: the argument's name, for the message.
+
+    Raises:
+        ValueError: for anything else; NaN and booleans are no numbers here.
+
+    Example:
+
+    >>> elrt_keras.checks.number_in(1, "(0, 1]", "max_macs")
+    1.0
+    >>> elrt_keras.checks.number_in(0, "(0, 1]", "max_macs")
+    Traceback (most recent call last):
+    ValueError: Expected max_macs as a number in (0, 1]. Received: max_macs=0
+    """
+    if not _is_a(numbers.Real, value) or not _inside(value, interval):
+        raise ValueError(f"Expected {name} as a number {_range(interval)}. Received: {name}={value!r}")
+    return float(value)
+
+
+def int_in(value: Any, interval: str, name: str) -> int:
+    """Returns a whole number that lies in an interval, as an int. Arguments and errors are those of `number_in`.
+
+    Example:
+
+    >>> elrt_keras.checks.int_in(np.int64(8), "[1, inf)", "multiple_of")
+    8
+    >>> elrt_keras.checks.int_in(8.0, "[1, inf)", "multiple_of")
+    Traceback (most recent call last):
+    ValueError: Expected multiple_of as an int of at least 1. Received: multiple_of=8.0
+    """
+    if not _is_a(numbers.Integral, value) or not _inside(value, interval):
+        raise ValueError(f"Expected {name} as an int {_range(interval)}. Received: {name}={value!r}")
+    return int(value)
+
+
+def _is_a(kind, value):
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _inside(value, interval):
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    try:
+        value = float(value)
+    except OverflowError:  # an int larger than any float
+        return False
+    return low < value < high or (interval[0] == "[" and value == low) or (interval[-1] == "]" and value == high)
+
+
+def _range(interval):
+    low, high = interval[1:-1].split(", ")
+    if high != "inf":
+        return f"in {interval}"
+    return f"of at least {low}" if interval[0] == "[" else f"above {low}"
 
 
 def suggestion(value: Any, choices: Iterable[Any]) -> str:

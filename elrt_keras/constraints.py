@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from elrt_keras.checks import Identifier, by_name
 from elrt_keras.formats.arrays import Tensor
 
 
@@ -45,3 +46,23 @@ class Stiefel(keras.constraints.Constraint):
 
     def get_config(self) -> dict[str, Any]:
         return {}
+
+
+BY_NAME = {"stiefel": Stiefel}
+
+
+def get(identifier: Identifier | None) -> Any:
+    """A constraint from a name, a config or an object; `None` stays `None`.
+
+    Args:
+        identifier: `"stiefel"`, or what `keras.constraints.get` takes.
+
+    Raises:
+        ValueError: for an unknown name.
+
+    Example:
+
+    >>> type(elrt_keras.constraints.get("stiefel")).__name__
+    'Stiefel'
+    """
+    return by_name(identifier, BY_NAME, keras.constraints.get, "factor_constraint")

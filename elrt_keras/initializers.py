@@ -6,20 +6,18 @@ the core. A stock Keras initializer (by name or object) is accepted too and then
 """
 
 import concurrent.futures
-import numbers
 from collections.abc import Callable, Sequence
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 
 import keras
 import numpy as np
 
 from elrt_keras import formats
-from elrt_keras.checks import suggestion
+from elrt_keras.checks import Identifier, by_name, int_in
 from elrt_keras.formats.arrays import Tensor
 from elrt_keras.formats.chain import Shape
 
 # What `get` of `keras.initializers`, `keras.regularizers` and `keras.constraints` takes: a name, a config or an object.
-Identifier: TypeAlias = str | dict[str, Any] | Callable[..., Any]
 
 _PACKAGE = "elrt_keras"
 _MAX_SEED = 2**31 - 1
@@ -196,11 +194,7 @@ class Decomposed(FactorInitializer):
 
 
 def _validated_seed(seed: Any) -> int | None:
-    if seed is None:
-        return None
-    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:
-        raise ValueError(f"`seed` is an int of at least 0, or None. Received: seed={seed!r}")
-    return int(seed)
+    return None if seed is None else int_in(seed, "[0, inf)", "seed")
 
 
 _BY_NAME = {"orthogonal_factors": OrthogonalFactors, "spectral": Spectral}
@@ -220,20 +214,13 @@ def get(identifier: Identifier) -> Any:
     >>> type(elrt_keras.initializers.get("spectral")).__name__
     'Spectral'
     """
-    if isinstance(identifier, str) and identifier in _BY_NAME:
-        return _BY_NAME[identifier]()
-    try:
-        if keras.ops.is_tensor(identifier) or isinstance(identifier, (np.ndarray, np.generic)):
-            raise ValueError("an array")
-        initializer = keras.initializers.get(identifier)
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"Unknown factor initializer. Expected one of {sorted(_BY_NAME)}, or a Keras initializer. "
-            f"Received: factor_initializer={identifier!r}{suggestion(identifier, _BY_NAME)}"
-        ) from error
-    if initializer is None:
-        raise ValueError("Expected a factor initializer. Received: factor_initializer=None")
-    return initializer
+    return by_name(identifier, _BY_NAME, _of_keras, "factor_initializer")
+
+
+def _of_keras(identifier):
+    if identifier is None or keras.ops.is_tensor(identifier) or isinstance(identifier, (np.ndarray, np.generic)):
+        raise ValueError("an initializer for arrays of any shape was expected")
+    return keras.initializers.get(identifier)
 
 
 def draw_factors(

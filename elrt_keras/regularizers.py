@@ -7,13 +7,13 @@ from Orthogonality Regularizations in Training Deep CNNs?", arXiv 1810.09102; EL
 """
 
 import math
-import numbers
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from elrt_keras.checks import Identifier, by_name, int_in, number_in
 from elrt_keras.formats.arrays import Tensor, as_loss, contracted
 
 _PACKAGE = "elrt_keras"
@@ -129,7 +129,7 @@ class OrthogonalityRegularizer(keras.regularizers.Regularizer):
     """
 
     def __init__(self, strength: float = DEFAULT_STRENGTH):
-        value = _validate_strength(strength)
+        value = number_in(strength, "[0, inf)", "strength")
         self._strength = value
         # A name of its own, since a model tells its state by names: layers may have several regularizers.
         name = f"orthogonality_strength_{keras.backend.get_uid('orthogonality_strength')}"
@@ -157,7 +157,7 @@ class OrthogonalityRegularizer(keras.regularizers.Regularizer):
 
     @strength.setter
     def strength(self, value: float) -> None:
-        self._strength = _validate_strength(value)
+        self._strength = number_in(value, "[0, inf)", "strength")
         self.strength_variable.assign(self._strength)
 
     def penalty(self, matrix: Tensor) -> Tensor:
@@ -173,16 +173,6 @@ class OrthogonalityRegularizer(keras.regularizers.Regularizer):
 
     def get_config(self) -> dict[str, Any]:
         return {"strength": self.strength}
-
-
-def _validate_strength(strength):
-    try:
-        value = float(strength)
-    except (TypeError, ValueError):
-        value = math.nan
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"`strength` is a finite number of at least 0. Received: strength={strength!r}")
-    return value
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
@@ -293,10 +283,7 @@ class SpectralIsometry(OrthogonalityRegularizer):
 
     def __init__(self, strength: float = DEFAULT_STRENGTH, power_iterations: int = 1024):
         super().__init__(strength)
-        whole = isinstance(power_iterations, numbers.Integral) and not isinstance(power_iterations, bool)
-        if not whole or power_iterations < 1:
-            raise ValueError(f"Expected an int of at least 1. Received: power_iterations={power_iterations!r}")
-        self.power_iterations = int(power_iterations)
+        self.power_iterations = int_in(power_iterations, "[1, inf)", "power_iterations")
 
     def penalty(self, matrix: Tensor) -> Tensor:
         deviation = gram_deviation(matrix)
@@ -331,3 +318,21 @@ BY_NAME = {
     "mc": MutualCoherence,
     "srip": SpectralIsometry,
 }
+
+
+def get(identifier: Identifier | None) -> Any:
+    """A regularizer from a name, a config or an object; `None` stays `None`.
+
+    Args:
+        identifier: `"so"`, `"dso"`, `"mc"` or `"srip"`, each with its default strength, or what
+            `keras.regularizers.get` takes.
+
+    Raises:
+        ValueError: for an unknown name.
+
+    Example:
+
+    >>> elrt_keras.regularizers.get("dso").strength
+    0.01
+    """
+    return by_name(identifier, BY_NAME, keras.regularizers.get, "factor_regularizer")

@@ -2,10 +2,9 @@
 
 import dataclasses
 import math
-import sys
 
 from elrt_keras import formats, initializers, models, regularizers
-from elrt_keras.checks import one_of
+from elrt_keras.checks import int_in, number_in, one_of
 from elrt_keras.launch import data as data_module
 from elrt_keras.launch.data.augment import NAMES as AUGMENTATIONS
 from elrt_keras.launch.data.stream import BAD_IMAGES
@@ -130,26 +129,26 @@ class TrainConfig:
 
     def _check_numbers(self):
         for name in ("epochs", "batch_size", "lr_step_epochs"):
-            _in_range(name, getattr(self, name), "[1, inf)", whole=True)
+            int_in(getattr(self, name), "[1, inf)", name)
         if self.image_size is not None:
-            _in_range("image_size", self.image_size, "[1, inf)", whole=True)
-        _in_range("seed", self.seed, f"[0, {2**31 - 1}]", whole=True)
-        _in_range("learning_rate", self.learning_rate, "(0, inf)")
-        _in_range("width", self.width, "(0, 64]")
-        _in_range("momentum", self.momentum, "[0, 1)")
-        _in_range("lr_step_factor", self.lr_step_factor, "(0, 1]")
-        _in_range("label_smoothing", self.label_smoothing, "[0, 1]")
+            int_in(self.image_size, "[1, inf)", "image_size")
+        int_in(self.seed, f"[0, {2**31 - 1}]", "seed")
+        number_in(self.learning_rate, "(0, inf)", "learning_rate")
+        number_in(self.width, "(0, 64]", "width")
+        number_in(self.momentum, "[0, 1)", "momentum")
+        number_in(self.lr_step_factor, "(0, 1]", "lr_step_factor")
+        number_in(self.label_smoothing, "[0, 1]", "label_smoothing")
         for name in ("weight_decay", "orthogonality_strength", "checkpoint_minutes"):
-            _in_range(name, getattr(self, name), "[0, inf)")
-        _in_range("lr_warmup_epochs", self.lr_warmup_epochs, f"[0, {self.epochs}]")
+            number_in(getattr(self, name), "[0, inf)", name)
+        number_in(self.lr_warmup_epochs, f"[0, {self.epochs}]", "lr_warmup_epochs")
         if self.warmup_epochs != "auto":
             if not self.warmup_epochs.isdecimal():
                 raise ValueError(f"Expected epochs or 'auto'. Received: warmup_epochs={self.warmup_epochs!r}")
-            _in_range("warmup_epochs", int(self.warmup_epochs), f"[0, {self.epochs - 1}]", whole=True)
+            int_in(int(self.warmup_epochs), f"[0, {self.epochs - 1}]", "warmup_epochs")
         elif self.epochs < 2:
             raise ValueError("Expected an epoch after those of full rank. Received: warmup_epochs='auto', epochs=1")
         for name in self._given(*_BUDGETS):
-            _in_range(name, getattr(self, name), "(0, 1]")
+            number_in(getattr(self, name), "(0, 1]", name)
 
     def _check_combinations(self):
         budget = self._given(*_BUDGETS, "rank_plan")
@@ -249,14 +248,3 @@ def parse_schedule(text):
 def _plain_count(text):
     """`"007"` as `"7"`, so that equal runs have equal configs; other text as it is."""
     return str(int(text)) if text.isdecimal() else text
-
-
-def _in_range(name, value, interval, whole=False):
-    """Checks a number against an interval such as `"(0, 1]"`, of which a round bracket leaves the end out."""
-    low, high = (float(end) for end in interval[1:-1].split(","))
-    # An int may be larger than any float.
-    inside = low <= value <= min(high, sys.float_info.max)
-    excluded = (interval[0] == "(" and value == low) or (interval[-1] == ")" and value == high)
-    if not inside or excluded or (whole and not float(value).is_integer()):
-        kind = "an int" if whole else "a number"
-        raise ValueError(f"`{name}` is {kind} in {interval}. Received: {name}={value}")

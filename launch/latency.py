@@ -7,8 +7,7 @@ import re
 import shlex
 import warnings
 
-from elrt_keras import figures
-from elrt_keras.plot import tradeoff
+from elrt_keras.plot import figures, tradeoff
 from elrt_keras.tables import render_table, short_names
 
 # 10–90 % range over the median, which single runs exceed where other programs want the same cores.

@@ -2,8 +2,7 @@
 
 import math
 
-from elrt_keras import figures, records
-from elrt_keras.plot import orthogonality
+from elrt_keras.plot import figures, orthogonality, records
 
 _PANELS = {
     "cross-entropy": {"train": "cross_entropy", "test": "val_cross_entropy"},

@@ -4,13 +4,13 @@ Convolutions are He-normal and have no bias where batch-norm follows, data is ch
 """
 
 import inspect
-import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import keras
 
+from elrt_keras.checks import int_in, number_in
 from elrt_keras.conversion import factorize
 from elrt_keras.formats.arrays import Tensor
 from elrt_keras.ranks.plan import Entry, RankPlan
@@ -124,13 +124,9 @@ def _check(input_shape, classes, options):
             "Height and width are ints of at least 1, or None where they vary; channels are an int of at least 1. "
             f"Received: input_shape={input_shape!r}"
         )
-    if not _is_count(classes):
-        raise ValueError(f"`classes` is an int of at least 1. Received: classes={classes!r}")
-    width, dropout = options["width"], options.get("dropout", 0.0)
-    if not (isinstance(width, numbers.Real) and 0 < float(width) < math.inf):
-        raise ValueError(f"`width` is a number above 0. Received: width={width!r}")
-    if not (isinstance(dropout, numbers.Real) and 0 <= float(dropout) < 1):
-        raise ValueError(f"`dropout` is a number in [0, 1). Received: dropout={dropout!r}")
+    int_in(classes, "[1, inf)", "classes")
+    number_in(options["width"], "(0, inf)", "width")
+    number_in(options.get("dropout", 0.0), "[0, 1)", "dropout")
 
 
 def _is_count(value):

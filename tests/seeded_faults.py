@@ -410,6 +410,21 @@ BASICS = [
         ),
     ),
     *_in(
+        "elrt_keras/checks.py",
+        (
+            "The lower end of an interval is always in it",
+            '(interval[0] == "[" and value == low)',
+            "(value == low)",
+            "test_checks",
+        ),
+        (
+            "A momentum of 1 is accepted",
+            '(interval[-1] == "]" and value == high)',
+            "(value == high)",
+            "test_launch_config",
+        ),
+    ),
+    *_in(
         "elrt_keras/atomic.py",
         (
             "A file is written in place",
@@ -425,7 +440,7 @@ BASICS = [
         ),
     ),
     *_in(
-        "elrt_keras/records.py",
+        "elrt_keras/plot/records.py",
         (
             "A result that is dearer and no better is on the Pareto front",
             "accuracy > front[-1][1]",
@@ -434,7 +449,7 @@ BASICS = [
         ),
     ),
     *_in(
-        "elrt_keras/plot.py",
+        "elrt_keras/plot/drawings.py",
         (
             "Planned MACs are drawn in parts of the planned total",
             "100 * planned / total",
@@ -851,12 +866,6 @@ MODELS = [
 LAUNCH = [
     *_in(
         "launch/config.py",
-        (
-            "A momentum of 1 is accepted",
-            'or (interval[-1] == ")" and value == high)',
-            "",
-            "test_launch_config",
-        ),
         (
             "Another batch size counts as the same run",
             'elsewhere = ("data_dir", ',

@@ -134,10 +134,10 @@ def test_numbers_of_numpy_are_numbers():
         ({}, r"dict of epoch.*Received: schedule=\{\}"),
         (0.1, "Received: schedule=0.1"),
         ({5: 0.1}, "starts at epoch 0"),
-        ({0: -0.1}, "at least 0"),
+        ({0: -0.1}, r"number of at least 0. Received: schedule\[0\]=-0.1"),
         ({0: float("nan")}, "at least 0"),
-        ({-1: 0.1, 0: 0.1}, "ints of at least 0"),
-        ({0: 0.1, 1.5: 0.2}, "ints of at least 0"),
+        ({-1: 0.1, 0: 0.1}, "Expected epoch as an int of at least 0. Received: epoch=-1"),
+        ({0: 0.1, 1.5: 0.2}, "Expected epoch as an int of at least 0. Received: epoch=1.5"),
     ],
 )
 def test_bad_schedules(schedule, message):

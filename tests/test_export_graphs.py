@@ -126,7 +126,7 @@ def test_a_folder_that_cannot_be_put_in_its_place_leaves_its_neighbours(tmp_path
 @pytest.mark.parametrize("limit", [0, -1, 2.5, "3"])
 def test_a_limit_without_examples_is_refused_before_the_work(tmp_path, limit):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-    with pytest.raises(ValueError, match=f"at least one example. Received: max_examples={limit!r}"):
+    with pytest.raises(ValueError, match=f"max_examples as an int of at least 1. Received: max_examples={limit!r}"):
         elrt.export.to_litert(model, tmp_path / "m.tflite", max_examples=limit)
 
 
@@ -142,7 +142,7 @@ def test_limits_that_are_none_are_refused_before_the_work(tmp_path, limits):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     ((name, value),) = limits.items()
     for export in (elrt.export.to_litert, elrt.export.to_saved_model, elrt.export.to_onnx):
-        with pytest.raises(ValueError, match=f"Expected {name} as a float of at least 0. Received: {name}={value!r}"):
+        with pytest.raises(ValueError, match=f"Expected {name} as a number of at least 0. Received: {name}={value!r}"):
             export(model, tmp_path / "model", **limits)
     assert not list(tmp_path.iterdir())
 

@@ -9,9 +9,9 @@ from common import model_of, thorough_but
 from matplotlib.text import Text
 
 import elrt_keras as elrt
-from elrt_keras import figures
 from elrt_keras.launch import plots, rundir, training
 from elrt_keras.launch.config import TrainConfig
+from elrt_keras.plot import figures
 from elrt_keras.tables import render_table
 
 pytestmark = pytest.mark.tensorflow  # the same on every backend

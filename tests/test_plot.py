@@ -14,7 +14,7 @@ import pytest
 from common import curves, dense_model, model_of, random_array, to_numpy
 
 import elrt_keras as elrt
-from elrt_keras import records
+from elrt_keras.plot import records
 from elrt_keras.tables import short_names
 
 pytestmark = pytest.mark.tensorflow  # the same on every backend

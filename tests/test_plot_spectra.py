@@ -6,7 +6,7 @@ import pytest
 from common import compose, curves, dense_model, model_of, to_numpy
 
 import elrt_keras as elrt
-from elrt_keras.ranks.spectra import layer_spectra
+from elrt_keras.plot.kernels import layer_spectra
 
 pytestmark = pytest.mark.tensorflow  # the same on every backend
 

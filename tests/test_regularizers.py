@@ -7,6 +7,7 @@ from common import gradients, orthonormality, random_array, to_numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
+import elrt_keras as elrt
 from elrt_keras import constraints, regularizers
 from elrt_keras.launch.config import TrainConfig
 
@@ -139,6 +140,23 @@ def hessian_product(function, matrix, direction):
     import jax
 
     return np.asarray(jax.grad(lambda v: (jax.grad(function)(v) * direction).sum())(matrix))
+
+
+def test_names_stand_for_objects_wherever_these_do():
+    model = keras.Sequential([keras.Input((6, 6, 4)), keras.layers.Conv2D(6, 3, name="conv")])
+    for name, kind in regularizers.BY_NAME.items():
+        assert type(regularizers.get(name)) is kind and regularizers.get(name).strength == regularizers.DEFAULT_STRENGTH
+        layer = elrt.layers.Tucker2Conv2D(6, 3, (2, 3), factor_regularizer=name, factor_constraint="stiefel")
+        low = elrt.factorize(
+            model, {"conv": ("tucker2", (2, 3))}, factor_regularizer=name, factor_constraint="stiefel"
+        ).get_layer("conv")
+        for one in (layer, low, type(low).from_config(low.get_config())):
+            assert type(one.factor_regularizer) is kind and type(one.factor_constraint) is elrt.constraints.Stiefel
+    assert regularizers.get(None) is None and type(regularizers.get("l2")) is keras.regularizers.L2
+    with pytest.raises(ValueError, match="Received: factor_regularizer='dsoo'. Did you mean 'dso'?"):
+        elrt.layers.LowRankDense(6, 2, factor_regularizer="dsoo")
+    with pytest.raises(ValueError, match="Received: factor_constraint='stifel'. Did you mean 'stiefel'?"):
+        elrt.factorize(model, {"conv": ("tucker2", 2)}, factor_constraint="stifel")
 
 
 @pytest.mark.parametrize("regularizer", regularizers.BY_NAME.values())

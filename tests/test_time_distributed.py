@@ -8,8 +8,8 @@ from test_custom_blocks import Block
 
 import elrt_keras as elrt
 from elrt_keras.graph.view import View
+from elrt_keras.plot.kernels import layer_spectra
 from elrt_keras.ranks.latency import TimeTable, time_candidates
-from elrt_keras.ranks.spectra import layer_spectra
 from elrt_keras.ranks.survey import survey
 
 layers = keras.layers

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 import keras
 import numpy as np
 
-from elrt_keras import initializers
+from elrt_keras import constraints, initializers, regularizers
+from elrt_keras.checks import Identifier
 from elrt_keras.graph.rebuild import check_convertible, rebuild
 from elrt_keras.graph.view import View
-from elrt_keras.initializers import Identifier
 from elrt_keras.layers.arguments import dense_arguments
 from elrt_keras.layers.convolutions import layer_class
 from elrt_keras.progress import progress_bar
@@ -39,10 +39,11 @@ def factorize(
         factor_initializer: an initializer of `elrt_keras.initializers` or of Keras, by name or object;
             `"decomposed"` takes over the model's own kernels as well. An object with a seed gives each layer a seed of
             its own, derived from it.
-        factor_regularizer: regularizer of the orthogonal factors, shared by all layers. Its strength is state: models
+        factor_regularizer: regularizer of the orthogonal factors, shared by all layers, by name (`"dso"`, …) or object,
+            see `elrt_keras.regularizers`. Its strength is state: models
             that are trained with schedules of their own want an object each.
         kernel_regularizer: regularizer of the composed kernels; `None` keeps each layer's own.
-        factor_constraint: constraint of the orthogonal factors, such as `elrt_keras.constraints.Stiefel()`.
+        factor_constraint: constraint of the orthogonal factors, `"stiefel"` or an object.
         recompute: whether training computes what lies between the factors again for the gradient, to save memory.
 
     Returns:
@@ -64,8 +65,8 @@ def factorize(
     decomposed = isinstance(factor_initializer, str) and factor_initializer == "decomposed"
     initializer = initializers.get("zeros" if decomposed else factor_initializer)
     overrides = {
-        "factor_regularizer": keras.regularizers.get(factor_regularizer),
-        "factor_constraint": keras.constraints.get(factor_constraint),
+        "factor_regularizer": regularizers.get(factor_regularizer),
+        "factor_constraint": constraints.get(factor_constraint),
         "recompute": recompute,
     }
     if kernel_regularizer is not None:

@@ -1,13 +1,13 @@
 """Checks of all exports: of the model that is to be exported, and of how close the exported one is to it."""
 
 import dataclasses
-import numbers
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
+from elrt_keras.checks import number_in
 from elrt_keras.graph.paths import check_keras_model, is_of_tf_keras
 from elrt_keras.litert import Interface, outputs_of
 
@@ -117,8 +117,7 @@ def check_limits(**limits: Any) -> None:
         ValueError: for anything but a number of at least 0.
     """
     for name, limit in limits.items():
-        if not isinstance(limit, numbers.Real) or not float(limit) >= 0:
-            raise ValueError(f"Expected {name} as a float of at least 0. Received: {name}={limit!r}")
+        number_in(limit, "[0, inf]", name)  # infinite: no limit
 
 
 def _outputs(model, inputs):

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from elrt_keras.checks import int_in
 from elrt_keras.litert import INPUT, Interface
 from elrt_keras.litert.convert import Examples
 
@@ -63,8 +64,8 @@ def check_batches(
     Raises:
         ValueError: at once for a limit below 1 and a first batch that is refused; otherwise as `batches`.
     """
-    if limit is not None and (not isinstance(limit, numbers.Integral) or limit < 1):
-        raise ValueError(f"Expected an int of at least one example. Received: max_examples={limit!r}")
+    if limit is not None:
+        int_in(limit, "[1, inf)", "max_examples")
     if evaluation_data is None:
         evaluation_data = _random_inputs(ends, input_range, count)
     _refuse_examples_in_a_tuple(evaluation_data, ends)

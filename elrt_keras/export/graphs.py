@@ -12,6 +12,7 @@ from typing import Any
 import keras
 
 from elrt_keras.atomic import Path, check_file, check_folder, move_folder, write_file
+from elrt_keras.checks import int_in
 from elrt_keras.export import checks
 from elrt_keras.export.examples import check_batches, check_range
 from elrt_keras.export.onnx_bytes import to_onnx_bytes
@@ -129,8 +130,8 @@ def to_onnx(
     """
     check_file(path)
     checks.check_limits(tolerance=tolerance, max_accuracy_drop=max_accuracy_drop)
-    if opset is not None and (not isinstance(opset, int) or isinstance(opset, bool) or opset < 1):
-        raise ValueError(f"Expected opset as an int of at least 1. Received: opset={opset!r}")
+    if opset is not None:
+        opset = int_in(opset, "[1, inf)", "opset")
     ends, examples = _prepare(model, evaluation_data, max_examples, input_range, input_shape, "ONNX export")
     checks.check_weights(model, "ONNX export")
     try:

@@ -4,13 +4,12 @@ Each takes a Keras 3 model (low-rank or not) or a tf_keras model, and gives a tf
 further; `strip` takes what was only for training out again, and `to_litert` exports the result.
 """
 
-import numbers
 from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 import numpy as np
 
-from elrt_keras.checks import one_of
+from elrt_keras.checks import int_in, number_in, one_of
 from elrt_keras.export.calibration import calibrate
 from elrt_keras.export.examples import take_inputs
 from elrt_keras.export.legacy import copied, import_optional, import_tf_keras, to_tf_keras
@@ -111,8 +110,7 @@ def prune(
     >>> model = elrt_keras.models.build("resnet20", input_shape=(8, 8, 1))
     >>> # pruned = elrt_keras.export.prune(model, sparsity=0.5, end_step=2000)
     """
-    if not (isinstance(sparsity, numbers.Real) and 0 < sparsity < 1):
-        raise ValueError(f"Expected a float in (0, 1). Received: sparsity={sparsity!r}")
+    number_in(sparsity, "(0, 1)", "sparsity")
     tfmot, tf_keras, model = _prepared(model)
     schedule = tfmot.sparsity.keras.PolynomialDecay(
         initial_sparsity=0.0, final_sparsity=sparsity, begin_step=begin_step, end_step=end_step, frequency=frequency
@@ -142,8 +140,7 @@ def cluster(
     >>> model = elrt_keras.models.build("resnet20", input_shape=(8, 8, 1))
     >>> # clustered = elrt_keras.export.cluster(model, clusters=16)
     """
-    if not (isinstance(clusters, numbers.Integral) and clusters >= 2):
-        raise ValueError(f"Expected an int of at least 2. Received: clusters={clusters!r}")
+    int_in(clusters, "[2, inf)", "clusters")
     tfmot, tf_keras, model = _prepared(model)
     # The one with `preserve_sparsity` has no public name; tfmot's own guide imports it from here.
     from tensorflow_model_optimization.python.core.clustering.keras.experimental.cluster import cluster_weights

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from elrt_keras.checks import int_in
 from elrt_keras.formats.arrays import MatrixView, Tensor, joined, split
 from elrt_keras.formats.base import Format, get
 from elrt_keras.formats.chain import Shape, Stage
@@ -125,8 +126,7 @@ def grouped(one: str | Format, groups: int) -> Format:
     >>> tucker2.factor_shapes((3, 3, 8, 64), (4, 6))  # 32 channels to 64 in groups of 8 to 16
     [(1, 1, 8, 16), (3, 3, 4, 24), (1, 1, 6, 64)]
     """
-    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
-        raise ValueError(f"`groups` is an int of at least 1. Received: groups={groups!r}")
+    groups = int_in(groups, "[1, inf)", "groups")
     return get(one) if groups == 1 else Grouped(get(one), groups)
 
 

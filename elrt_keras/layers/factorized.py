@@ -11,12 +11,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from elrt_keras import formats, initializers
-from elrt_keras.checks import one_of
+from elrt_keras import constraints, formats, initializers, regularizers
+from elrt_keras.checks import Identifier, one_of
 from elrt_keras.formats.arrays import Tensor
 from elrt_keras.formats.base import Ranks
 from elrt_keras.graph.configs import copy_arguments, plain, serialized
-from elrt_keras.initializers import Identifier
 from elrt_keras.layers import penalties
 from elrt_keras.layers.arguments import dense_arguments
 
@@ -82,8 +81,8 @@ class FactorizedLayer(keras.layers.Layer):
         self.format: formats.Format = formats.get(self.format_name)
         self._ranks = self.format.validate_ranks(ranks)
         self.factor_initializer: Any = initializers.get(factor_initializer)
-        self.factor_regularizer: Any = keras.regularizers.get(factor_regularizer)
-        self.factor_constraint: Any = keras.constraints.get(factor_constraint)
+        self.factor_regularizer: Any = regularizers.get(factor_regularizer)
+        self.factor_constraint: Any = constraints.get(factor_constraint)
         self.execution: Execution = execution
         self.recompute = recompute
         self.factors: list[keras.Variable] = []

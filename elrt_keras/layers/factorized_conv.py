@@ -11,10 +11,10 @@ import numpy as np
 from keras import ops
 
 from elrt_keras import formats
+from elrt_keras.checks import Identifier, int_in
 from elrt_keras.formats.arrays import joined, split
 from elrt_keras.formats.base import Ranks
 from elrt_keras.formats.chain import chain_costs, conv_output_size, dense_stage
-from elrt_keras.initializers import Identifier
 from elrt_keras.layers.factorized import Execution, FactorizedLayer
 
 # Stands in for a spatial size that is unknown at build: large enough that borders do not decide.
@@ -69,12 +69,10 @@ class FactorizedConv(FactorizedLayer):
         recompute: bool = False,
         **kwargs: Any,
     ):
-        if isinstance(filters, bool) or not isinstance(filters, (int, np.integer)):
-            raise ValueError(f"`filters` is a positive int. Received: filters={filters!r}")
         if not isinstance(padding, str):  # Keras takes pairs of numbers here and fails at the first call
             raise ValueError(f"`padding` is a string such as 'same'. Received: padding={padding!r}")
         shared = {
-            "filters": int(filters),
+            "filters": int_in(filters, "[1, inf)", "filters"),
             "kernel_size": kernel_size,
             "strides": strides,
             "padding": padding,

@@ -8,9 +8,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from elrt_keras.checks import Identifier
 from elrt_keras.formats.base import Ranks
 from elrt_keras.formats.chain import ChainCosts, chain_costs, dense_stage
-from elrt_keras.initializers import Identifier
 from elrt_keras.layers.factorized import Execution, FactorizedLayer
 
 

@@ -13,7 +13,6 @@ import hashlib
 import itertools
 import json
 import math
-import numbers
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +23,7 @@ import numpy as np
 
 from elrt_keras import litert
 from elrt_keras.atomic import write_bytes
-from elrt_keras.checks import one_of
+from elrt_keras.checks import int_in, one_of
 from elrt_keras.formats.chain import chain_costs
 from elrt_keras.litert.convert import Quantization
 from elrt_keras.progress import progress_bar
@@ -255,8 +254,7 @@ def timed(
             f"Latency is measured on LiteRT, which needs the TensorFlow backend. "
             f"Received: backend {keras.backend.backend()!r}"
         )
-    if not isinstance(threads, numbers.Integral) or threads < 1:
-        raise ValueError(f"Expected threads as an int of at least 1. Received: threads={threads!r}")
+    int_in(threads, "[1, inf)", "threads")
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise ValueError(
             "Times are measured of models with one input and one output. "

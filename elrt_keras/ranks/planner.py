@@ -1,12 +1,12 @@
 """Choosing formats and ranks for a model under a budget: `plan_ranks`."""
 
 import dataclasses
-import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 
+from elrt_keras.checks import int_in, number_in
 from elrt_keras.graph.costs import costs_of
 from elrt_keras.graph.view import View
 from elrt_keras.layers import FactorizedLayer
@@ -138,8 +138,8 @@ def _validated_limits(fraction, max_macs, max_params, max_latency, solver):
     limits = validated_budgets(max_macs, max_params, max_latency)
     if len(limits) > 2:
         raise ValueError(f"Expected at most two budgets. Received: {limits}")
-    if fraction is not None and not (_is_number(fraction) and 0 < fraction <= 1):
-        raise ValueError(f"`fraction` is a float in (0, 1]. Received: fraction={fraction!r}")
+    if fraction is not None:
+        number_in(fraction, "(0, 1]", "fraction")
     if fraction is not None and (limits or not solver.takes_fraction):
         raise ValueError(
             "Pass either `fraction` or a budget, and `fraction` with method='uniform' only. "
@@ -165,17 +165,8 @@ def validated_budgets(
         ValueError: for one that is no number in (0, 1].
     """
     budgets = {"macs": max_macs, "params": max_params, "latency": max_latency}
-    for resource, budget in budgets.items():
-        if budget is not None and not (_is_number(budget) and 0 < budget <= 1):
-            raise ValueError(
-                f"`max_{resource}` is a float in (0, 1], the part of the dense model's {resource} to keep. "
-                f"Received: max_{resource}={budget!r}"
-            )
-    return {resource: float(budget) for resource, budget in budgets.items() if budget is not None}
-
-
-def _is_number(value):
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    given = {resource: part for resource, part in budgets.items() if part is not None}
+    return {resource: number_in(part, "(0, 1]", f"max_{resource}") for resource, part in given.items()}
 
 
 def validated_multiple(multiple_of: Any) -> int:
@@ -184,11 +175,7 @@ def validated_multiple(multiple_of: Any) -> int:
     Raises:
         ValueError: for anything but an int of at least 1.
     """
-    if multiple_of is None:
-        return SIMD_MULTIPLE
-    if isinstance(multiple_of, bool) or not isinstance(multiple_of, numbers.Integral) or multiple_of < 1:
-        raise ValueError(f"`multiple_of` is an int of at least 1. Received: multiple_of={multiple_of!r}")
-    return int(multiple_of)
+    return SIMD_MULTIPLE if multiple_of is None else int_in(multiple_of, "[1, inf)", "multiple_of")
 
 
 def _to_plan(view, solution, reasons, solver):

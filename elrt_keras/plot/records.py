@@ -27,7 +27,7 @@ def columns(history: Any) -> dict[str, Sequence[Any]]:
 
     Example:
 
-    >>> elrt_keras.records.columns([{"epoch": 0, "loss": 2.5}, {"epoch": 1, "loss": 2.0}])
+    >>> elrt_keras.plot.records.columns([{"epoch": 0, "loss": 2.5}, {"epoch": 1, "loss": 2.0}])
     {'epoch': [0, 1], 'loss': [2.5, 2.0]}
     """
     if isinstance(history, (str, os.PathLike)):
@@ -83,7 +83,8 @@ def points(results: Sequence[Any], costs: Mapping[str, float]) -> dict[int, tupl
 
     Example:
 
-    >>> elrt_keras.records.points([{"accuracy": 0.5, "macs": 2e6}, {"accuracy": 0.5}], elrt_keras.records.MACS)
+    >>> records = elrt_keras.plot.records
+    >>> records.points([{"accuracy": 0.5, "macs": 2e6}, {"accuracy": 0.5}], records.MACS)
     {0: (2.0, 50.0)}
     """
     found = {}
@@ -112,7 +113,7 @@ def names(results: Sequence[Any]) -> list[str]:
 
     Example:
 
-    >>> elrt_keras.records.names([{"path": "a/export/int8.tflite"}, {"path": "b/export/int8.tflite"}])
+    >>> elrt_keras.plot.records.names([{"path": "a/export/int8.tflite"}, {"path": "b/export/int8.tflite"}])
     ['a/int8', 'b/int8']
     """
     paths = [entry(result, "path") for result in results]
@@ -131,7 +132,7 @@ def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, flo
 
     Example:
 
-    >>> elrt_keras.records.pareto_front([(3, 0.7), (1, 0.6), (2, 0.8)])
+    >>> elrt_keras.plot.records.pareto_front([(3, 0.7), (1, 0.6), (2, 0.8)])
     [(1, 0.6), (2, 0.8)]
     """
     front = []

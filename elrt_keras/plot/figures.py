@@ -70,7 +70,7 @@ def literal(text: str) -> str:
 
     Example:
 
-    >>> print(elrt_keras.figures.literal("d$imgs_$2024"))
+    >>> print(elrt_keras.plot.figures.literal("d$imgs_$2024"))
     d\\$imgs_\\$2024
     """
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
@@ -81,7 +81,7 @@ def shortened(name: str) -> str:
 
     Example:
 
-    >>> elrt_keras.figures.shortened("backbone/stage1_block1/conv2_of_the_residual_branch")
+    >>> elrt_keras.plot.figures.shortened("backbone/stage1_block1/conv2_of_the_residual_branch")
     '…1/conv2_of_the_residual_branch'
     """
     return literal(name if len(name) <= LONGEST else f"…{name[-LONGEST:]}")

@@ -49,7 +49,7 @@ def layer_spectra(
     Example:
 
     >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3, name="head", kernel_initializer="ones")])
-    >>> spectra = elrt_keras.ranks.spectra.layer_spectra(model)["head"]
+    >>> spectra = elrt_keras.plot.kernels.layer_spectra(model)["head"]
     >>> [round(float(value), 3) for value in spectra.values["r"]]  # √24, and rounding
     [4.899, 0.0, 0.0]
     """

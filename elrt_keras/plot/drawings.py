@@ -1,8 +1,4 @@
-"""Pictures of low-rank models, of their plans and of what they reach, by matplotlib.
-
-Each function returns a `matplotlib.figure.Figure` that pyplot does not know and that needs no display; a notebook shows
-it after `%matplotlib inline`. `path=` also saves it, in the kind of its suffix (PNG, SVG, PDF), all of it or nothing.
-"""
+"""The pictures that users ask for."""
 
 import collections.abc
 import math
@@ -13,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import keras
 import numpy as np
 
-from elrt_keras import figures, formats, records
+from elrt_keras import formats
 from elrt_keras.atomic import Path
 from elrt_keras.checks import one_of
+from elrt_keras.plot import figures, records
+from elrt_keras.plot.kernels import layer_spectra
 from elrt_keras.ranks import RankPlan
 from elrt_keras.ranks.plan import Entry
-from elrt_keras.ranks.spectra import layer_spectra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
