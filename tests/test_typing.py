@@ -78,7 +78,7 @@ elrt.models.resnet200()  # wrong
 elrt.models.resnet20(depth=20).get_layer("stem_conv")
 elrt.plan_ranks(model, 0.4)  # wrong
 elrt.plan_ranks(model, max_macs="40%")  # wrong
-elrt.plan_ranks(model, method="energetic")  # wrong
+elrt.plan_ranks(model, method=4)  # wrong
 elrt.plan_ranks(model, max_mac=0.4)  # wrong
 elrt.plan_ranks("resnet20", max_macs=0.4)  # wrong
 plan = elrt.plan_ranks(model, max_macs=0.4)

@@ -30,10 +30,11 @@ _DOCUMENT = """{dims}-D convolution {title}
             factors of its own, all at the ranks given; full ranks are those of such a kernel.
         factor_initializer: an initializer of `elrt_keras.initializers` (all factors together) or of Keras (each factor
             on its own), by name or object.
-        factor_regularizer: acts on each orthogonal factor, read as a matrix: {orthogonal}.
+        factor_regularizer: acts on each orthogonal factor, read as a matrix: {orthogonal}. By name (`"so"`, `"dso"`,
+            `"mc"`, `"srip"`) or object, see `elrt_keras.regularizers`.
         kernel_regularizer: acts on the *composed* kernel; `L2(λ)` is Frobenius decay, computed without composing.
         bias_initializer, bias_regularizer, bias_constraint, activity_regularizer: as in `keras.layers.Conv{dims}D`.
-        factor_constraint: projects each orthogonal factor, as a matrix, after an optimizer step.
+        factor_constraint: projects each orthogonal factor, as a matrix, after a step; `"stiefel"` or an object.
         execution: `"chain"` runs the stages, `"compose"` builds the dense kernel and runs one convolution, `"auto"`
             takes the one with fewer MACs when the layer is built.
         recompute: whether training drops what lies between the stages and computes it again for the gradient

@@ -1,4 +1,4 @@
-"""The pictures that users ask for."""
+"""Figures of spectra, orthogonality, rank plans and trade-offs."""
 
 import collections.abc
 import math

@@ -6,6 +6,7 @@ is picked up.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import keras
 
@@ -89,10 +90,24 @@ class Method:
     kept_dense: str = "would not get cheaper"
 
 
-def method(name: str, **properties):
-    """Registers the decorated function as the method `name`; `properties` are fields of `Method`."""
+_Solve: TypeAlias = Callable[[Problem], Solution]
 
-    def register(solve: Callable[[Problem], Solution]) -> Callable[[Problem], Solution]:
+
+def method(name: str, **properties: Any) -> Callable[[_Solve], _Solve]:
+    """Function decorator: registers a method of choosing ranks.
+
+    Args:
+        name: str, by which `plan_ranks(method=…)` finds it.
+        **properties: fields of `Method`, such as `reads_weights=True`.
+
+    Example:
+
+    >>> get = elrt_keras.ranks.methods.get
+    >>> get("energy").reads_weights, get("uniform").takes_fraction
+    (True, True)
+    """
+
+    def register(solve: _Solve) -> _Solve:
         _METHODS[name] = Method(name, solve, **properties)
         return solve
 
