@@ -17,6 +17,7 @@ ROOMS = (
     "launch.data",
     "layers",
     "litert",
+    "terminal",
     "models",
     "plot",
     "ranks",

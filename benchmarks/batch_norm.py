@@ -30,7 +30,7 @@ def step(batch_size, size, channels, is_fused):
     model = keras.Sequential([keras.Input((size, size, channels)), keras.layers.BatchNormalization()])
     if is_fused:
         # At any number of channels: whether to fuse is what is asked here.
-        elrt.batch_norm._MULTIPLE_OF = 1
+        elrt.layers.batch_norm._MULTIPLE_OF = 1
         elrt.fuse_batch_norm(model)
     inputs = tf.random.stateless_normal((batch_size, size, size, channels), (0, 0))
 

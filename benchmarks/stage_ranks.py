@@ -20,7 +20,7 @@ def plan_by_stage(dense, config, weights):
     """
     candidates, reasons = survey(View(dense), config.format, None)
     macs = elrt.count_costs(dense).macs
-    budget = Budget(candidates, {"macs": macs}, {"macs": config.max_macs * macs})
+    budget = Budget(candidates, {"macs": macs}, {"macs": config.max_macs})
     stage = {c.name: int(re.match(r"stage(\d+)_", c.name)[1]) for c in candidates}
     bases = {c.name: [weights[stage[c.name] - 1] * limit for limit in c.limits] for c in candidates}
     multiple_of = validated_multiple(config.multiple_of)

@@ -72,11 +72,13 @@ def low_rank(dense, max_macs, regularizer="dso", multiple_of=None, **options):
 
 
 def composed(model):
-    """The same low-rank model, whose layers compose their kernels first."""
-    for _, layer in elrt.graph.paths.iterate_layers(model):
-        if hasattr(layer, "factors"):
-            layer.execution = "compose"
-    return model
+    """The same low-rank model with new weights, whose layers compose their kernels first."""
+
+    def copied(layer):
+        own = {"execution": "compose"} if isinstance(layer, elrt.layers.FactorizedLayer) else {}
+        return type(layer).from_config({**layer.get_config(), **own})
+
+    return keras.models.clone_model(model, clone_function=copied)
 
 
 def thinned(name, macs):

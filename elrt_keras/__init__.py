@@ -15,9 +15,9 @@ import pathlib
 from types import ModuleType
 
 from elrt_keras import callbacks, constraints, formats, initializers, layers, regularizers
-from elrt_keras.batch_norm import fuse_batch_norm
 from elrt_keras.conversion import expand, factorize, merge, shrink, shrink_curve
 from elrt_keras.graph.costs import LayerCosts, ModelCosts, count_costs
+from elrt_keras.layers.batch_norm import fuse_batch_norm
 from elrt_keras.ranks import LayerPlan, RankPlan, plan_ranks
 
 __version__ = "0.1.0"

@@ -10,7 +10,6 @@ from elrt_keras import layers as layers
 from elrt_keras import models as models
 from elrt_keras import plot as plot
 from elrt_keras import regularizers as regularizers
-from elrt_keras.batch_norm import fuse_batch_norm as fuse_batch_norm
 from elrt_keras.conversion import expand as expand
 from elrt_keras.conversion import factorize as factorize
 from elrt_keras.conversion import merge as merge
@@ -19,6 +18,7 @@ from elrt_keras.conversion import shrink_curve as shrink_curve
 from elrt_keras.graph.costs import LayerCosts as LayerCosts
 from elrt_keras.graph.costs import ModelCosts as ModelCosts
 from elrt_keras.graph.costs import count_costs as count_costs
+from elrt_keras.layers.batch_norm import fuse_batch_norm as fuse_batch_norm
 from elrt_keras.ranks import LayerPlan as LayerPlan
 from elrt_keras.ranks import RankPlan as RankPlan
 from elrt_keras.ranks import plan_ranks as plan_ranks

@@ -129,26 +129,37 @@ class OrthogonalityRegularizer(keras.regularizers.Regularizer):
     """
 
     def __init__(self, strength: float = DEFAULT_STRENGTH):
-        value = number_in(strength, "[0, inf)", "strength")
-        self._strength = value
+        self._strength = number_in(strength, "[0, inf)", "strength")
         # A name of its own, since a model tells its state by names: layers may have several regularizers.
-        name = f"orthogonality_strength_{keras.backend.get_uid('orthogonality_strength')}"
-        self.strength_variable: keras.Variable = keras.Variable(
-            value, dtype="float32", trainable=False, name=name, autocast=False
+        self.strength_variable: keras.Variable = self._variable(
+            f"orthogonality_strength_{keras.backend.get_uid('orthogonality_strength')}"
         )
-        self._is_named = False
+        self._is_placed = False
 
-    def name_strength(self, place: str) -> None:
-        """Names the strength's variable after what has this regularizer, the first place alone.
+    def _variable(self, name):
+        return keras.Variable(
+            # Called when the variable is initialized, which Keras may postpone.
+            lambda shape, dtype=None: ops.convert_to_tensor(self._strength, dtype=dtype),
+            shape=(),
+            dtype="float32",
+            trainable=False,
+            name=name,
+            autocast=False,
+        )
 
-        State trees and PyTorch's state dicts know variables by their paths; a path of this kind is the same for the
-        same model in any program.
+    def place_strength(self, argument: str) -> None:
+        """Makes the strength's variable anew in the name scope of a layer that is being built, the first one alone.
+
+        State trees and PyTorch's state dicts know variables by their paths; this one is the same for the same model in
+        any program. A regularizer that has been called keeps its variable, which a compiled function may hold.
 
         Args:
-            place: path of a layer and the name of its argument.
+            argument: name of the layer's argument that is this regularizer.
         """
-        if not self._is_named:
-            self._is_named, self.strength_variable._path = True, f"{place}/orthogonality_strength"
+        if not self._is_placed:
+            with keras.name_scope(argument):
+                self.strength_variable = self._variable("orthogonality_strength")
+            self._is_placed = True
 
     @property
     def strength(self) -> float:
@@ -165,6 +176,7 @@ class OrthogonalityRegularizer(keras.regularizers.Regularizer):
         raise NotImplementedError
 
     def __call__(self, weight: Tensor) -> Tensor:
+        self._is_placed = True
         shape = weight.shape
         if len(shape) < 2:
             raise ValueError(f"Expected a weight with at least two axes. Received: shape={tuple(shape)}")

@@ -24,7 +24,7 @@ def main(argv):
     from elrt_keras.launch import cli, data
     from elrt_keras.launch.config import TrainConfig
     from elrt_keras.launch.training import run
-    from elrt_keras.tables import render_table
+    from elrt_keras.terminal.tables import render_table
 
     cli.quiet_logging()
     digits = data.load("digits")

@@ -23,7 +23,7 @@ from absl import flags as absl_flags
 from elrt_keras.atomic import check_file, write_file
 from elrt_keras.checks import suggestion
 from elrt_keras.launch import cli
-from elrt_keras.tables import render_table
+from elrt_keras.terminal.tables import render_table
 
 _OF_LITERT = ("threads", "runs", "plot")
 _FIELDS = ("model", "dataset", "data_dir", "download", "image_size", "augmentation", "batch_size", "format", "max_macs")

@@ -5,7 +5,7 @@ import pathlib
 from elrt_keras import models
 from elrt_keras.checks import one_of
 from elrt_keras.launch import data, flags
-from elrt_keras.tables import render_table
+from elrt_keras.terminal.tables import render_table
 
 _RECIPES = pathlib.Path(__file__).parent / "recipes"
 _DATA_NOTES = {

@@ -10,7 +10,7 @@ import warnings
 from absl import app, flags, logging
 
 from elrt_keras.checks import suggestion
-from elrt_keras.tables import render_table
+from elrt_keras.terminal.tables import render_table
 
 _HELP = ("help", "helpshort", "helpfull", "h", "?")
 

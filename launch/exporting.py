@@ -10,7 +10,7 @@ from elrt_keras.atomic import write_file
 from elrt_keras.launch import rundir, training
 from elrt_keras.launch.config import TrainConfig
 from elrt_keras.launch.data import is_streamed, plain_errors
-from elrt_keras.tables import render_table
+from elrt_keras.terminal.tables import render_table
 
 SUFFIXES = {"litert": ".tflite", "onnx": ".onnx", "saved_model": ""}
 _FUNCTIONS = {"onnx": export.to_onnx, "saved_model": export.to_saved_model}

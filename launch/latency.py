@@ -8,7 +8,7 @@ import shlex
 import warnings
 
 from elrt_keras.plot import figures, tradeoff
-from elrt_keras.tables import render_table, short_names
+from elrt_keras.terminal.tables import render_table, short_names
 
 # 10–90 % range over the median, which single runs exceed where other programs want the same cores.
 _SCATTER = 0.25

@@ -56,7 +56,7 @@ def test_ranks_are_rounded_to_the_nearest_on_the_grid(rank, expected):
 
 @pytest.mark.tensorflow
 def test_a_budget_may_be_spent_to_the_last():
-    budget = Budget([], {"macs": 100, "params": 50}, {"macs": 40, "params": 20})
+    budget = Budget([], {"macs": 100, "params": 50}, {"macs": 0.4, "params": 0.4})
     assert budget.allows({"macs": 40, "params": 20}) and not budget.allows({"macs": 40, "params": 20.5})
 
 

@@ -40,7 +40,7 @@ def problem(model, format_name, **limits):
     candidates, _ = survey(View(model), format_name, [])
     costs = elrt.count_costs(model)
     totals = {"macs": costs.macs, "params": costs.params}
-    return candidates, Budget(candidates, totals, {name: part * totals[name] for name, part in limits.items()})
+    return candidates, Budget(candidates, totals, limits)
 
 
 LIMITS = [{"macs": 0.5}, {"macs": 0.3}, {"macs": 0.7}, {"params": 0.4}, {"macs": 0.5, "params": 0.4}]
@@ -67,7 +67,7 @@ def over_best(decays, format_name, limits, multiple_of=4):
     allowed = (
         sum(loss for loss, _ in choice)
         for choice in itertools.product(*tables)
-        if all(rest[r] + sum(cost[r] for _, cost in choice) <= budget.limits[r] for r in limits)
+        if all(rest[r] + sum(cost[r] for _, cost in choice) <= budget.amounts[r] for r in limits)
     )
     return energy.total_loss(candidates, chosen) / min(allowed)
 

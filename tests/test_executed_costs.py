@@ -4,7 +4,9 @@ import itertools
 
 import keras
 import pytest
-from common import random_array, thorough_but, to_numpy
+from common import conv_cases, random_array, thorough_but, to_numpy
+from hypothesis import given
+from hypothesis import strategies as st
 
 import elrt_keras as elrt
 from elrt_keras import formats
@@ -44,7 +46,7 @@ def test_the_built_model_costs_what_the_plan_says(resnet, name, arguments):
 
 
 @pytest.mark.thorough
-def test_of_a_layer_on_inputs_of_several_sizes_the_first_decides():
+def test_a_plan_counts_a_layer_on_inputs_of_several_sizes_as_it_executes():
     conv = layers.Conv2D(12, 3, padding="valid", name="conv")
     inputs = keras.Input((4, 4, 12)), keras.Input((20, 20, 12))
     for first, second in itertools.permutations(inputs):
@@ -66,6 +68,31 @@ def test_budgets_of_open_models_are_met_at_the_size_they_are_planned_for(size, b
     costs = elrt.count_costs(elrt.factorize(model, plan), (size, size, 8))
     assert costs.macs == plan.costs["down"]["planned_macs"]
     assert costs.macs <= budget * elrt.count_costs(model, (size, size, 8)).macs
+
+
+@given(case=conv_cases(), times=st.integers(2, 40))
+def test_the_input_size_does_not_decide_how_a_layer_executes(case, times):
+    *kernel_size, _, filters = case["kernel_shape"]
+    last = case["arguments"]["data_format"] == "channels_last"
+    spatial = slice(1, -1) if last else slice(2, None)
+    large, open_sizes = list(case["input_shape"]), list(case["input_shape"])
+    large[spatial] = [times * size for size in large[spatial]]
+    open_sizes[spatial] = [None] * len(kernel_size)
+    layer_class = getattr(elrt.layers, f"LowRankConv{len(kernel_size)}D")
+    built = []
+    for shape in (case["input_shape"], large, open_sizes):
+        built.append(layer_class(filters, tuple(kernel_size), case["ranks"], **case["arguments"]))
+        built[-1].build(shape)
+    (decided,) = {layer.runs_chain for layer in built}
+    # On inputs without end it is the execution of fewer MACs.
+    endless = [10_000 * stride for stride in built[0].strides]
+    shape = (1, *endless, large[-1]) if last else (1, large[1], *endless)
+    forced = []
+    for execution in ("chain", "compose"):
+        forced.append(layer_class.from_config({**built[0].get_config(), "execution": execution, "padding": "same"}))
+        forced[-1].build(shape)
+    chain, dense = (layer.compute_macs(shape) for layer in forced)
+    assert decided == (chain <= dense)
 
 
 def test_shrink_leaves_alone_what_composes_within_the_budget():

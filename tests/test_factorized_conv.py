@@ -198,6 +198,27 @@ def test_from_dense_keeps_name_arguments_bias_and_at_full_rank_the_outputs(dims)
     assert truncated.ranks == (2, 2) and truncated.factor_regularizer is not None
 
 
+@pytest.mark.parametrize("make_activation", [lambda: "tanh", keras.layers.PReLU], ids=["function", "layer"])
+@pytest.mark.parametrize("dims", [0, 1, 2, 3])
+def test_to_dense_is_the_inverse_of_from_dense(dims, make_activation):
+    arguments = {"activation": make_activation(), "bias_initializer": "ones", "name": "the_name", "trainable": False}
+    dense = STOCK[dims](5, 3, padding="same", **arguments) if dims else keras.layers.Dense(5, **arguments)
+    inputs = random_array(2, *(6,) * dims, 4, seed=7)
+    expected = to_numpy(dense(inputs))
+    if isinstance(dense.activation, keras.layers.Layer):
+        dense.activation.set_weights([random_array(*dense.activation.weights[0].shape)])
+        expected = to_numpy(dense(inputs))
+    low_rank = (LAYERS[dims] if dims else elrt.layers.LowRankDense).from_dense(dense, 1.0)
+    back = low_rank.to_dense()
+    assert type(back) is type(dense) and back.built
+    assert back.get_config() == {**dense.get_config(), "kernel_initializer": back.get_config()["kernel_initializer"]}
+    for weight, same in zip(back.get_weights(), dense.get_weights(), strict=True):
+        np.testing.assert_allclose(weight, same, atol=1e-5)
+    np.testing.assert_allclose(to_numpy(back(inputs)), expected, atol=1e-5)
+    low_rank.factors[0].assign(0 * low_rank.factors[0])  # a copy
+    np.testing.assert_allclose(to_numpy(back(inputs)), expected, atol=1e-5)
+
+
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX has no float64 unless told so at its start")
 @pytest.mark.parametrize("format_name", formats.names())
 @pytest.mark.parametrize("execution", ["chain", "compose"])
@@ -363,11 +384,11 @@ def test_layers_that_share_a_regularizer_train_and_count_it_once_as_a_variable()
     assert all(np.abs(to_numpy(weight) - value).max() > 0 for weight, value in zip(model.weights, before))
 
 
-@pytest.mark.parametrize("method", ["compute_macs", "compute_activations", "stock_layers"])
+@pytest.mark.parametrize("method", ["compute_macs", "compute_activations", "stock_layers", "to_dense"])
 def test_what_only_a_built_layer_knows(method):
     for layer in (elrt.layers.Tucker2Conv2D(4, 3, ranks=2), elrt.layers.LowRankDense(4, ranks=2)):
         with pytest.raises(AttributeError, match=f"You must build the layer before accessing `{method}`"):
-            getattr(layer, method)(*([] if method == "stock_layers" else [(None, 8, 8, 3)]))
+            getattr(layer, method)(*([(None, 8, 8, 3)] if method.startswith("compute") else []))
 
 
 @pytest.mark.parametrize("layer", [elrt.layers.Tucker2Conv2D, elrt.layers.SVDConv2D])

@@ -1,8 +1,10 @@
 """Saving and reviving: every constructor argument, at a non-default value, comes back and acts the same."""
 
+import importlib
 import inspect
 import json
 
+import commands
 import keras
 import numpy as np
 import pytest
@@ -73,6 +75,50 @@ def test_the_table_holds_every_argument():
     assert dense[1:-1] == list(arguments_of(elrt.layers.LowRankDense))
 
 
+def test_the_general_layers_take_the_same_and_a_format():
+    parameters = list(inspect.signature(elrt.layers.LowRankConv2D.__init__).parameters)
+    assert parameters[1:-1] == [*list(ARGUMENTS)[:3], "format", *list(ARGUMENTS)[3:]]
+    arguments = arguments_of(elrt.layers.Tucker2Conv2D)
+    layer = elrt.layers.LowRankConv2D(**arguments, format="tucker2", name="low")
+    twin = elrt.layers.Tucker2Conv2D(**arguments, name="low")
+    assert layer.get_config() == {**twin.get_config(), "format": "tucker2"}
+    assert elrt.layers.LowRankConv2D.from_config(layer.get_config()).get_config() == layer.get_config()
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize(
+    "change, received",
+    [
+        ({"format": "tucker9"}, "Expected one of .*Received: format='tucker9'"),
+        ({"format": None}, "Received: format=None"),
+        (
+            {"format": "spatial_svd"},
+            r"Expected a format for 1 spatial axes, one of \['cp', 'svd', 'tucker2'\].*'spatial_svd'",
+        ),
+        ({"format": type(formats.get("svd"))()}, "as it is registered.*Received: format='svd', another object"),
+    ],
+    ids=["unknown", "none", "other dimensions", "another object"],
+)
+def test_formats_that_a_layer_cannot_have(change, received):
+    with pytest.raises(ValueError, match=received):
+        elrt.layers.LowRankConv1D(4, 3, 2, **change)
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("name", [name for name in ARGUMENTS if name != "ranks"])
+def test_a_built_layer_refuses_what_only_building_reads(name):
+    """All else acts on the next call, or says what a layer made from the configuration starts from."""
+    layer = elrt.layers.Tucker2Conv2D(6, 3, 2, padding="same")
+    setattr(layer, name, getattr(layer, name))  # before it is built
+    layer.build((None, 6, 6, 4))
+    value = getattr(layer, name)
+    if name in ("activation", "recompute", "factor_initializer", "bias_initializer", "activity_regularizer"):
+        setattr(layer, name, value)
+        return
+    with pytest.raises(AttributeError, match=f"Expected '{name}' to be set before .*Received: {name}="):
+        setattr(layer, name, value)
+
+
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_every_argument_is_an_attribute_and_a_config_entry(leaf):
     arguments = arguments_of(leaf)
@@ -115,6 +161,42 @@ def test_numbers_of_numpy_become_plain_ones(changed):
     config = json.loads(json.dumps(layer.get_config()))
     plain = {name: np.asarray(value).tolist() for name, value in changed.items()}
     assert layer.get_config() == elrt.layers.Tucker2Conv2D(**{**config, **plain}).get_config()
+
+
+FRESH = """
+import sys
+sys.path.insert(0, ".")
+import keras, numpy as np
+import user_formats
+model = keras.models.load_model("model.keras")
+print(model.layers[0].format_name, type(model.layers[0].format).__module__)
+np.testing.assert_allclose(model(np.load("inputs.npy")), np.load("outputs.npy"), atol=1e-6)
+"""
+USER_FORMAT = """
+from elrt_keras import formats
+
+@formats.register
+class MySVD(type(formats.get("svd"))):
+    name = "my_svd"
+"""
+
+
+@pytest.mark.tensorflow
+def test_a_model_in_a_format_of_the_user_loads_in_a_new_process(tmp_path, monkeypatch):
+    (tmp_path / "user_formats.py").write_text(USER_FORMAT)
+    monkeypatch.setattr(formats.base, "_FORMATS", dict(formats.base._FORMATS))
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("user_formats")
+    dense = keras.Sequential([keras.Input((6, 6, 4)), keras.layers.Conv2D(6, 3, groups=2, name="conv")])
+    low = elrt.factorize(dense, elrt.plan_ranks(dense, format="my_svd", fraction=0.5, exclude=[]))
+    inputs = random_array(2, 6, 6, 4)
+    low.save(tmp_path / "model.keras")
+    np.save(tmp_path / "inputs.npy", inputs)
+    np.save(tmp_path / "outputs.npy", to_numpy(low(inputs)))
+    done = commands.program(FRESH, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.split()[-2:] == ["my_svd", "user_formats"], done.stderr
+    failed = commands.program(FRESH.replace("import user_formats", ""), cwd=tmp_path)
+    assert failed.returncode != 0 and "Received: format='my_svd'" in failed.stderr
 
 
 @pytest.mark.parametrize("leaf", thorough_but((elrt.layers.Tucker2Conv2D, elrt.layers.CPConv1D), LEAVES))

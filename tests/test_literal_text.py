@@ -12,7 +12,7 @@ import elrt_keras as elrt
 from elrt_keras.launch import plots, rundir, training
 from elrt_keras.launch.config import TrainConfig
 from elrt_keras.plot import figures
-from elrt_keras.tables import render_table
+from elrt_keras.terminal.tables import render_table
 
 pytestmark = pytest.mark.tensorflow  # the same on every backend
 

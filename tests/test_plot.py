@@ -15,7 +15,7 @@ from common import curves, dense_model, model_of, random_array, to_numpy
 
 import elrt_keras as elrt
 from elrt_keras.plot import records
-from elrt_keras.tables import short_names
+from elrt_keras.terminal.tables import short_names
 
 pytestmark = pytest.mark.tensorflow  # the same on every backend
 
@@ -207,9 +207,9 @@ def test_pareto_front_against_all_pairs():
         (ROWS[0], {}, "Expected a list of results"),
         ("rows.json", {}, "Received: results='rows.json'"),
         (ROWS, {"cost": "params"}, r"Expected one of \[None, 'latency', 'macs'\]. Received: cost='params'"),
-        ([{"accuracy": 83.0, "macs": 1}], {}, "a number from 0 to 1. Received: accuracy=83.0"),
+        ([{"accuracy": 83.0, "macs": 1}], {}, r"accuracy as a number in \[0, 1\]. Received: accuracy=83.0"),
         ([{"accuracy": math.nan, "macs": 1}], {}, "Received: accuracy=nan"),
-        ([{"accuracy": 0.5, "macs": "1 M"}], {}, "a finite number of at least 0. Received: macs='1 M'"),
+        ([{"accuracy": 0.5, "macs": "1 M"}], {}, "macs as a number of at least 0. Received: macs='1 M'"),
         ([{"accuracy": 0.5, "median_ms": math.inf}], {}, "Received: median_ms=inf"),
     ],
     ids=str,

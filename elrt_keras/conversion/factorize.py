@@ -10,11 +10,9 @@ from elrt_keras import constraints, initializers, regularizers
 from elrt_keras.checks import Identifier
 from elrt_keras.graph.rebuild import check_convertible, rebuild
 from elrt_keras.graph.view import View
-from elrt_keras.layers.arguments import dense_arguments
-from elrt_keras.layers.convolutions import layer_class
-from elrt_keras.progress import progress_bar
+from elrt_keras.layers.convolutions import STOCK, twin_of
 from elrt_keras.ranks.plan import Entry, RankPlan
-from elrt_keras.ranks.survey import REPLACEABLE
+from elrt_keras.terminal.progress import progress_bar
 
 
 def factorize(
@@ -75,9 +73,9 @@ def factorize(
     replacements = _checked_replacements(view, plan)
 
     def low_rank_twin(layer):
-        index, target, entry = replacements[id(layer)]
+        index, twin, entry = replacements[id(layer)]
         seeded = _seeded(initializer, index)
-        arguments = {**dense_arguments(target, layer), "ranks": entry.ranks, "factor_initializer": seeded, **overrides}
+        low_rank = twin(ranks=entry.ranks, factor_initializer=seeded, **overrides)
 
         def set_weights(low_rank):
             if decomposed:
@@ -88,7 +86,7 @@ def factorize(
                 )
             low_rank.assign_end(layer)
 
-        return [(target(**arguments), set_weights)]
+        return [(low_rank, set_weights)]
 
     track = functools.partial(progress_bar, told="decomposing kernels") if decomposed else iter
     return rebuild(view, lambda layer: id(layer) in replacements, low_rank_twin, track)
@@ -117,10 +115,10 @@ def _checked_replacements(view, plan):
     for index, (name, entry) in enumerate(plan.factorized().items()):
         layer = layers[name]
         try:
-            target = _checked_target(layer, entry)
+            twin = _checked_twin(layer, entry)
         except ValueError as error:
             raise ValueError(f"Layer {name!r}: {error}") from error
-        known = replacements.setdefault(id(layer), (index, target, entry))[2]
+        known = replacements.setdefault(id(layer), (index, twin, entry))[2]
         if known != entry:
             raise ValueError(f"Layer {name!r} is shared and has one entry in a plan. Received: {known} and {entry}")
     if not replacements:
@@ -129,17 +127,17 @@ def _checked_replacements(view, plan):
     return replacements
 
 
-def _checked_target(layer, entry):
-    """The class of the low-rank twin of a layer, which is known to take the layer's arguments and ranks."""
-    dims = REPLACEABLE.get(type(layer))
+def _checked_twin(layer, entry):
+    """The constructor of the low-rank twin of a layer, which is known to take the layer's arguments and ranks."""
+    dims = STOCK.get(type(layer))
     if dims is None:
-        kinds = ", ".join(kind.__name__ for kind in REPLACEABLE)
+        kinds = ", ".join(kind.__name__ for kind in STOCK)
         raise ValueError(f"expected one of {kinds}. Received: a {type(layer).__name__}")
-    target = layer_class(entry.format, dims)
-    if target is None:
+    twin = twin_of(layer, entry.format)
+    if twin is None:
         where = f"{dims}-D" if dims else "a dense layer"
         raise ValueError(f"no layer of format '{entry.format}' for {where}. Received: a {type(layer).__name__}")
     # Makes the layer once, unbuilt, so that whatever its constructor refuses is refused here.
-    low_rank = target(**{**dense_arguments(target, layer), "ranks": entry.ranks})
+    low_rank = twin(ranks=entry.ranks)
     low_rank.format.resolve_ranks(tuple(layer.kernel.shape), entry.ranks)
-    return target
+    return twin

@@ -15,7 +15,7 @@ from elrt_keras.ranks import energy
 from elrt_keras.ranks.budget import Budget
 from elrt_keras.ranks.planner import validated_budgets, validated_multiple
 from elrt_keras.ranks.survey import survey_low_rank
-from elrt_keras.tables import render_table
+from elrt_keras.terminal.tables import render_table
 
 
 def shrink(
@@ -56,8 +56,8 @@ def shrink(
     >>> elrt_keras.shrink(low_rank, max_macs=0.25).get_layer("conv").ranks
     (8, 16)
     """
-    limits, multiple_of = _validated(max_macs, max_params), validated_multiple(multiple_of)
-    return _shrunk(*_surveyed(model, input_shape), limits, multiple_of)[0]
+    fractions, multiple_of = _validated(max_macs, max_params), validated_multiple(multiple_of)
+    return _shrunk(*_surveyed(model, input_shape), fractions, multiple_of)[0]
 
 
 def shrink_curve(
@@ -161,10 +161,10 @@ class ShrinkCurve:
 
 
 def _validated(max_macs, max_params):
-    limits = validated_budgets(max_macs, max_params)
-    if not limits:
+    fractions = validated_budgets(max_macs, max_params)
+    if not fractions:
         raise ValueError("Pass a budget. Received: max_macs=None, max_params=None")
-    return limits
+    return fractions
 
 
 def _surveyed(model, input_shape):
@@ -174,9 +174,9 @@ def _surveyed(model, input_shape):
     return view, candidates, _dense_totals(view, candidates)
 
 
-def _shrunk(view, candidates, totals, limits, multiple_of):
+def _shrunk(view, candidates, totals, fractions, multiple_of):
     """The shrunk model and the mean loss of its layers."""
-    budget = Budget(candidates, totals, {resource: part * totals[resource] for resource, part in limits.items()})
+    budget = Budget(candidates, totals, fractions)
     present = {c.name: c.limits for c in candidates}
     chosen = present
     if not budget.fits(present):

@@ -25,7 +25,7 @@ from elrt_keras.formats.arrays import (
     kernel_product,
     squared_singular_values,
 )
-from elrt_keras.formats.chain import ChainCosts, Shape, Stage, chain_costs
+from elrt_keras.formats.chain import ChainCosts, Shape, Stage, chain_costs, dense_stage, macs_per_position
 
 # As users give them: one number for all ranks or one for each; a float is a fraction of the full rank.
 Ranks: TypeAlias = int | float | Sequence[int | float]
@@ -194,6 +194,26 @@ class Format:
             dilation_rate: one int per spatial axis.
         """
         return chain_costs(self.stages(kernel_shape, ranks, strides, dilation_rate), input_size, padding)
+
+    def prefers_chain(self, kernel_shape: Shape, ranks: Sequence[int], strides: Shape) -> bool:
+        """Whether the chain takes no more MACs than the dense kernel, borders aside: what `execution="auto"` runs.
+
+        Depends on nothing else, so that a layer, a plan, the costs and the times of one convolution always agree.
+
+        Args:
+            kernel_shape: shape of the dense kernel, `(*kernel_size, C_in, C_out)`.
+            ranks: resolved ranks, one int per rank name.
+            strides: one int per spatial axis.
+
+        Example:
+
+        >>> tucker2 = elrt_keras.formats.get("tucker2")
+        >>> [tucker2.prefers_chain((3, 3, 16, 16), ranks, (1, 1)) for ranks in [(8, 8), (16, 16)]]
+        [True, False]
+        """
+        ones = (1,) * len(strides)
+        chain = self.stages(kernel_shape, ranks, strides, ones)
+        return macs_per_position(chain) <= dense_stage(kernel_shape, strides, ones, self.groups).weights
 
 
 def _validate_rank(rank, ranks):

@@ -34,6 +34,12 @@ class Stage:
     depthwise: bool = False
     groups: int = 1
 
+    @property
+    def weights(self) -> int:
+        """Number of weights, which is also the MACs for one position of the output."""
+        inputs_per_output = 1 if self.depthwise else self.in_channels // self.groups
+        return math.prod(self.kernel_size) * inputs_per_output * self.out_channels
+
     def of_one_group(self) -> "Stage":
         """What the stage is within each of its groups."""
         channels = {"in_channels": self.in_channels // self.groups, "out_channels": self.out_channels // self.groups}
@@ -84,12 +90,22 @@ def chain_costs(stages: Sequence[Stage], input_size: Shape, padding: str) -> Cha
     size = tuple(input_size)
     for stage in stages:
         size = conv_output_size(size, stage.kernel_size, stage.strides, padding, stage.dilation_rate)
-        inputs_per_output = 1 if stage.depthwise else stage.in_channels // stage.groups
-        weights = math.prod(stage.kernel_size) * inputs_per_output * stage.out_channels
-        params += weights
-        macs += weights * math.prod(size)
+        params += stage.weights
+        macs += stage.weights * math.prod(size)
         activations += stage.out_channels * math.prod(size)
     return ChainCosts(params, macs, activations)
+
+
+def macs_per_position(stages: Sequence[Stage]) -> int:
+    """MACs of a chain for one position of its output, borders aside.
+
+    `Σ_i weights_i · ∏_{j>i} ∏ strides_j`: a stage before a stride runs at more positions than the chain has outputs.
+    """
+    macs, positions = 0, 1
+    for stage in reversed(stages):
+        macs += stage.weights * positions
+        positions *= math.prod(stage.strides)
+    return macs
 
 
 def dense_stage(kernel_shape: Shape, strides: Shape, dilation_rate: Shape, groups: int = 1) -> Stage:

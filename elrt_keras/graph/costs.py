@@ -14,7 +14,7 @@ from elrt_keras.graph.calls import InputShape, has_own_rule
 from elrt_keras.graph.paths import check_keras_model, own_weights
 from elrt_keras.graph.private import held_layers
 from elrt_keras.graph.view import View
-from elrt_keras.tables import render_table
+from elrt_keras.terminal.tables import render_table
 
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 _TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)

@@ -14,6 +14,7 @@ from elrt_keras.layers.convolutions import (
 )
 from elrt_keras.layers.factorized import FactorizedLayer
 from elrt_keras.layers.factorized_conv import FactorizedConv
+from elrt_keras.layers.low_rank_conv import LowRankConv1D, LowRankConv2D, LowRankConv3D
 from elrt_keras.layers.low_rank_dense import LowRankDense
 
 __all__ = [
@@ -21,6 +22,9 @@ __all__ = [
     "CPConv2D",
     "FactorizedConv",
     "FactorizedLayer",
+    "LowRankConv1D",
+    "LowRankConv2D",
+    "LowRankConv3D",
     "LowRankDense",
     "SVDConv1D",
     "SVDConv2D",

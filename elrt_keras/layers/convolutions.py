@@ -1,218 +1,288 @@
-"""The low-rank convolution layers, by format and dimension."""
+"""The low-rank convolution layers, one class for each format and number of spatial axes."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import keras
 
 from elrt_keras import formats
 from elrt_keras.layers.factorized import FactorizedLayer
 from elrt_keras.layers.factorized_conv import FactorizedConv
+from elrt_keras.layers.low_rank_conv import LowRankConv1D, LowRankConv2D, LowRankConv3D
 from elrt_keras.layers.low_rank_dense import LowRankDense
-
-_STOCK = {1: keras.layers.Conv1D, 2: keras.layers.Conv2D, 3: keras.layers.Conv3D}
-
-_DOCUMENT = """{dims}-D convolution {title}
-
-    {formula}
-
-    {macs}
-
-    Input: `(batch, {axes}, C_in)` for `channels_last`, `(batch, C_in, {axes})` for `channels_first`. Output: the same
-    with the sizes and channels of the dense convolution.
-
-    Args:
-        filters: int, C_out.
-        kernel_size: int or tuple of {dims} ints.
-        ranks: `({ranks})`; or an int for {each}; or a float in (0, 1], a fraction of the full ranks
-            `{full}`, rounded up.
-        strides, padding, data_format, dilation_rate, activation, use_bias: as in `keras.layers.Conv{dims}D`.
-        groups: int that divides C_in and C_out. Each group is a kernel of C_in/groups to C_out/groups channels with
-            factors of its own, all at the ranks given; full ranks are those of such a kernel.
-        factor_initializer: an initializer of `elrt_keras.initializers` (all factors together) or of Keras (each factor
-            on its own), by name or object.
-        factor_regularizer: acts on each orthogonal factor, read as a matrix: {orthogonal}. By name (`"so"`, `"dso"`,
-            `"mc"`, `"srip"`) or object, see `elrt_keras.regularizers`.
-        kernel_regularizer: acts on the *composed* kernel; `L2(λ)` is Frobenius decay, computed without composing.
-        bias_initializer, bias_regularizer, bias_constraint, activity_regularizer: as in `keras.layers.Conv{dims}D`.
-        factor_constraint: projects each orthogonal factor, as a matrix, after a step; `"stiefel"` or an object.
-        execution: `"chain"` runs the stages, `"compose"` builds the dense kernel and runs one convolution, `"auto"`
-            takes the one with fewer MACs when the layer is built.
-        recompute: whether training drops what lies between the stages and computes it again for the gradient
-            (`keras.remat`): less memory, more time.
-        **kwargs: `name`, `dtype`, `trainable`.
-
-    Raises:
-        ValueError: for ranks out of range, strides and dilation both above 1, or what the stock
-            layer refuses.
-
-    Example:
-
-    >>> layer = elrt_keras.layers.{name}(32, 3, ranks=4, padding="same")
-    >>> layer(np.zeros({example}, dtype="float32")).shape == {example}[:-1] + (32,)
-    True
-
-    Reference: {reference}.
-    """
-
-_TEXTS = {
-    "tucker2": {
-        "title": "with a Tucker-2 kernel: a 1×1 convolution, a small core, a 1×1 convolution.",
-        "formula": "`W[…, p, q] = Σ_a Σ_b U_in[p, a] · G[…, a, b] · U_out[b, q]` with a ≤ r_in, b ≤ r_out, p over C_in,"
-        " q over C_out.",
-        "macs": "MACs of one example: `size_in·C_in·r_in + size_out·(K·r_in·r_out + r_out·C_out)`, where `size` counts"
-        " spatial\n    positions and K = ∏ kernel_size; dense: `size_out·K·C_in·C_out`.",
-        "full": "(C_in, C_out)",
-        "orthogonal": "`U_in` (C_in × r_in) and\n            `U_out` (r_out × C_out), not the core",
-        "reference": "ELRT, arXiv 2401.10341; Kim et al., arXiv 1511.06530 (the chain of convolutions)",
-    },
-    "svd": {
-        "title": "with a kernel of matrix rank r: a k×k convolution to r channels, a 1×1 convolution.",
-        "formula": "`W[…, p, q] = Σ_a A[…, p, a] · B[a, q]` with a ≤ r, p over C_in, q over C_out.",
-        "macs": "MACs of one example: `size_out·r·(K·C_in + C_out)` with K = ∏ kernel_size; dense:"
-        " `size_out·K·C_in·C_out`.",
-        "full": "(min(K·C_in, C_out),)",
-        "orthogonal": "`B` (r × C_out). `A` carries\n            the singular values",
-        "reference": "Yang et al., arXiv 2004.09031 (SVD training); Wang et al., MLSys 2021 (Pufferfish)",
-    },
-    "spatial_svd": {
-        "title": "with a spatially separated kernel: a k×1 convolution to r channels, a 1×k convolution.",
-        "formula": "`W[h, w, p, q] = Σ_a V[h, p, a] · H[a, w, q]` with a ≤ r, p over C_in, q over C_out.",
-        "macs": "MACs of one example: `size_mid·k_h·C_in·r + size_out·k_w·r·C_out`, `size_mid` being the positions"
-        " after the\n    vertical stage; dense: `size_out·k_h·k_w·C_in·C_out`.",
-        "full": "(min(k_h·C_in, k_w·C_out),)",
-        "orthogonal": "`H` (r × k_w·C_out). `V`\n            carries the singular values",
-        "reference": "Jaderberg et al., BMVC 2014",
-    },
-    "cp": {
-        "title": "with a CP kernel: a 1×1 convolution to r channels, a depthwise convolution, a 1×1 convolution.",
-        "formula": "`W[…, p, q] = Σ_a U[p, a] · D[…, a] · Z[a, q]` with a ≤ r, p over C_in, q over C_out.",
-        "macs": "MACs of one example: `size_in·C_in·r + size_out·r·(K + C_out)` with K = ∏ kernel_size; dense:"
-        " `size_out·K·C_in·C_out`.",
-        "full": "(min(K·C_in, K·C_out, C_in·C_out),)",
-        "orthogonal": "`U` (C_in × r) and `Z`\n            (r × C_out), not the depthwise factor",
-        "reference": "Lebedev et al., arXiv 1412.6553; Astrid and Lee, arXiv 1701.07148 (the spatial axes together)",
-    },
-    "tensor_train": {
-        "title": "with a tensor-train kernel: a 1×1, a k×1, a 1×k and a 1×1 convolution.",
-        "formula": "`W[h, w, p, q] = Σ_a Σ_b Σ_c U[p, a] · V[h, a, b] · H[w, b, c] · Z[c, q]` with a ≤ r_in, b ≤ r_mid,"
-        " c ≤ r_out, p over C_in, q over C_out.",
-        "macs": "MACs of one example: `size_in·C_in·r_in + size_mid·k_h·r_in·r_mid + size_out·(k_w·r_mid·r_out +"
-        " r_out·C_out)`,\n    `size_mid` being the positions after the vertical stage; dense:"
-        " `size_out·K·C_in·C_out` with K = k_h·k_w.",
-        "full": "(min(C_in, K·C_out), min(k_h·C_in, k_w·C_out), min(K·C_in, C_out))",
-        "orthogonal": "`U` (C_in × r_in), `V`\n            (k_h·r_in × r_mid) and `Z` (r_out × C_out), not `H`",
-        "reference": "Oseledets, SIAM J. Sci. Comput. 33, 2011 (tensor train)",
-    },
-}
-
-
-def _document(format_name, dims, name):
-    rank_names = formats.get(format_name).rank_names
-    return _DOCUMENT.format(
-        dims=dims,
-        name=name,
-        axes=", ".join(("depth", "height", "width")[-dims:]) if dims > 1 else "steps",
-        ranks=", ".join(rank_names) + ("," if len(rank_names) == 1 else ""),
-        each="every one of them" if len(rank_names) > 1 else "r",
-        example=(1, *(8,) * dims, 16),
-        **_TEXTS[format_name],
-    )
-
-
-@keras.saving.register_keras_serializable("elrt_keras")
-class Tucker2Conv1D(FactorizedConv):
-    __doc__ = _document("tucker2", 1, "Tucker2Conv1D")
-    format_name = "tucker2"
-    spatial_dims = 1
-    stock_class = _STOCK[1]
 
 
 @keras.saving.register_keras_serializable("elrt_keras")
 class Tucker2Conv2D(FactorizedConv):
-    __doc__ = _document("tucker2", 2, "Tucker2Conv2D")
+    """2-D convolution with a Tucker-2 kernel: a 1×1 convolution, a small core, a 1×1 convolution.
+
+    `W[…, p, q] = Σ_a Σ_b U_in[p, a] · G[…, a, b] · U_out[b, q]` with a ≤ r_in, b ≤ r_out, p over C_in, q over C_out.
+
+    MACs of one example: `size_in·C_in·r_in + size_out·(K·r_in·r_out + r_out·C_out)`, where `size` counts spatial
+    positions and K = ∏ kernel_size; dense: `size_out·K·C_in·C_out`.
+
+    Shapes and errors are those of `LowRankConv2D`.
+
+    Args:
+        filters, kernel_size: C_out and the size of the kernel, as in `keras.layers.Conv2D`.
+        ranks: `(r_in, r_out)`, at most `(C_in, C_out)`, or one number for both; a float in
+            (0, 1] is a fraction of the full rank, rounded up.
+        factor_regularizer, factor_constraint: act on `U_in` (C_in × r_in) and `U_out` (r_out × C_out), not the core.
+        strides, …, **kwargs: all others are those of `LowRankConv2D`, except `format`.
+
+    Example:
+
+    >>> layer = elrt_keras.layers.Tucker2Conv2D(32, 3, ranks=4, padding="same")
+    >>> layer(np.zeros((1, 8, 8, 16), dtype="float32")).shape == (1, 8, 8, 32)
+    True
+
+    Reference: ELRT, arXiv 2401.10341; Kim et al., arXiv 1511.06530 (the chain of convolutions).
+    """
+
     format_name = "tucker2"
     spatial_dims = 2
-    stock_class = _STOCK[2]
+    stock_class = keras.layers.Conv2D
+
+
+@keras.saving.register_keras_serializable("elrt_keras")
+class Tucker2Conv1D(FactorizedConv):
+    """`Tucker2Conv2D` with one spatial axis. Shapes, errors and other arguments are those of `LowRankConv1D`.
+
+    Example:
+
+    >>> layer = elrt_keras.layers.Tucker2Conv1D(32, 3, ranks=4, padding="same")
+    >>> layer(np.zeros((1, 8, 16), dtype="float32")).shape == (1, 8, 32)
+    True
+    """
+
+    format_name = "tucker2"
+    spatial_dims = 1
+    stock_class = keras.layers.Conv1D
 
 
 @keras.saving.register_keras_serializable("elrt_keras")
 class Tucker2Conv3D(FactorizedConv):
-    __doc__ = _document("tucker2", 3, "Tucker2Conv3D")
+    """`Tucker2Conv2D` with three spatial axes. Shapes, errors and other arguments are those of `LowRankConv3D`.
+
+    Example:
+
+    >>> layer = elrt_keras.layers.Tucker2Conv3D(32, 3, ranks=4, padding="same")
+    >>> layer(np.zeros((1, 8, 8, 8, 16), dtype="float32")).shape == (1, 8, 8, 8, 32)
+    True
+    """
+
     format_name = "tucker2"
     spatial_dims = 3
-    stock_class = _STOCK[3]
-
-
-@keras.saving.register_keras_serializable("elrt_keras")
-class SVDConv1D(FactorizedConv):
-    __doc__ = _document("svd", 1, "SVDConv1D")
-    format_name = "svd"
-    spatial_dims = 1
-    stock_class = _STOCK[1]
+    stock_class = keras.layers.Conv3D
 
 
 @keras.saving.register_keras_serializable("elrt_keras")
 class SVDConv2D(FactorizedConv):
-    __doc__ = _document("svd", 2, "SVDConv2D")
+    """2-D convolution with a kernel of matrix rank r: a k×k convolution to r channels, a 1×1 convolution.
+
+    `W[…, p, q] = Σ_a A[…, p, a] · B[a, q]` with a ≤ r, p over C_in, q over C_out.
+
+    MACs of one example: `size_out·r·(K·C_in + C_out)` with K = ∏ kernel_size; dense: `size_out·K·C_in·C_out`.
+
+    Shapes and errors are those of `LowRankConv2D`.
+
+    Args:
+        filters, kernel_size: C_out and the size of the kernel, as in `keras.layers.Conv2D`.
+        ranks: `(r,)`, at most `min(K·C_in, C_out)`, or one number for r; a float in
+            (0, 1] is a fraction of the full rank, rounded up.
+        factor_regularizer, factor_constraint: act on `B` (r × C_out). `A` carries the singular values.
+        strides, …, **kwargs: all others are those of `LowRankConv2D`, except `format`.
+
+    Example:
+
+    >>> layer = elrt_keras.layers.SVDConv2D(32, 3, ranks=4, padding="same")
+    >>> layer(np.zeros((1, 8, 8, 16), dtype="float32")).shape == (1, 8, 8, 32)
+    True
+
+    Reference: Yang et al., arXiv 2004.09031 (SVD training); Wang et al., MLSys 2021 (Pufferfish).
+    """
+
     format_name = "svd"
     spatial_dims = 2
-    stock_class = _STOCK[2]
+    stock_class = keras.layers.Conv2D
+
+
+@keras.saving.register_keras_serializable("elrt_keras")
+class SVDConv1D(FactorizedConv):
+    """`SVDConv2D` with one spatial axis. Shapes, errors and other arguments are those of `LowRankConv1D`.
+
+    Example:
+
+    >>> layer = elrt_keras.layers.SVDConv1D(32, 3, ranks=4, padding="same")
+    >>> layer(np.zeros((1, 8, 16), dtype="float32")).shape == (1, 8, 32)
+    True
+    """
+
+    format_name = "svd"
+    spatial_dims = 1
+    stock_class = keras.layers.Conv1D
 
 
 @keras.saving.register_keras_serializable("elrt_keras")
 class SVDConv3D(FactorizedConv):
-    __doc__ = _document("svd", 3, "SVDConv3D")
+    """`SVDConv2D` with three spatial axes. Shapes, errors and other arguments are those of `LowRankConv3D`.
+
+    Example:
+
+    >>> layer = elrt_keras.layers.SVDConv3D(32, 3, ranks=4, padding="same")
+    >>> layer(np.zeros((1, 8, 8, 8, 16), dtype="float32")).shape == (1, 8, 8, 8, 32)
+    True
+    """
+
     format_name = "svd"
     spatial_dims = 3
-    stock_class = _STOCK[3]
+    stock_class = keras.layers.Conv3D
 
 
 @keras.saving.register_keras_serializable("elrt_keras")
 class SpatialSVDConv2D(FactorizedConv):
-    __doc__ = _document("spatial_svd", 2, "SpatialSVDConv2D")
+    """2-D convolution with a spatially separated kernel: a k×1 convolution to r channels, a 1×k convolution.
+
+    `W[h, w, p, q] = Σ_a V[h, p, a] · H[a, w, q]` with a ≤ r, p over C_in, q over C_out.
+
+    MACs of one example: `size_mid·k_h·C_in·r + size_out·k_w·r·C_out`, `size_mid` being the positions after the
+    vertical stage; dense: `size_out·k_h·k_w·C_in·C_out`.
+
+    Shapes and errors are those of `LowRankConv2D`.
+
+    Args:
+        filters, kernel_size: C_out and the size of the kernel, as in `keras.layers.Conv2D`.
+        ranks: `(r,)`, at most `min(k_h·C_in, k_w·C_out)`, or one number for r; a float in
+            (0, 1] is a fraction of the full rank, rounded up.
+        factor_regularizer, factor_constraint: act on `H` (r × k_w·C_out). `V` carries the singular values.
+        strides, …, **kwargs: all others are those of `LowRankConv2D`, except `format`.
+
+    Example:
+
+    >>> layer = elrt_keras.layers.SpatialSVDConv2D(32, 3, ranks=4, padding="same")
+    >>> layer(np.zeros((1, 8, 8, 16), dtype="float32")).shape == (1, 8, 8, 32)
+    True
+
+    Reference: Jaderberg et al., BMVC 2014.
+    """
+
     format_name = "spatial_svd"
     spatial_dims = 2
-    stock_class = _STOCK[2]
-
-
-@keras.saving.register_keras_serializable("elrt_keras")
-class CPConv1D(FactorizedConv):
-    __doc__ = _document("cp", 1, "CPConv1D")
-    format_name = "cp"
-    spatial_dims = 1
-    stock_class = _STOCK[1]
+    stock_class = keras.layers.Conv2D
 
 
 @keras.saving.register_keras_serializable("elrt_keras")
 class CPConv2D(FactorizedConv):
-    __doc__ = _document("cp", 2, "CPConv2D")
+    """2-D convolution with a CP kernel: a 1×1 convolution to r channels, a depthwise convolution, a 1×1 convolution.
+
+    `W[…, p, q] = Σ_a U[p, a] · D[…, a] · Z[a, q]` with a ≤ r, p over C_in, q over C_out.
+
+    MACs of one example: `size_in·C_in·r + size_out·r·(K + C_out)` with K = ∏ kernel_size; dense:
+    `size_out·K·C_in·C_out`.
+
+    Shapes and errors are those of `LowRankConv2D`.
+
+    Args:
+        filters, kernel_size: C_out and the size of the kernel, as in `keras.layers.Conv2D`.
+        ranks: `(r,)`, at most `min(K·C_in, K·C_out, C_in·C_out)`, or one number for r; a float in
+            (0, 1] is a fraction of the full rank, rounded up.
+        factor_regularizer, factor_constraint: act on `U` (C_in × r) and `Z` (r × C_out), not the depthwise factor.
+        strides, …, **kwargs: all others are those of `LowRankConv2D`, except `format`.
+
+    Example:
+
+    >>> layer = elrt_keras.layers.CPConv2D(32, 3, ranks=4, padding="same")
+    >>> layer(np.zeros((1, 8, 8, 16), dtype="float32")).shape == (1, 8, 8, 32)
+    True
+
+    Reference: Lebedev et al., arXiv 1412.6553; Astrid and Lee, arXiv 1701.07148 (the spatial axes together).
+    """
+
     format_name = "cp"
     spatial_dims = 2
-    stock_class = _STOCK[2]
+    stock_class = keras.layers.Conv2D
+
+
+@keras.saving.register_keras_serializable("elrt_keras")
+class CPConv1D(FactorizedConv):
+    """`CPConv2D` with one spatial axis. Shapes, errors and other arguments are those of `LowRankConv1D`.
+
+    Example:
+
+    >>> layer = elrt_keras.layers.CPConv1D(32, 3, ranks=4, padding="same")
+    >>> layer(np.zeros((1, 8, 16), dtype="float32")).shape == (1, 8, 32)
+    True
+    """
+
+    format_name = "cp"
+    spatial_dims = 1
+    stock_class = keras.layers.Conv1D
 
 
 @keras.saving.register_keras_serializable("elrt_keras")
 class TensorTrainConv2D(FactorizedConv):
-    __doc__ = _document("tensor_train", 2, "TensorTrainConv2D")
+    """2-D convolution with a tensor-train kernel: a 1×1, a k×1, a 1×k and a 1×1 convolution.
+
+    `W[h, w, p, q] = Σ_a Σ_b Σ_c U[p, a] · V[h, a, b] · H[w, b, c] · Z[c, q]` with a ≤ r_in, b ≤ r_mid, c ≤ r_out,
+    p over C_in, q over C_out.
+
+    MACs of one example: `size_in·C_in·r_in + size_mid·k_h·r_in·r_mid + size_out·(k_w·r_mid·r_out + r_out·C_out)`,
+    `size_mid` being the positions after the vertical stage; dense: `size_out·K·C_in·C_out` with K = k_h·k_w.
+
+    Shapes and errors are those of `LowRankConv2D`.
+
+    Args:
+        filters, kernel_size: C_out and the size of the kernel, as in `keras.layers.Conv2D`.
+        ranks: `(r_in, r_mid, r_out)`, at most `(min(C_in, K·C_out), min(k_h·C_in, k_w·C_out), min(K·C_in, C_out))`,
+            or one number for all three; a float in (0, 1] is a fraction of the full rank, rounded up.
+        factor_regularizer, factor_constraint: act on `U` (C_in × r_in), `V` (k_h·r_in × r_mid) and `Z`
+            (r_out × C_out), not `H`.
+        strides, …, **kwargs: all others are those of `LowRankConv2D`, except `format`.
+
+    Example:
+
+    >>> layer = elrt_keras.layers.TensorTrainConv2D(32, 3, ranks=4, padding="same")
+    >>> layer(np.zeros((1, 8, 8, 16), dtype="float32")).shape == (1, 8, 8, 32)
+    True
+
+    Reference: Oseledets, SIAM J. Sci. Comput. 33, 2011 (tensor train).
+    """
+
     format_name = "tensor_train"
     spatial_dims = 2
-    stock_class = _STOCK[2]
+    stock_class = keras.layers.Conv2D
 
 
-_LEAVES = {(leaf.format_name, leaf.spatial_dims): leaf for leaf in (LowRankDense, *FactorizedConv.__subclasses__())}
+# The stock layers that have low-rank twins, and their numbers of spatial axes.
+STOCK = {keras.layers.Conv1D: 1, keras.layers.Conv2D: 2, keras.layers.Conv3D: 3, keras.layers.Dense: 0}
+_CONVOLUTIONS = [leaf for leaf in FactorizedConv.__subclasses__() if leaf.format_name]
+_LEAVES = {(leaf.format_name, leaf.spatial_dims): leaf for leaf in (LowRankDense, *_CONVOLUTIONS)}
+_GENERAL = {leaf.spatial_dims: leaf for leaf in (LowRankConv1D, LowRankConv2D, LowRankConv3D)}
 
 
-@functools.cache
 def layer_class(format_name: str, spatial_dims: int) -> type[FactorizedLayer] | None:
-    """The layer of a format and dimension (0 for a dense layer), or `None` where the format has none.
+    """The class of a format's layer with that many spatial axes (0 for a dense layer); `None` where there is none.
 
-    A format without a leaf above, such as one that a user registers, gets one made from `FactorizedConv`.
+    A format without a class above, such as one that a user registers, has `LowRankConv1D`, `LowRankConv2D` and
+    `LowRankConv3D`.
     """
-    if (format_name, spatial_dims) in _LEAVES:
-        return _LEAVES[format_name, spatial_dims]
-    if spatial_dims == 0 or spatial_dims not in formats.get(format_name).spatial_dims:
+    leaf = _LEAVES.get((format_name, spatial_dims))
+    if leaf is None and spatial_dims in formats.get(format_name).spatial_dims:
+        return _GENERAL.get(spatial_dims)
+    return leaf
+
+
+def twin_of(layer: keras.layers.Layer, format_name: str) -> Callable[..., Any] | None:
+    """The constructor of a stock layer's low-rank twin, `twin(ranks=…)`; `None` where the format has no such layer.
+
+    Raises:
+        ValueError: when `layer` has what no low-rank layer can take over.
+    """
+    target = layer_class(format_name, STOCK[type(layer)])
+    if target is None:
         return None
-    name = "".join(word.capitalize() for word in format_name.split("_")) + f"Conv{spatial_dims}D"
-    leaf = type(name, (FactorizedConv,), {"__doc__": FactorizedConv.__doc__, "format_name": format_name})
-    leaf.spatial_dims, leaf.stock_class = spatial_dims, _STOCK[spatial_dims]
-    return keras.saving.register_keras_serializable("elrt_keras")(leaf)
+    arguments = target.dense_arguments(layer)
+    if target.format_name is None:
+        arguments["format"] = format_name
+    return functools.partial(target, **arguments)

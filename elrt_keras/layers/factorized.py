@@ -4,6 +4,7 @@ A subclass names the stock layer it stands for and says how inputs run through t
 """
 
 import copy
+import inspect
 from collections.abc import Sequence
 from typing import Any, Literal, Self, TypeAlias
 
@@ -17,10 +18,13 @@ from elrt_keras.formats.arrays import Tensor
 from elrt_keras.formats.base import Ranks
 from elrt_keras.graph.configs import copy_arguments, plain, serialized
 from elrt_keras.layers import penalties
-from elrt_keras.layers.arguments import dense_arguments
 
 Execution: TypeAlias = Literal["auto", "chain", "compose"]
 _EXECUTIONS = ("auto", "chain", "compose")
+# Arguments beside those of the stock layer, whose further ones are `shared`.
+_LOW_RANK_ONLY = ("ranks", "factor_initializer", "factor_regularizer", "factor_constraint", "execution", "recompute")
+# What may change while a layer lives: it acts from the next call on, or says what a copy of the layer starts from.
+_CHANGEABLE = ("activation", "recompute", "factor_initializer", "bias_initializer")
 
 
 class FactorizedLayer(keras.layers.Layer):
@@ -91,6 +95,16 @@ class FactorizedLayer(keras.layers.Layer):
         self._resolved_ranks = None
         self._runs_chain = True
 
+    def __setattr__(self, name, value):
+        fixed = (*getattr(self, "_shared", ()), *_LOW_RANK_ONLY)
+        if name in fixed and name not in _CHANGEABLE and getattr(self, "built", False):
+            raise AttributeError(
+                f"Expected {name!r} to be set before the layer is built, which reads it once; "
+                f"`{type(self).__name__}.from_config({{**layer.get_config(), {name!r}: …}})` makes another layer. "
+                f"Received: {name}={value!r} for {getattr(self, 'name', None)!r}, which is built"
+            )
+        super().__setattr__(name, value)
+
     @property
     def ranks(self) -> Any:
         """The ranks as given until the layer is built, then a tuple of ints, one per rank of the format."""
@@ -129,8 +143,8 @@ class FactorizedLayer(keras.layers.Layer):
         """Adds the factors and the bias for a kernel of the given shape."""
         self._kernel_shape, self._resolved_ranks = tuple(kernel_shape), ranks
         for argument in ("factor_regularizer", "kernel_regularizer"):
-            if hasattr(regularizer := getattr(self, argument), "name_strength"):
-                regularizer.name_strength(f"{self.path}/{argument}")
+            if isinstance(regularizer := getattr(self, argument), regularizers.OrthogonalityRegularizer):
+                regularizer.place_strength(argument)
         views = {view.index: view for view in self.format.orthogonal_factors(self.spatial_dims)}
         drawn = []
 
@@ -204,10 +218,10 @@ class FactorizedLayer(keras.layers.Layer):
         self._require_built("compute_activations")
         return self._costs(input_shape, self._runs_chain).activations
 
-    def _chooses_chain(self, input_shape):
+    def _chooses_chain(self, kernel_shape, ranks, strides):
         if self.execution != "auto":
             return self.execution == "chain"
-        return self._costs(input_shape, chain=True).macs <= self._costs(input_shape, chain=False).macs
+        return self.format.prefers_chain(kernel_shape, ranks, strides)
 
     def _costs(self, input_shape, chain):
         """`ChainCosts` of one example, through the chain or through the composed kernel."""
@@ -255,12 +269,40 @@ class FactorizedLayer(keras.layers.Layer):
 
     def merged(self) -> tuple[keras.layers.Layer, list[np.ndarray]]:
         """The dense twin: an unbuilt stock layer with the same name and arguments, and the weights for it."""
-        config = {name: value for name, value in copy_arguments(self).items() if name not in _LOW_RANK_ONLY}
+        left_behind = (*_LOW_RANK_ONLY, "format")
+        config = {name: value for name, value in copy_arguments(self).items() if name not in left_behind}
         if isinstance(self.factor_initializer, (initializers.OrthogonalFactors, initializers.Spectral)):
             # The composed kernel started with its variance.
             config["kernel_initializer"] = copy.copy(self.factor_initializer.kernel_initializer)
         layer = self.stock_class(**{**config, "dtype": self.dtype_policy})
         return layer, [ops.convert_to_numpy(self.kernel), *self.end_weights()]
+
+    def to_dense(self) -> keras.layers.Layer:
+        """The dense twin with the same name, arguments and, up to rounding, outputs: the inverse of `from_dense`.
+
+        Penalties and constraints of factors are left behind. Bias and activation are copied, weights included.
+
+        Returns:
+            A built stock layer, such as a `keras.layers.Conv2D`, with the composed kernel.
+
+        Raises:
+            AttributeError: before the layer is built.
+
+        Example:
+
+        >>> layer = elrt_keras.layers.Tucker2Conv2D(8, 3, ranks=(2, 4), name="stem")
+        >>> layer.build((None, 6, 6, 4))
+        >>> dense = layer.to_dense()
+        >>> type(dense).__name__, dense.name, dense.kernel.shape == (3, 3, 4, 8)
+        ('Conv2D', 'stem', True)
+        """
+        self._require_built("to_dense")
+        layer, weights = self.merged()
+        layer.build(input_shape := self.get_build_config()["input_shape"])
+        if isinstance(self.activation, keras.layers.Layer) and self.activation.built:
+            layer.activation.build(layer.compute_output_shape(input_shape))
+        layer.set_weights(weights)
+        return layer
 
     def _composed(self):
         """As `merged`, without the kernel's penalty, which may be of this package and which chains leave behind too."""
@@ -308,6 +350,32 @@ class FactorizedLayer(keras.layers.Layer):
             variable.assign(factor)
 
     @classmethod
+    def dense_arguments(cls, layer: keras.layers.Layer) -> dict[str, Any]:
+        """The constructor arguments that a stock layer hands on to its low-rank twin.
+
+        Raises:
+            ValueError: when `layer` is not of the stock class, has a kernel constraint, or is quantised.
+        """
+        if type(layer) is not cls.stock_class:
+            raise ValueError(
+                f"{cls.__name__} takes over a keras.layers.{cls.stock_class.__name__}. "
+                f"Received: layer={getattr(layer, 'name', layer)!r} of type {type(layer).__name__}"
+            )
+        if layer.kernel_constraint is not None:
+            raise ValueError(
+                "A kernel constraint acts on the dense kernel and has no counterpart on its factors. "
+                f"Received: layer={layer.name!r} with kernel_constraint={type(layer.kernel_constraint).__name__}"
+            )
+        if isinstance(layer.dtype_policy, keras.dtype_policies.QuantizedDTypePolicy):
+            raise ValueError(
+                "Expected a layer with weights that can be trained; quantise the low-rank model instead. "
+                f"Received: layer={layer.name!r} with dtype={layer.dtype_policy.name!r}"
+            )
+        taken = {*inspect.signature(cls.__init__).parameters, "name", "trainable"}
+        arguments = {name: value for name, value in copy_arguments(layer).items() if name in taken}
+        return {**arguments, "dtype": layer.dtype_policy}
+
+    @classmethod
     def from_dense(cls, layer: keras.layers.Layer, ranks: Ranks, **kwargs: Any) -> Self:
         """The low-rank twin of a built stock layer: same name, arguments and bias, decomposed kernel.
 
@@ -328,7 +396,7 @@ class FactorizedLayer(keras.layers.Layer):
         >>> low_rank.name, low_rank.ranks
         ('stem', (2, 4))
         """
-        low_rank = cls(**{**dense_arguments(cls, layer), "ranks": ranks, **kwargs})
+        low_rank = cls(**{**cls.dense_arguments(layer), "ranks": ranks, **kwargs})
         if not layer.built:
             raise ValueError(f"Expected a built layer, with weights to take over. Received: layer={layer.name!r}")
         low_rank.build(layer.get_build_config()["input_shape"])
@@ -342,6 +410,3 @@ class FactorizedLayer(keras.layers.Layer):
             config[argument] = serialized(argument, getattr(self, argument))
         config["ranks"] = self._ranks  # as given: a fraction stays one
         return config
-
-
-_LOW_RANK_ONLY = ("ranks", "factor_initializer", "factor_regularizer", "factor_constraint", "execution", "recompute")

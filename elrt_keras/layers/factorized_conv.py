@@ -17,9 +17,6 @@ from elrt_keras.formats.base import Ranks
 from elrt_keras.formats.chain import chain_costs, conv_output_size, dense_stage
 from elrt_keras.layers.factorized import Execution, FactorizedLayer
 
-# Stands in for a spatial size that is unknown at build: large enough that borders do not decide.
-NOMINAL_SIZE = 128
-
 
 class FactorizedConv(FactorizedLayer):
     """A convolution whose kernel is held as the factors of a low-rank format, from the first step to the last.
@@ -118,7 +115,7 @@ class FactorizedConv(FactorizedLayer):
         ranks = self.format.resolve_ranks(kernel_shape, self._ranks)
         self._stages = tuple(self.format.stages(kernel_shape, ranks, self.strides, self.dilation_rate))
         self._dense = dense_stage(kernel_shape, self.strides, self.dilation_rate, self.groups)
-        self._runs_chain = self._chooses_chain(input_shape)
+        self._runs_chain = self._chooses_chain(kernel_shape, ranks, self.strides)
         self._build_factors(kernel_shape, ranks)
         self.built = True
 
@@ -226,8 +223,10 @@ class FactorizedConv(FactorizedLayer):
         return self.stock_class(stage.out_channels, groups=stage.groups, **arguments)
 
     def _costs(self, input_shape, chain):
-        spatial = [NOMINAL_SIZE if size is None else size for size in self._spatial_size(input_shape)]
-        return chain_costs(self._stages if chain else [self._dense], spatial, self.padding)
+        size = self._spatial_size(input_shape)
+        if None in size:
+            raise ValueError(f"Expected known spatial sizes to count costs. Received: input_shape={tuple(input_shape)}")
+        return chain_costs(self._stages if chain else [self._dense], size, self.padding)
 
     @property
     def _channel_axis(self):

@@ -109,7 +109,7 @@ class LowRankDense(FactorizedLayer):
         ranks = self.format.resolve_ranks(kernel_shape, self._ranks)
         self._stages = tuple(self.format.stages(kernel_shape, ranks, (), ()))
         self._dense = (dense_stage(kernel_shape, (), ()),)
-        self._runs_chain = self._chooses_chain(input_shape)
+        self._runs_chain = self._chooses_chain(kernel_shape, ranks, ())
         self._build_factors(kernel_shape, ranks)
         self.built = True
 

@@ -10,8 +10,9 @@ from elrt_keras import formats
 from elrt_keras.graph.paths import check_keras_model, select
 from elrt_keras.graph.view import View
 from elrt_keras.layers import FactorizedLayer
+from elrt_keras.layers.convolutions import STOCK
 from elrt_keras.ranks.plan import Entry, RankPlan
-from elrt_keras.ranks.survey import REPLACEABLE, is_depthwise, suitable_format
+from elrt_keras.ranks.survey import is_depthwise, suitable_format
 
 
 class LayerSpectra(typing.NamedTuple):
@@ -75,10 +76,10 @@ def _kernel_layers(model, format, plan) -> dict[str, tuple[keras.layers.Layer, f
         seen.add(id(layer))
         if isinstance(layer, FactorizedLayer):
             found[path] = layer, layer.format
-        elif type(layer) in REPLACEABLE and not is_depthwise(layer):
+        elif type(layer) in STOCK and not is_depthwise(layer):
             planned = path in plan and not plan[path].is_dense
             layer_format = formats.get(plan[path].format if planned else suitable_format(layer, format))
-            if planned or REPLACEABLE[type(layer)] in layer_format.spatial_dims:
+            if planned or STOCK[type(layer)] in layer_format.spatial_dims:
                 found[path] = layer, formats.grouped(layer_format, getattr(layer, "groups", 1))
     if not found:
         raise ValueError(

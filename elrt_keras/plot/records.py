@@ -3,12 +3,12 @@
 import collections.abc
 import csv
 import math
-import numbers
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from elrt_keras.tables import short_names
+from elrt_keras.checks import number_in
+from elrt_keras.terminal.tables import short_names
 
 ACCURACIES = {"accuracy": 100.0, "test_accuracy": 100.0}  # entry → factor to %
 LATENCIES = {"median_ms": 1.0, "latency_ms": 1.0, "latency": 1e3}  # entry → factor to ms
@@ -89,22 +89,18 @@ def points(results: Sequence[Any], costs: Mapping[str, float]) -> dict[int, tupl
     """
     found = {}
     for index, result in enumerate(results):
-        cost, accuracy = _scaled(result, costs, math.inf), _scaled(result, ACCURACIES, 1.0)
+        cost, accuracy = _scaled(result, costs, "[0, inf)"), _scaled(result, ACCURACIES, "[0, 1]")
         if cost is not None and accuracy is not None:
             found[index] = (cost, accuracy)
     return found
 
 
-def _scaled(result, factors, highest):
+def _scaled(result, factors, interval):
     """The first entry that the result has, times its factor."""
     for name, factor in factors.items():
         value = entry(result, name)
         if value is not None:
-            # Typeshed's `numbers` know no comparisons.
-            if not isinstance(value, numbers.Real) or not (0 <= value <= highest) or math.isinf(value):  # pyright: ignore
-                kind = "a number from 0 to 1" if highest == 1 else "a finite number of at least 0"
-                raise ValueError(f"Expected {kind}. Received: {name}={value!r}")
-            return factor * float(value)
+            return factor * number_in(value, interval, name)
     return None
 
 

@@ -1,6 +1,7 @@
 """The ranks a layer may take, and what a budget is."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, TypeAlias
@@ -31,16 +32,21 @@ class Budget:
     Attributes:
         candidates: the layers whose ranks are to be chosen.
         totals: `{"macs", "params"}` of the whole dense model, and `"latency"` in seconds where time was measured.
-        limits: the same or fewer keys: what may be spent.
+        fractions: `{resource: part of its total that may be spent}`, the same or fewer keys.
     """
 
     candidates: list[Any]
     totals: Mapping[str, float]
-    limits: Mapping[str, float]
+    fractions: Mapping[str, float]
+
+    @functools.cached_property
+    def amounts(self) -> dict[str, float]:
+        """`{resource: what may be spent}`, in the units of `totals`."""
+        return {resource: part * self.totals[resource] for resource, part in self.fractions.items()}
 
     def spent(self, chosen: Chosen) -> dict[str, float]:
         """`{resource: total}` of the whole model under a choice of ranks (`None`: dense) by layer name."""
-        spent = {resource: self.totals[resource] for resource in self.limits}
+        spent = {resource: self.totals[resource] for resource in self.amounts}
         for candidate in self.candidates:
             if chosen[candidate.name] is not None:
                 dense, low = candidate.dense_costs(), candidate.costs(chosen[candidate.name])
@@ -50,15 +56,16 @@ class Budget:
 
     def allows(self, spent: Mapping[str, float]) -> bool:
         """Reports if these totals are within all limits."""
-        return all(spent[resource] <= limit for resource, limit in self.limits.items())
+        return all(spent[resource] <= amount for resource, amount in self.amounts.items())
 
     def fits(self, chosen: Chosen) -> bool:
-        """Whether the model under a choice of ranks is within all limits."""
+        """Reports if the model under a choice of ranks is within all limits."""
         return self.allows(self.spent(chosen))
 
     def nearly_spent(self, spent: Mapping[str, float]) -> bool:
-        """Whether some total is within 1 % of the dense model's below its limit."""
-        return any(limit - spent[resource] <= NEARLY * self.totals[resource] for resource, limit in self.limits.items())
+        """Reports if some total is within 1 % of the dense model's below its limit."""
+        left = {resource: amount - spent[resource] for resource, amount in self.amounts.items()}
+        return any(left[resource] <= NEARLY * self.totals[resource] for resource in left)
 
     def check_reachable(self, smallest: Chosen, multiple_of: int) -> None:
         """Refuses a budget that even the smallest choice exceeds.
@@ -70,8 +77,8 @@ class Budget:
         if self.allows(spent):
             return
         names = sorted({candidate.format.name for candidate in self.candidates})
-        reachable = ", ".join(f"max_{r} ≥ {math.ceil(spent[r] / self.totals[r] * 1e4) / 1e4:.4f}" for r in self.limits)
-        asked = ", ".join(f"max_{r}={self.limits[r] / self.totals[r]:.4g}" for r in self.limits)
+        reachable = ", ".join(f"max_{r} ≥ {math.ceil(spent[r] / self.totals[r] * 1e4) / 1e4:.4f}" for r in self.amounts)
+        asked = ", ".join(f"max_{resource}={part:.4g}" for resource, part in self.fractions.items())
         finer = " (a smaller `multiple_of` may reach less)" if multiple_of > 1 else ""
         raise ValueError(
             f"The budget cannot be met with format {', '.join(map(repr, names))} and ranks in multiples of "

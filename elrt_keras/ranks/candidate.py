@@ -20,7 +20,7 @@ class Candidate:
     `sizes` holds the spatial sizes of the inputs it is called on, with how often each occurs in one example; a dense
     layer has no spatial axes, and counts the positions it is applied at instead. `limits` are the largest ranks it may
     take, the full ones or less; `choices` are the ranks it has to choose from, `None` for all of a grid; `execution` is
-    that of the low-rank layer, and `built_at` the size by which `"auto"` decides.
+    that of the low-rank layer.
     """
 
     name: str
@@ -34,7 +34,6 @@ class Candidate:
     layer: keras.layers.Layer = dataclasses.field(compare=False, repr=False)
     choices: tuple[tuple[int, ...], ...] | None = None
     execution: Execution = "auto"
-    built_at: tuple[int, ...] = ()
 
     def steps(self, multiple_of: int) -> list[int]:
         """The distance of the values that each rank may take: any, where the largest is no more than the multiple."""
@@ -66,9 +65,8 @@ class Candidate:
         if ranks is None:
             return self._totals(self._dense_by_size)
         if ranks not in self._known_costs:
-            stages = self.stages(ranks)
-            totals = self._totals(self._by_size(stages))
-            if not self._runs_chain(ranks, stages):
+            totals = self._totals(self._by_size(self.stages(ranks)))
+            if not self.runs_chain(ranks):
                 totals["macs"] = self._totals(self._dense_by_size)["macs"]
             self._known_costs[ranks] = totals
         return self._known_costs[ranks]
@@ -77,21 +75,15 @@ class Candidate:
     def _known_costs(self):
         return {}  # by ranks; planners ask again and again
 
-    def _runs_chain(self, ranks, stages):
+    def runs_chain(self, ranks: tuple[int, ...]) -> bool:
+        """Whether the low-rank layer at `ranks` runs as a chain; otherwise through its composed kernel."""
         if self.execution != "auto":
             return self.execution == "chain"
-        if isinstance(self.layer, FactorizedLayer) and ranks == self.layer.ranks:
-            return self.layer.runs_chain
-        # As the layer decides when it is built.
-        return chain_costs(stages, self.built_at, self.padding).macs <= self._dense_where_built
+        return self.format.prefers_chain(self.kernel_shape, ranks, self.strides)
 
     @functools.cached_property
     def _dense_by_size(self):
         return self._by_size(self.stages(None))
-
-    @functools.cached_property
-    def _dense_where_built(self):
-        return chain_costs(self.stages(None), self.built_at, self.padding).macs
 
     def _by_size(self, stages):
         return [chain_costs(stages, size, self.padding) for size, _ in self.sizes]

@@ -123,12 +123,12 @@ def _usable_loss(candidate, tails, ranks):
 
 def _price_mixes(budget):
     """Prices by resource in parts of its limit: one currency for two budgets, in several proportions."""
-    names = list(budget.limits)
+    names = list(budget.amounts)
     if len(names) == 1:
-        yield {names[0]: 1.0 / budget.limits[names[0]]}
+        yield {names[0]: 1.0 / budget.amounts[names[0]]}
         return
     for mix in _MIXES:
-        yield {name: weight / budget.limits[name] for name, weight in zip(names, (mix, 1 - mix))}
+        yield {name: weight / budget.amounts[name] for name, weight in zip(names, (mix, 1 - mix))}
 
 
 def _pareto(choices):
@@ -179,7 +179,7 @@ def _knapsack(candidates, options, budget, multiple_of):
     chosen = [0] * len(options)
     smallest = {c.name: o.ranks[0] for c, o in zip(candidates, options)}
     budget.check_reachable(smallest, multiple_of)
-    state = _State(options, chosen, budget.spent(smallest), budget.limits)
+    state = _State(options, chosen, budget.spent(smallest), budget.amounts)
     steps = []
     for layer, option in enumerate(options):
         hull = option.hull()

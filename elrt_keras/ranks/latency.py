@@ -26,11 +26,11 @@ from elrt_keras.atomic import write_bytes
 from elrt_keras.checks import int_in, one_of
 from elrt_keras.formats.chain import chain_costs
 from elrt_keras.litert.convert import Quantization
-from elrt_keras.progress import progress_bar
 from elrt_keras.ranks import energy
 from elrt_keras.ranks.budget import Budget, on_grid
 from elrt_keras.ranks.candidate import Candidate
 from elrt_keras.ranks.methods import Problem, Solution, method
+from elrt_keras.terminal.progress import progress_bar
 
 # Ranks that are measured: these fractions of the largest, by the number of ranks of a format.
 _FRACTIONS = {
@@ -283,8 +283,8 @@ def timed(
     if dense > total:
         # Alone, layers take a little longer than in the model; then all of them are shortened alike.
         candidates = [candidate.scaled(total / dense) for candidate in candidates]
-    totals, limits = {**budget.totals, "latency": total}, {**budget.limits, "latency": part * total}
-    return candidates, Budget(candidates, totals, limits)
+    totals, fractions = {**budget.totals, "latency": total}, {**budget.fractions, "latency": part}
+    return candidates, Budget(candidates, totals, fractions)
 
 
 def _total(content, candidates, table):
@@ -308,6 +308,6 @@ def _total(content, candidates, table):
 def plan_latency(problem: Problem) -> Solution:
     """As the method `energy`, with measured time in the place of MACs; only ranks that are faster than dense."""
     settings = problem.multiple_of, problem.threads, problem.input_shape, problem.quantization
-    candidates, budget = timed(problem.model, problem.budget, problem.limits["latency"], *settings)
+    candidates, budget = timed(problem.model, problem.budget, problem.fractions["latency"], *settings)
     chosen = energy.solve(candidates, budget, problem.multiple_of, True, ["latency"])
     return Solution(chosen, candidates, {"dense": budget.totals["latency"], "planned": budget.spent(chosen)["latency"]})

@@ -26,7 +26,7 @@ class Problem:
         model: the dense Keras model.
         candidates: its layers that can be factorised.
         budget: what the model may cost in MACs and parameters.
-        limits: the budgets that were given, `"latency"` too, as parts of the dense model's totals in (0, 1].
+        fractions: the budgets that were given, `"latency"` too, as parts of the dense model's totals in (0, 1].
         fraction: the fraction of the full ranks that was asked for instead of a budget, or `None`.
         multiple_of: step of the rank grid.
         break_even: whether layers that would not get cheaper stay dense.
@@ -38,7 +38,7 @@ class Problem:
     model: keras.Model
     candidates: Sequence[Candidate]
     budget: Budget
-    limits: Mapping[str, float]
+    fractions: Mapping[str, float]
     fraction: float | None
     multiple_of: int
     break_even: bool
@@ -49,7 +49,7 @@ class Problem:
     @property
     def judged_by(self) -> list[str]:
         """The resources that decide whether ranks save anything."""
-        return list(self.limits) or ["macs"]
+        return list(self.fractions) or ["macs"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from elrt_keras.atomic import Path
 from elrt_keras.formats.base import Ranks
 from elrt_keras.graph.paths import matching
 from elrt_keras.ranks import plan_file
-from elrt_keras.tables import render_table
+from elrt_keras.terminal.tables import render_table
 
 # Columns of the table by entry of a layer's costs; the measured ones are seconds, shown in milliseconds.
 _COLUMNS = {

@@ -103,7 +103,7 @@ def plan_ranks(
     'excluded'
     """
     solver = methods.get(methods.chosen_name(method, max_latency))
-    limits = _validated_limits(fraction, max_macs, max_params, max_latency, solver)
+    fractions = _validated_fractions(fraction, max_macs, max_params, max_latency, solver)
     if quantization is not None and not solver.measures_time:
         raise ValueError(
             "`quantization` says which files are timed, and goes with `max_latency`. "
@@ -123,37 +123,37 @@ def plan_ranks(
             f"Expected a model with layers that can be factorised. Received: model={model.name!r}, {reasons}"
         )
     totals = dataclasses.asdict(costs_of(view))
-    counted = {resource: part * totals[resource] for resource, part in limits.items() if resource != "latency"}
+    counted = {resource: part for resource, part in fractions.items() if resource != "latency"}
     budget = Budget(candidates, totals, counted)
     grid = multiple_of, break_even
     solution = solver.solve(
-        methods.Problem(model, candidates, budget, limits, fraction, *grid, input_shape, threads, quantization)
+        methods.Problem(model, candidates, budget, fractions, fraction, *grid, input_shape, threads, quantization)
     )
     plan = _to_plan(view, solution, reasons, solver)
     plan.latency = solution.latency
     return plan
 
 
-def _validated_limits(fraction, max_macs, max_params, max_latency, solver):
-    limits = validated_budgets(max_macs, max_params, max_latency)
-    if len(limits) > 2:
-        raise ValueError(f"Expected at most two budgets. Received: {limits}")
+def _validated_fractions(fraction, max_macs, max_params, max_latency, solver):
+    fractions = validated_budgets(max_macs, max_params, max_latency)
+    if len(fractions) > 2:
+        raise ValueError(f"Expected at most two budgets. Received: {fractions}")
     if fraction is not None:
         number_in(fraction, "(0, 1]", "fraction")
-    if fraction is not None and (limits or not solver.takes_fraction):
+    if fraction is not None and (fractions or not solver.takes_fraction):
         raise ValueError(
             "Pass either `fraction` or a budget, and `fraction` with method='uniform' only. "
-            f"Received: fraction={fraction}, {_told(limits)}, method={solver.name!r}"
+            f"Received: fraction={fraction}, {_told(fractions)}, method={solver.name!r}"
         )
-    if fraction is None and not limits and solver.needs_budget:
+    if fraction is None and not fractions and solver.needs_budget:
         raise ValueError(
             "Pass either `fraction` or a budget (`max_macs`, `max_params`, `max_latency`). Received: none of them"
         )
-    return limits
+    return fractions
 
 
-def _told(limits):
-    return ", ".join(f"max_{resource}={part:g}" for resource, part in limits.items()) or "no budget"
+def _told(fractions):
+    return ", ".join(f"max_{resource}={part:g}" for resource, part in fractions.items()) or "no budget"
 
 
 def validated_budgets(

@@ -13,16 +13,12 @@ from elrt_keras.graph.paths import check_keras_model, is_container, select
 from elrt_keras.graph.private import held_layers
 from elrt_keras.graph.separable import is_separable
 from elrt_keras.graph.view import View
-from elrt_keras.layers.arguments import dense_arguments
-from elrt_keras.layers.convolutions import layer_class
+from elrt_keras.layers.convolutions import STOCK, twin_of
 from elrt_keras.layers.factorized import FactorizedLayer
-from elrt_keras.layers.factorized_conv import NOMINAL_SIZE
 from elrt_keras.ranks.candidate import Candidate
 
-# The stock layers that have low-rank twins, and their numbers of spatial dimensions.
-REPLACEABLE = {keras.layers.Conv1D: 1, keras.layers.Conv2D: 2, keras.layers.Conv3D: 3, keras.layers.Dense: 0}
 _LIKELY = (
-    *REPLACEABLE,
+    *STOCK,
     keras.layers.DepthwiseConv1D,
     keras.layers.DepthwiseConv2D,
     keras.layers.SeparableConv1D,
@@ -75,7 +71,7 @@ def survey(
             reasons[path] = reason
         else:
             layer_format = formats.grouped(formats.get(layer_format), getattr(layer, "groups", 1))
-            candidates.append(_candidate(view, path, layer, layer_format, input_shapes))
+            candidates.append(_candidate(path, layer, layer_format, input_shapes))
     return candidates, reasons | _closed_layers(view)
 
 
@@ -96,7 +92,7 @@ def survey_low_rank(view: View) -> list[Candidate]:
         if isinstance(layer, FactorizedLayer) and id(layer) not in seen:
             seen.add(id(layer))
             input_shapes = [shape for called, shape, _ in view.calls if called is layer]
-            candidates.append(_candidate(view, path, layer, layer.format, input_shapes, limits=layer.ranks))
+            candidates.append(_candidate(path, layer, layer.format, input_shapes, limits=layer.ranks))
     return candidates
 
 
@@ -109,7 +105,7 @@ def _closed_layers(view):
     """Why nothing was planned inside layers that hold convolutions or dense layers and cannot be opened, by path."""
     reasons = {}
     for path, layer in view.layers:
-        if any(type(inner) in REPLACEABLE for inner in held_layers(layer)):
+        if any(type(inner) in STOCK for inner in held_layers(layer)):
             reason = view.opening(layer).reason
             closed = f"a {type(layer).__name__}, which cannot be opened for the layers in it"
             reasons[path] = f"{closed}: {reason}" if reason else closed
@@ -118,11 +114,11 @@ def _closed_layers(view):
 
 def _stem_and_classifiers(view, likely, calls):
     """The first convolution, and of each output the last layer before it if that works on one vector per example."""
-    convolutions = [path for path, layer in likely.items() if REPLACEABLE.get(type(layer), 0) > 0]
+    convolutions = [path for path, layer in likely.items() if STOCK.get(type(layer), 0) > 0]
     excluded = set(convolutions[:1])
     paths = {id(layer): path for path, layer in likely.items()}
     for layer, shape in _last_calls(view, calls, set(paths)):
-        if type(layer) in REPLACEABLE and math.prod(shape) == math.prod(layer.kernel.shape[-2:-1]):
+        if type(layer) in STOCK and math.prod(shape) == math.prod(layer.kernel.shape[-2:-1]):
             excluded.add(paths[id(layer)])
     return excluded
 
@@ -162,7 +158,7 @@ def is_depthwise(layer: keras.layers.Layer) -> bool:
     """Whether a stock layer is a depthwise convolution, written as a grouped one (if it is built) or not."""
     if isinstance(layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)):
         return True
-    grouped = type(layer) in REPLACEABLE and getattr(layer, "groups", 1) > 1
+    grouped = type(layer) in STOCK and getattr(layer, "groups", 1) > 1
     return grouped and layer.built and layer.kernel.shape[-2] == 1
 
 
@@ -174,32 +170,18 @@ def _why_dense(layer, name, input_shapes):
         return "depthwise: each channel has a kernel of its own"
     if is_separable(layer):
         return "a separable convolution that is not called with one tensor by its position"
-    if type(layer) not in REPLACEABLE:
+    if type(layer) not in STOCK:
         return f"no low-rank {type(layer).__name__}"
-    dims = REPLACEABLE[type(layer)]
-    target = layer_class(name, dims)
-    if target is None:
-        return f"no '{name}' layer for {dims}-D"
-    if not input_shapes:
-        return "not called"
     try:
-        dense_arguments(target, layer)
+        twin = twin_of(layer, name)
     except ValueError as error:
         return str(error).split(" Received")[0]
-    return ""
+    if twin is None:
+        return f"no '{name}' layer for {STOCK[type(layer)]}-D"
+    return "" if input_shapes else "not called"
 
 
-def _size_where_built(view, layer, channels_last, first):
-    """The spatial size that a low-rank layer in the place of `layer` is built for, which may leave it open."""
-    shapes = [getattr(call.args[0], "shape", ()) for call in view.graph_calls(layer) if call.args]
-    if not shapes:  # of what a `TimeDistributed` runs
-        shapes = [(layer.get_build_config() or {}).get("input_shape") or ()]
-    sizes = [shape[1:-1] if channels_last else shape[2:] for shape in shapes]
-    open_sizes = [size for size in sizes if None in size and len(size) == len(first)]
-    return tuple(NOMINAL_SIZE if size is None else size for size in open_sizes[-1]) if open_sizes else first
-
-
-def _candidate(view, path, layer, layer_format, input_shapes, limits=None):
+def _candidate(path, layer, layer_format, input_shapes, limits=None):
     kernel_shape = tuple(layer.kernel.shape)
     geometry: dict[str, Any]
     if len(kernel_shape) == 2:  # a dense layer
@@ -210,7 +192,7 @@ def _candidate(view, path, layer, layer_format, input_shapes, limits=None):
         sizes = collections.Counter()
         for merged, *shape in input_shapes:  # examples, where an axis was merged into that of the batch
             sizes[tuple(shape[:-1] if last else shape[1:])] += merged
-        geometry = {"sizes": tuple(sizes.items()), "built_at": _size_where_built(view, layer, last, next(iter(sizes)))}
+        geometry = {"sizes": tuple(sizes.items())}
         geometry |= {name: getattr(layer, name) for name in ("strides", "padding", "dilation_rate")}
     limits = limits or layer_format.max_ranks(kernel_shape)
     execution: Any = getattr(layer, "execution", "auto")

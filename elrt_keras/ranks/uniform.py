@@ -125,7 +125,7 @@ class ScaledRanks:
 
         Taken are those that leave little and change ranks little, so that ranks stay near one scale.
         """
-        limits, totals = dict(budget.limits), budget.totals
+        limits, totals = budget.amounts, budget.totals
         while not budget.nearly_spent(spent := budget.spent(chosen)):
             left = np.array([(limit - spent[resource]) / totals[resource] for resource, limit in limits.items()])
             # Not to step at all is one of them, so that pairs include single steps.
@@ -194,7 +194,7 @@ def scaled(problem: Problem, bases: Mapping[str, Sequence[float]]) -> Solution:
     """Ranks in proportion to `bases`, scaled to the budget; at the fraction that is asked for, or as they are."""
     settings = problem.multiple_of, problem.break_even, problem.judged_by
     ranks = ScaledRanks(list(problem.candidates), bases, *settings, exact=problem.fraction is not None)
-    if problem.limits:
+    if problem.fractions:
         return Solution(ranks.solve(problem.budget), problem.candidates)
     return Solution(ranks.at(1.0 if problem.fraction is None else problem.fraction), problem.candidates)
 

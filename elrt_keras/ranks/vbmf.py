@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from elrt_keras.checks import number_in
+
 _GRID_POINTS = 200
 
 
@@ -111,15 +113,9 @@ def _solve(squares, shape, noise_variance, eps):
     limit = _ratio_limit(short / long)
     if noise_variance is None:
         noise_variance = _noise_variance(squares / long, short, long, limit)
-    elif not _is_variance(noise_variance):
-        raise ValueError(f"Expected a finite number ≥ 0, or None. Received: noise_variance={noise_variance!r}")
-    threshold = math.sqrt(max(long * float(noise_variance) * limit, rounding))
-    return VBMF(int(np.sum(np.sqrt(squares) > threshold)), float(noise_variance), threshold)
-
-
-def _is_variance(value):
-    # Typeshed's `numbers` know no comparisons.
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 <= value < math.inf  # pyright: ignore
+    noise_variance = number_in(noise_variance, "[0, inf)", "noise_variance")
+    threshold = math.sqrt(max(long * noise_variance * limit, rounding))
+    return VBMF(int(np.sum(np.sqrt(squares) > threshold)), noise_variance, threshold)
 
 
 def _ratio_limit(alpha):

@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import elrt_keras as elrt
-from elrt_keras.tables import render_table
+from elrt_keras.terminal.tables import render_table
 
 _MAX_MACS = flags.DEFINE_float("max_macs", 0.5, "Part of the backbone's MACs to keep.")
 _EPOCHS = flags.DEFINE_integer("epochs", 3, "Epochs of training.")

@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import elrt_keras as elrt
-from elrt_keras.tables import render_table
+from elrt_keras.terminal.tables import render_table
 
 _TRIALS = flags.DEFINE_integer("trials", 6, "Networks to train.")
 _EPOCHS = flags.DEFINE_integer("epochs", 4, "Epochs of each.")

@@ -40,7 +40,7 @@ def short_names(paths: Sequence[str]) -> list[str]:
 
     Example:
 
-    >>> elrt_keras.tables.short_names(["runs/a/export/int8.tflite", "runs/b/export/int8.tflite"])
+    >>> elrt_keras.terminal.tables.short_names(["runs/a/export/int8.tflite", "runs/b/export/int8.tflite"])
     ['a/int8', 'b/int8']
     """
     parts = [os.path.splitext(os.path.abspath(path))[0].split(os.sep) for path in paths]
