@@ -166,10 +166,10 @@ def test_numbers_of_numpy_become_plain_ones(changed):
 FRESH = """
 import sys
 sys.path.insert(0, ".")
-import keras, numpy as np
+import elrt_keras, keras, numpy as np
 import user_formats
 model = keras.models.load_model("model.keras")
-print(model.layers[0].format_name, type(model.layers[0].format).__module__)
+print(model.layers[0].format_name, type(elrt_keras.formats.get("my_svd")).__module__)
 np.testing.assert_allclose(model(np.load("inputs.npy")), np.load("outputs.npy"), atol=1e-6)
 """
 USER_FORMAT = """

@@ -59,6 +59,7 @@ class FactorizedLayer(keras.layers.Layer):
     spatial_dims: int = None  # pyright: ignore[reportAssignmentType]
     stock_class: type[keras.layers.Layer] = None  # pyright: ignore[reportAssignmentType]
     use_bias: bool
+    _shared: tuple[str, ...] = ()  # arguments of the stock layer
 
     def __init__(
         self,
@@ -96,7 +97,7 @@ class FactorizedLayer(keras.layers.Layer):
         self._runs_chain = True
 
     def __setattr__(self, name, value):
-        fixed = (*getattr(self, "_shared", ()), *_LOW_RANK_ONLY)
+        fixed = (*self._shared, *_LOW_RANK_ONLY)
         if name in fixed and name not in _CHANGEABLE and getattr(self, "built", False):
             raise AttributeError(
                 f"Expected {name!r} to be set before the layer is built, which reads it once; "
@@ -298,9 +299,10 @@ class FactorizedLayer(keras.layers.Layer):
         """
         self._require_built("to_dense")
         layer, weights = self.merged()
-        layer.build(input_shape := self.get_build_config()["input_shape"])
-        if isinstance(self.activation, keras.layers.Layer) and self.activation.built:
+        input_shape = self.get_build_config()["input_shape"]
+        if isinstance(self.activation, keras.layers.Layer) and self.activation.built and not layer.activation.built:
             layer.activation.build(layer.compute_output_shape(input_shape))
+        layer.build(input_shape)
         layer.set_weights(weights)
         return layer
 
