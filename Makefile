@@ -67,10 +67,9 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.imports --rounds=3
 	$(MAKE) report
 
-# The pages of docs/ that are made from benchmarks/results/.
+# The pages of docs/ that are made from benchmarks/results/; their words are in benchmarks/pages/templates/.
 report: $(VENV)/.installed
-	$(BIN)/python -m benchmarks.report
-	$(BIN)/python -m benchmarks.performance
+	$(BIN)/python -m benchmarks.pages
 
 clean:
 	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache

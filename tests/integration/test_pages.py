@@ -1,93 +1,171 @@
 """Pages with measured numbers say what the files of results say."""
 
+import functools
+import inspect
 import pathlib
+import types
 
+import jinja2
 import pytest
 
-from benchmarks import (
-    accuracy_sections,
-    cost_sections,
-    defaults_section,
-    evidence,
-    first_steps,
-    performance,
-    recipe_section,
-    report,
-)
-from benchmarks.first_hour import STEPS
-from benchmarks.first_hour_page import first_hour_page
+from benchmarks import first_steps
+from benchmarks.pages import comparisons, litert, measured, numbers, render, tables, walks
+from benchmarks.pages.measured import STEPS
 
 pytestmark = pytest.mark.tensorflow  # the same on every backend
 
-DOCS = pathlib.Path(__file__).parents[2] / "docs"
+ROOT = pathlib.Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 
 
-def test_the_first_hour_is_the_walk_and_the_readme_has_its_commands():
-    assert first_hour_page() == (DOCS / "first-hour.md").read_text(encoding="utf-8")
-    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8").replace("\\\n  ", "")
+def address(name, _):
+    """Draws nothing."""
+    return f"images/{name}"
+
+
+@pytest.mark.parametrize("name", render.PAGES)
+def test_the_pages_are_made_from_the_results(name, tmp_path):
+    written = (DOCS / f"{name}.md").read_text(encoding="utf-8")
+    assert render.render(name, render.drawn(tmp_path)) == written
+    for picture in tmp_path.iterdir():
+        assert f"(images/{picture.name})" in written and (DOCS / "images" / picture.name).exists()
+
+
+def test_the_readme_has_the_commands_of_the_first_hour():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n  ", "")
     others = ("install", "dense", "export", "benchmark", "classify")  # these name other files, or two of them
     commands = {name: lines for name, _, lines in STEPS if name not in others}
     assert len(commands) == 4 and all(line in readme for line in commands.values())
 
 
-@pytest.mark.parametrize("name", ["performance", "results"])
-def test_the_pages_are_made_from_the_results(name, tmp_path):
-    written = (DOCS / f"{name}.md").read_text(encoding="utf-8")
-    page = {"performance": performance.page, "results": report.results_page}[name]
-    assert page(tmp_path) == written
-    for picture in tmp_path.iterdir():
-        assert f"(images/{picture.name})" in written and (DOCS / "images" / picture.name).exists()
+def recorded(found):
+    """Modules of the templates, whose functions are called once for the same arguments; `found` gets the results."""
+
+    def once(function):
+        @functools.cache
+        def call(*arguments):
+            found.append(function(*arguments))
+            return found[-1]
+
+        return call
+
+    functions = {
+        name: {key: once(value) for key, value in vars(module).items() if inspect.isfunction(value)}
+        for name, module in render.MODULES.items()
+    }
+    functions["numbers"] = vars(numbers) | {"runs_of": functools.cache(numbers.runs_of)}
+    return {name: types.SimpleNamespace(**found) for name, found in functions.items()}
+
+
+def references(value):
+    """`(dict, key)` of what templates may refer to by name, also within what they refer to."""
+    if isinstance(value, list):
+        yield from (pair for inner in value for pair in references(inner))
+    elif isinstance(value, dict):
+        yield from ((value, key) for key in value)
+        inside = [inner for key, inner in value.items() if key not in ("first", "config", "remarks")]
+        yield from references(inside)
+
+
+@pytest.mark.parametrize("name", render.PAGES)
+def test_a_reference_to_what_is_missing_is_an_error(name):
+    found, errors = [], 0
+    modules = recorded(found)
+    page = render.render(name, address, modules)
+    for value, key in list(references(found)):
+        assert not hasattr(dict, key), f"a template would find dict.{key}"
+        kept = dict(value)
+        del value[key]
+        try:
+            assert render.render(name, address, modules) == page, f"{key} is missing without an error"
+        except jinja2.UndefinedError:
+            errors += 1
+        value.update(kept)
+    assert errors > len(list(references(found))) / 2
+
+
+def test_a_result_without_a_key_is_an_error(monkeypatch):
+    (result,) = measured.one("peers", "torch")
+    monkeypatch.setattr(measured, "read", lambda name: {"torch": result} if name == "peers" else {})
+    assert f"{result['threads']} threads" in render.render("performance", address)
+    del result["threads"]
+    with pytest.raises(jinja2.UndefinedError, match="threads"):
+        render.render("performance", address)
+
+
+def test_sections_without_results_are_left_out(monkeypatch):
+    for module in [module for module in (measured, *render.MODULES.values()) if hasattr(module, "read")]:
+        monkeypatch.setattr(module, "read", lambda experiment: {})
+    for name in render.PAGES:
+        text = render.render(name, address)
+        assert text.startswith("# ") and "\n| " not in text and "Machine" not in text
+
+
+def test_unlike_processors_are_never_in_one_table_without_a_word():
+    epyc, xeon = ({"machine": {"processor": name}} for name in ("AMD EPYC", "Intel(R) Xeon(R) Processor"))
+    h200 = {"machine": {**xeon["machine"], "device": "NVIDIA H200"}}
+    alike = tables.table("a | b", ["1 | 2", "3 | 4"], [[epyc], [epyc]])
+    assert alike == "| a | b |\n| --- | --- |\n| 1 | 2 |\n| 3 | 4 |"
+    unlike = tables.table("a | b", ["1 | 2", "3 | 4"], [[epyc, xeon], [h200]])
+    assert unlike.splitlines()[::2] == ["| a | b | processor |", "| 1 | 2 | AMD EPYC; Intel Xeon |"]
+    assert unlike.endswith("| 3 | 4 | Intel Xeon, NVIDIA H200 |")
+    assert tables.table("a", ["1"], [[epyc]], beside=[xeon]).endswith("| 1 | AMD EPYC |")
+
+
+def test_times_that_differ_under_one_name_of_a_processor_are_told():
+    kinds = {"model": "resnet18", "threads": 1}
+    slow, fast, other = {**kinds, "dense_ms": [36.0]}, {**kinds, "dense_ms": [17.0, 17.2]}, {**kinds, "dense_ms": [19]}
+    assert litert.unlike([slow, fast]) == ["resnet18, float32: 36.00 and 17.10 ms"]
+    assert litert.unlike([fast, other]) == litert.unlike([slow, {**fast, "quantization": "int8"}]) == []
+
+
+def run(accuracy, seed=0, epochs=2):
+    summary = {"test_accuracy": accuracy}
+    return {
+        "config": {"seed": seed, "epochs": epochs},
+        "summary": summary,
+        "history": [{"val_accuracy": accuracy}] * epochs,
+    }
+
+
+def runs(*accuracies, epochs=2):
+    return [run(accuracy, seed, epochs) for seed, accuracy in enumerate(accuracies)]
 
 
 def test_accuracies_are_compared_seed_by_seed():
-    def run(seed, accuracy):
-        return {"config": {"seed": seed}, "summary": {"test_accuracy": accuracy}}
-
-    dense, low_rank = [run(0, 0.9), run(1, 0.8), run(2, 0.7)], [run(2, 0.71), run(0, 0.88), run(5, 0.5)]
-    assert accuracy_sections.differences(low_rank, dense) == pytest.approx([1, -2])
-    assert accuracy_sections.mean_and_deviation([90.0, 92.0], "+") == "+91.00 ± 1.41 (2)"
-    assert accuracy_sections.mean_and_deviation([90.0]) == "90.00 (1)"
+    dense, low_rank = [run(0.9, 0), run(0.8, 1), run(0.7, 2)], [run(0.71, 2), run(0.88, 0), run(0.5, 5)]
+    assert numbers.differences(low_rank, dense) == pytest.approx([1, -2])
+    assert numbers.against(dense, dense) == numbers.against([run(0.5, 5)], dense) == ""
+    assert numbers.mean_and_deviation([90.0, 92.0], "+") == "+91.00 ± 1.41 (2)"
+    assert numbers.mean_and_deviation([90.0]) == "90.00 (1)"
 
 
-def test_gains_count_where_another_seed_would_not_make_them(monkeypatch, tmp_path):
-    def runs(*accuracies, epochs=2):
-        return [
-            {"config": {"seed": seed}, "summary": {"test_accuracy": accuracy}, "history": [{}] * epochs}
-            for seed, accuracy in enumerate(accuracies)
-        ]
-
+def test_gains_count_where_another_seed_would_not_make_them():
     # Seeds set runs apart by 1 point, so what counts is above 2·√2 points.
     groups = {"elrt": runs(0.79, 0.80, 0.81), "longer": runs(0.83, epochs=6), "label_smoothing": runs(0.81)}
-    groups |= {"weight_decay": runs(0.74), "dense": runs(0.84), "dense_longer": runs(0.85, epochs=6)}
-    told = []
-    monkeypatch.setattr(recipe_section, "runs_of", lambda grid: (groups, 2))
-    monkeypatch.setattr(recipe_section, "comparison", lambda title, text, names, images: told.extend([text, names]))
-    recipe_section.recipe_section(tmp_path)
-    text, names = " ".join(told[0].split()), list(told[1])
-    assert names == ["elrt", "longer", "label_smoothing", "weight_decay"]
-    changes = "more epochs than the dense network (+4.0); weight decay 1e-4 instead of 5e-4 (-5.0)"
-    assert f"What goes beyond a change of the seed: {changes}." in text
-    assert "for 6 epochs instead of 2 the dense network reaches 85.00 (1) %" in text
-    assert "goes from -5.00 (1) to -2.00 (1) points" in text
+    groups |= {"weight_decay": runs(0.74), "dense": runs(0.84)}
+    assert list(comparisons.gains(groups)) == ["longer", "label_smoothing", "weight_decay"]
+    changes = ["more epochs than the dense network (+4.0)", "weight decay 1e-4 instead of 5e-4 (-5.0)"]
+    assert comparisons.clear_gains(groups) == changes
+    assert comparisons.clear_gains({"elrt": runs(0.79), "longer": runs(0.83)}) is None
 
 
-def test_whether_a_lead_outlasts_the_schedule_is_told_once_it_was_measured():
-    def runs(accuracy, epochs):
-        return [{"config": {"seed": 0}, "summary": {"test_accuracy": accuracy}, "history": [{}] * epochs}]
-
-    groups = {"elrt": runs(0.78, 8), "glorot": runs(0.79, 8), "longer": runs(0.83, 24)}
-    assert "is open" in defaults_section._told_of_longer_runs(groups)
-    told = defaults_section._told_of_longer_runs({**groups, "glorot_longer": runs(0.8325, 24)})
-    assert told == "In 24 epochs glorot_uniform's lead goes from +1.00 (1) to +0.25 (1)."
+def test_templates_get_numbers_of_runs_by_their_names():
+    groups = {"elrt": runs(0.79, 0.80, 0.81), "longer": runs(0.83, epochs=6), "dense_longer": runs(0.85, epochs=6)}
+    assert numbers.accuracy(groups["dense_longer"]) == "85.00 (1)" and numbers.epochs(groups) == 2
+    assert numbers.against(groups["longer"], groups["dense_longer"]) == "-2.00 (1)"
+    assert numbers.best(groups, "elrt", "longer", "svd") == "longer" and numbers.best(groups, "svd") is None
+    assert numbers.apart(groups["elrt"], groups["longer"], -1) == "4.00"
+    assert numbers.noise(groups) == {"deviation": "1.00", "least": "2.8"}
 
 
 def test_training_is_counted_in_macs_of_its_epochs():
     kept = {"summary": {"macs": 5}, "history": [{"macs": 20}, {"macs": 5}, {"macs": 5}]}
-    assert cost_sections.macs_of_epochs(kept) == 30
-    assert cost_sections.macs_of_epochs({"summary": {"macs": 5}, "history": [{}, {}]}) == 10
+    assert numbers.macs_of_epochs(kept) == 30
+    assert numbers.macs_of_epochs({"summary": {"macs": 5}, "history": [{}, {}]}) == 10
     timed = [{"summary": {"training_cpu_seconds": seconds}} for seconds in (60, 180, 120)]
-    assert cost_sections.processor_minutes([*timed, {"summary": {}}]) == "2"
-    assert cost_sections.processor_minutes([{"summary": {}}]) == ""
+    assert numbers.processor_minutes([*timed, {"summary": {}}]) == "2"
+    assert numbers.processor_minutes([{"summary": {}}]) == ""
 
 
 def test_sentences_of_the_first_steps_have_their_place(monkeypatch):
@@ -97,9 +175,11 @@ def test_sentences_of_the_first_steps_have_their_place(monkeypatch):
     tests = first_steps.tests_by_backend(output)
     assert tests == {"tensorflow": 2349, "jax": 590}
     demo = {"demo_seconds": 120, "demo_again_seconds": 40, "demo_megabytes": 2800}
-    now = demo | {"test_megabytes": 5300, "test_seconds": [540, 570], "tests": tests, "machine": {"cores": 2}}
-    monkeypatch.setattr(evidence, "read", lambda experiment: {"before": demo, "now": now})
-    for name, text in first_steps.sentences().items():
-        page = (DOCS.parent / name).read_text(encoding="utf-8")
-        written = first_steps.renewed(page, text)
-        assert text in written and first_steps.renewed(written, text) == written
+    demo |= {"command": "python -m benchmarks.first_steps", "machine": {"cores": 2}}
+    now = demo | {"test_megabytes": 5300, "test_seconds": [540, 570], "tests": tests}
+    monkeypatch.setattr(walks, "read", lambda experiment: {"before": demo, "now": now})
+    for name, page in render.PARTS.items():
+        text = render.render(name, address)
+        assert "On 2 cores" in text or "9.0, 9.5 minutes in\n2 runs; 2,349 on tensorflow + 590 on jax tests." in text
+        written = render.renewed((ROOT / page).read_text(encoding="utf-8"), text)
+        assert text in written and render.renewed(written, text) == written

@@ -1,0 +1,1 @@
+"""Pages of the documentation from results: templates with the words, modules with tables, numbers and figures."""

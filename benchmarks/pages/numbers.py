@@ -1,0 +1,147 @@
+"""Numbers of training runs: accuracies seed by seed, costs of a training, and how far seeds set runs apart."""
+
+import collections
+import pathlib
+import statistics
+import tomllib
+
+from benchmarks.pages import tables
+from benchmarks.pages.measured import read
+
+LABELS = tomllib.loads((pathlib.Path(__file__).parent / "labels.toml").read_text(encoding="utf-8"))
+
+
+def runs_of(grid):
+    """`{name without seed: runs in the order of their seeds}`, of the longer schedule that has results."""
+    for folder in (grid, f"{grid}_short"):
+        groups = collections.defaultdict(list)
+        for name, run in read(folder).items():
+            groups[name.rpartition("_seed")[0] or name].append(run)
+        if groups:
+            return {name: sorted(runs, key=lambda run: run["config"]["seed"]) for name, runs in groups.items()}
+    return {}
+
+
+def epochs(groups):
+    """Epochs of the schedule of a grid; None without results."""
+    return next((runs[0]["config"]["epochs"] for runs in groups.values()), None)
+
+
+def labelled(groups, labels):
+    """`{label: runs}` of the groups that have labels."""
+    return {label: groups[name] for name, label in labels.items() if name in groups}
+
+
+def section(header, rows, of, beside=(), **more):
+    """References of the template of a section on runs: its table, commands that train whole grids, machines, remarks.
+
+    Args:
+        header, rows, of, beside: as `tables.table` takes them.
+        **more: what else the template refers to.
+    """
+    runs = [run for group in of for run in group]
+    return {"table": tables.table(header, rows, of, beside), **taken(runs), **more}
+
+
+def taken(runs):
+    """Commands that train what is missing of the grids of some runs, machines and remarks."""
+    commands = sorted({run["command"].rpartition(" --only")[0] for run in runs})
+    return tables.taken(runs, [f"{command} --data=TFDS_DIR" for command in commands])
+
+
+def accuracies(runs):
+    """Test accuracies in percent."""
+    return [100 * run["summary"]["test_accuracy"] for run in runs]
+
+
+def mean_and_deviation(values, sign=""):
+    """`91.20 ± 0.13 (3)`: mean, standard deviation and number; the number alone for one value."""
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{sign}.2f}{deviation} ({len(values)})"
+
+
+def mean(runs):
+    """Mean of the test accuracies."""
+    return statistics.mean(accuracies(runs))
+
+
+def accuracy(runs):
+    """Mean and deviation of the test accuracies."""
+    return mean_and_deviation(accuracies(runs))
+
+
+def differences(runs, others):
+    """Accuracies of `runs` less those of the runs in `others` with the same seed, in points."""
+    base = {run["config"]["seed"]: value for run, value in zip(others, accuracies(others))}
+    return [a - base[run["config"]["seed"]] for run, a in zip(runs, accuracies(runs)) if run["config"]["seed"] in base]
+
+
+def against(runs, others):
+    """Mean and deviation of the differences; empty beside themselves, or where no seed is the same."""
+    found = differences(runs, others) if runs is not others else []
+    return mean_and_deviation(found, "+") if found else ""
+
+
+def strengths(runs):
+    """Strengths of the penalty in some runs, as text."""
+    configs = [run["config"] for run in runs if run["config"]["orthogonality"] not in ("none", "stiefel")]
+    found = {config["orthogonality_strength"] for config in configs}
+    return ", ".join(f"ρ = {strength:g}" for strength in sorted(found))
+
+
+def factor_error(runs):
+    """Mean orthogonality error of all factors, as text; empty without factors."""
+    errors = [error for run in runs for error in run["summary"]["orthogonality_error"].values()]
+    return f"{statistics.mean(errors):.3f}" if errors else ""
+
+
+def costs(runs, less=False):
+    """Cells of MACs and parameters, as parts of the dense network's, or what they are less."""
+    parts = (runs[0]["summary"][f"{kind}_fraction"] for kind in ("macs", "params"))
+    return tables.cells(*(f"−{1 - part:.1%}" if less else f"{part:.1%}" for part in parts))
+
+
+def macs_of_epochs(run):
+    """MACs of one image in each epoch, summed up."""
+    # The first runs did not keep them; their network was the same all along.
+    return sum(row.get("macs", run["summary"]["macs"]) for row in run["history"])
+
+
+def training_macs(runs, dense):
+    """MACs of a training as a multiple of those of the dense network's."""
+    return macs_of_epochs(runs[0]) / macs_of_epochs(dense[0])
+
+
+def processor_minutes(runs):
+    """Processor time of a training, the median of the runs that kept it, as text."""
+    kept = [run["summary"]["training_cpu_seconds"] for run in runs if "training_cpu_seconds" in run["summary"]]
+    return f"{statistics.median(kept) / 60:.0f}" if kept else ""
+
+
+def seed_deviation(groups):
+    """Standard deviation between seeds within the recipes of three or more, in points; `None` without any."""
+    several = [accuracies(runs) for runs in groups.values() if len(runs) > 2]
+    return statistics.mean(statistics.variance(values) for values in several) ** 0.5 if several else None
+
+
+def least_difference(deviation):
+    """Points that two runs of one seed each have to differ by before it says anything: two standard deviations."""
+    return 2 * 2**0.5 * deviation
+
+
+def noise(groups):
+    """Points that seeds alone set runs apart, and the least that says anything; None without three seeds."""
+    deviation = seed_deviation(groups)
+    return deviation and {"deviation": f"{deviation:.2f}", "least": f"{least_difference(deviation):.1f}"}
+
+
+def best(groups, *names):
+    """The name with the highest mean accuracy, of those with results; None without any."""
+    found = {name: mean(groups[name]) for name in names if name in groups}
+    return max(found, key=found.get, default=None)
+
+
+def apart(runs, others, epoch):
+    """Points of test accuracy between the first seeds of two after an epoch, as text."""
+    ends = [found[0]["history"][epoch]["val_accuracy"] for found in (runs, others)]
+    return f"{100 * abs(ends[0] - ends[1]):.2f}"

@@ -1,0 +1,62 @@
+"""Pages from their templates: words are there, references are filled in from modules of this folder."""
+
+import pathlib
+
+import jinja2
+
+from benchmarks.pages import comparisons, costs, layers, litert, networks, numbers, steps, walks
+
+ROOT = pathlib.Path(__file__).parents[2]
+PAGES = ("performance", "results", "models", "first-hour")
+# Pages of which a part, between marks, is made from a template: template, page.
+PARTS = {"first-steps-readme": "README.md", "first-steps-reliability": "docs/reliability.md"}
+MARK = "<!-- first steps, made by `python -m benchmarks.pages` -->"
+_MODULES = (comparisons, costs, layers, litert, networks, numbers, steps, walks)
+MODULES = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
+
+
+def render(name, draw, modules=MODULES):
+    """The text of a page.
+
+    Args:
+        name: name of a template.
+        draw: function from the name of a picture and a function that writes it to a path, to the picture's address.
+        modules: dict of what the template refers to.
+
+    Raises:
+        jinja2.UndefinedError: where the template refers to something that does not exist.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates", encoding="utf-8"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(f"{name}.md").render(draw=draw, **modules).strip("\n") + "\n"
+
+
+def drawn(images):
+    """A `draw` of `render` that writes pictures into a folder."""
+
+    def draw(name, picture):
+        picture(images / name)
+        return f"images/{name}"
+
+    return draw
+
+
+def renewed(page, text):
+    """A page with the text between its marks."""
+    before, _, after = page.split(MARK)
+    return f"{before}{MARK}\n{text.lstrip()}{MARK}{after}"
+
+
+def write(name):
+    """Writes a page of `docs/` with its pictures, or a part of another page; returns its path."""
+    docs = ROOT / "docs"
+    path = ROOT / PARTS[name] if name in PARTS else docs / f"{name}.md"
+    text = render(name, drawn(docs / "images"))
+    if name in PARTS:
+        text = renewed(path.read_text(encoding="utf-8"), text)
+    path.write_text(text, encoding="utf-8")
+    return path
