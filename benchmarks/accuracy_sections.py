@@ -7,8 +7,9 @@ the full schedule if there are any, else those on the short one.
 import collections
 import statistics
 
-from benchmarks import evidence, figures_of_accuracy
+from benchmarks import figures_of_accuracy
 from benchmarks.markdown import machine, section, table
+from benchmarks.measure import evidence
 
 # Rows of the tables: the first words of the names of runs, and what they are called.
 FORMATS = {

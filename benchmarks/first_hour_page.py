@@ -1,8 +1,8 @@
 """The page about a newcomer's first hour: commands of `benchmarks.first_hour`, their times and what they printed."""
 
-from benchmarks import evidence
-from benchmarks.first_hour import STEPS
 from benchmarks.markdown import commands, table
+from benchmarks.measure import evidence
+from benchmarks.measure.first_hour import STEPS
 
 _INTRODUCTION = """# The first hour
 

@@ -16,7 +16,8 @@ import time
 
 from absl import app, flags
 
-from benchmarks import evidence, markdown
+from benchmarks import markdown
+from benchmarks.measure import evidence
 
 _ROOT = pathlib.Path(__file__).parents[1]
 FLAGS = flags.FLAGS

@@ -4,8 +4,7 @@ import json
 import pathlib
 import statistics
 
-from benchmarks import evidence, figures_of_accuracy
-from benchmarks.accuracy import expanded
+from benchmarks import figures_of_accuracy
 from benchmarks.accuracy_sections import (
     accuracies,
     differences,
@@ -17,6 +16,8 @@ from benchmarks.accuracy_sections import (
     strengths,
 )
 from benchmarks.markdown import section, table
+from benchmarks.measure import evidence
+from benchmarks.train.driver import expanded
 
 # Grids with runs called `dense` and `elrt`, after the network's name if there are several networks.
 FULL, SHORT = ("full",), ("resnet20", "deeper")

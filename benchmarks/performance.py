@@ -8,8 +8,10 @@ import statistics
 
 import numpy as np
 
-from benchmarks import evidence, pictures
+from benchmarks import pictures
 from benchmarks.markdown import commands, quartiles, section, spread, table
+from benchmarks.measure import evidence
+from benchmarks.measure.variants import BUDGETS, in_order, ratios
 from benchmarks.training_sections import (
     batch_norm_section,
     close_section,
@@ -20,7 +22,6 @@ from benchmarks.training_sections import (
     relative_table,
     training_section,
 )
-from benchmarks.variants import BUDGETS, in_order, ratios
 from elrt_keras.formats import tucker2
 
 _DOCS = pathlib.Path(__file__).parent.parent / "docs"

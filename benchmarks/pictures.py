@@ -4,7 +4,7 @@ import textwrap
 
 import numpy as np
 
-from benchmarks.variants import BUDGETS, ratios
+from benchmarks.measure.variants import BUDGETS, ratios
 
 
 def speedups(results, goal, path):

@@ -7,7 +7,6 @@ import json
 import pathlib
 import statistics
 
-from benchmarks import evidence
 from benchmarks.accuracy_sections import accuracy_sections
 from benchmarks.cost_sections import alternatives_section, int8_section, shrink_section
 from benchmarks.defaults_section import defaults_section
@@ -16,6 +15,7 @@ from benchmarks.formats_section import formats_section
 from benchmarks.headline_section import headline_section
 from benchmarks.markdown import machine, spread, table
 from benchmarks.markdown import section as markdown_section
+from benchmarks.measure import evidence
 from benchmarks.rate_section import rate_section
 from benchmarks.recipe_section import recipe_section
 

@@ -2,9 +2,10 @@
 
 import statistics
 
-from benchmarks import evidence, pictures
+from benchmarks import pictures
 from benchmarks.markdown import commands, quartiles, section, table
-from benchmarks.variants import in_order, ratios
+from benchmarks.measure import evidence
+from benchmarks.measure.variants import in_order, ratios
 
 _GOAL = 0.75  # speed-up over MACs reduction
 

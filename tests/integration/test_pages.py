@@ -8,14 +8,14 @@ from benchmarks import (
     accuracy_sections,
     cost_sections,
     defaults_section,
-    evidence,
     first_steps,
     performance,
     recipe_section,
     report,
 )
-from benchmarks.first_hour import STEPS
 from benchmarks.first_hour_page import first_hour_page
+from benchmarks.measure import evidence
+from benchmarks.measure.first_hour import STEPS
 
 pytestmark = pytest.mark.tensorflow  # the same on every backend
 

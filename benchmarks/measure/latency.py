@@ -18,8 +18,8 @@ import time
 import numpy as np
 from absl import app, flags
 
-from benchmarks import machine
-from benchmarks.processes import run_each
+from benchmarks.measure import machine
+from benchmarks.measure.processes import run_each
 
 _MODELS = flags.DEFINE_list("models", ["vgg16", "resnet18", "vgg16_cifar", "resnet20"], "Builders.")
 _BUDGETS = flags.DEFINE_list("budgets", ["0.7", "0.5"], "Values of max_latency.")
@@ -27,7 +27,7 @@ _THREADS = flags.DEFINE_integer("threads", 1, "CPU threads.")
 _QUANTIZATION = flags.DEFINE_enum("quantization", None, ["int8"], "What the files are; float32 if not given.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "How often the two models are compared.")
 _ONE = flags.DEFINE_string("one", None, "The model of this process; the driver sets it.")
-_RESULTS = pathlib.Path(__file__).parent / "results" / "latency"
+_RESULTS = pathlib.Path(__file__).parents[1] / "results" / "latency"
 
 
 def measure(name):
@@ -86,7 +86,7 @@ def main(argv):
         return
     for name in _MODELS.value:
         with tempfile.TemporaryDirectory() as folder:
-            run_each("benchmarks.latency", [name], {**os.environ, "ELRT_CACHE_DIR": folder})
+            run_each("benchmarks.measure.latency", [name], {**os.environ, "ELRT_CACHE_DIR": folder})
 
 
 if __name__ == "__main__":

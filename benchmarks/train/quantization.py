@@ -15,7 +15,7 @@ import sys
 
 from absl import app, flags
 
-from benchmarks import machine
+from benchmarks.measure import machine
 
 _CIFAR10_DIR = flags.DEFINE_string("cifar10_dir", None, "TFDS directory with cifar10; TFDS' own default if not given.")
 _RUNS_DIR = flags.DEFINE_string("runs_dir", "runs/quantization", "Where the two runs go.")
@@ -25,7 +25,7 @@ _TUNING = flags.DEFINE_integer("tuning_epochs", 2, "Epochs of quantisation-aware
 _RUNS = flags.DEFINE_integer("runs", 100, "Timed inferences of each file.")
 _KINDS = "float32,float16,dynamic_int8,int8"
 _MODELS = {"dense": ["--format=dense"], "low_rank": ["--max_macs=0.4"]}
-_RESULTS = pathlib.Path(__file__).parent / "results" / "quantization"
+_RESULTS = pathlib.Path(__file__).parents[1] / "results" / "quantization"
 
 
 def call(name, *arguments):

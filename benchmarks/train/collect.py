@@ -11,11 +11,11 @@ import pathlib
 
 from absl import app, flags
 
-from benchmarks import machine
+from benchmarks.measure import machine
 
 _EXPERIMENT = flags.DEFINE_string("experiment", None, "Folder under benchmarks/results.", required=True)
 _DATA = flags.DEFINE_string("data", None, "What the data is, as it should stand in tables.", required=True)
-_RESULTS = pathlib.Path(__file__).parent / "results"
+_RESULTS = pathlib.Path(__file__).parents[1] / "results"
 # Where the data lay is of no interest elsewhere.
 _LOCAL = ("data_dir", "download")
 

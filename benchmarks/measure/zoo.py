@@ -21,9 +21,9 @@ import time
 
 from absl import app, flags
 
-from benchmarks import machine
+from benchmarks.measure import machine
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "zoo"
+RESULTS = pathlib.Path(__file__).parents[1] / "results" / "zoo"
 _TIMEOUT_S = 1800
 
 FLAGS = flags.FLAGS
@@ -237,7 +237,7 @@ def main(argv):
     failed = []
     for index, name in enumerate(names):
         print(f"[{index + 1}/{len(names)}] {name}", flush=True)
-        command = [sys.executable, "-m", "benchmarks.zoo", f"--one={name}"]
+        command = [sys.executable, "-m", "benchmarks.measure.zoo", f"--one={name}"]
         try:
             subprocess.run(command, check=True, timeout=_TIMEOUT_S)
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:

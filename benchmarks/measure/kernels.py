@@ -13,8 +13,8 @@ import tempfile
 
 from absl import app, flags
 
-from benchmarks import evidence
-from benchmarks.processes import run_each
+from benchmarks.measure import evidence
+from benchmarks.measure.processes import run_each
 
 _MODELS = flags.DEFINE_list("models", ["resnet20", "resnet18"], "Builders.")
 _BATCH = flags.DEFINE_integer("batch_size", None, "Batch size; by default 1024 of 32x32 or 256 of 224x224.")
@@ -79,9 +79,9 @@ def measure(name):
     """Times and profiles the variants of one model and writes the file."""
     import keras
 
-    from benchmarks.device_steps import compiled_steps
-    from benchmarks.in_memory import on_host
-    from benchmarks.variants import BATCHES, interleaved, make
+    from benchmarks.measure.device_steps import compiled_steps
+    from benchmarks.measure.variants import BATCHES, interleaved, make
+    from benchmarks.train.in_memory import on_host
 
     keras.config.set_dtype_policy("mixed_bfloat16")
     batch_size = _BATCH.value or (1024 if BATCHES[name] == 128 else 256)
@@ -107,7 +107,7 @@ def main(argv):
     if _ONE.value is not None:
         measure(_ONE.value)
         return
-    run_each("benchmarks.kernels", _MODELS.value)
+    run_each("benchmarks.measure.kernels", _MODELS.value)
 
 
 if __name__ == "__main__":

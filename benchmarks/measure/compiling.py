@@ -9,9 +9,9 @@ Dense and low-rank networks on random images; all ways of one network take turns
 
 from absl import app, flags
 
-from benchmarks import evidence
-from benchmarks.processes import run_each
-from benchmarks.variants import BATCHES
+from benchmarks.measure import evidence
+from benchmarks.measure.processes import run_each
+from benchmarks.measure.variants import BATCHES
 
 _MODELS = flags.DEFINE_list("models", ["resnet20", "vgg16_cifar"], "Builders.")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Calls of `fit` in each way.")
@@ -34,7 +34,7 @@ def fit_of(model, batch_size, steps, options):
     import numpy as np
     import tensorflow as tf
 
-    from benchmarks.variants import random_batch
+    from benchmarks.measure.variants import random_batch
     from elrt_keras.launch.data.interface import untuned
 
     batches = untuned(tf.data.Dataset.from_tensors(random_batch(model, batch_size)).cache().repeat(steps))
@@ -53,7 +53,7 @@ def measure(name):
     import keras
 
     import elrt_keras as elrt
-    from benchmarks.variants import interleaved, make, ratios
+    from benchmarks.measure.variants import interleaved, make, ratios
 
     rows = []
     for variant in VARIANTS:
@@ -76,7 +76,7 @@ def main(argv):
     if _ONE.value is not None:
         measure(_ONE.value)
         return
-    run_each("benchmarks.compiling", _MODELS.value)
+    run_each("benchmarks.measure.compiling", _MODELS.value)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import time
 
 from absl import app, flags
 
-from benchmarks import evidence
+from benchmarks.measure import evidence
 
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Steps of each point.")
 _NAMES = ("rank", "width", "resolution", "depth", "planner_depth", "planner_width")
@@ -22,8 +22,8 @@ _DEPTHS = (20, 32, 44, 56, 110)
 
 def curves():
     """`{curve: (label of the axis, {series: {x: function to time}})}` of those that are timed in turns."""
-    from benchmarks import variants
-    from benchmarks.variants import built, low_rank, training_step
+    from benchmarks.measure import variants
+    from benchmarks.measure.variants import built, low_rank, training_step
 
     layer_step = functools.partial(variants.layer_step, batch_size=_BATCH)
 

@@ -9,8 +9,8 @@ trained ones. One process per model. Files in `benchmarks/results/decomposing/`.
 
 from absl import app, flags
 
-from benchmarks import evidence
-from benchmarks.processes import run_each
+from benchmarks.measure import evidence
+from benchmarks.measure.processes import run_each
 
 _MODELS = flags.DEFINE_list("models", ["resnet18"], "Builders.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Times of each tolerance.")
@@ -54,7 +54,7 @@ def decomposition(kernels, tolerance, errors):
 
 def measure(name):
     """Measures one model, all tolerances in turns, and writes the file."""
-    from benchmarks.variants import interleaved
+    from benchmarks.measure.variants import interleaved
 
     kernels, errors = kernels_of(name), {}
     runs = {str(tolerance): decomposition(kernels, tolerance, errors) for tolerance in TOLERANCES}
@@ -72,7 +72,7 @@ def main(argv):
     if _ONE.value is not None:
         measure(_ONE.value)
         return
-    run_each("benchmarks.decomposing", _MODELS.value)
+    run_each("benchmarks.measure.decomposing", _MODELS.value)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ os.environ.setdefault("KERAS_BACKEND", "torch")
 
 from absl import app, flags
 
-from benchmarks import evidence
+from benchmarks.measure import evidence
 
 _ROUNDS = flags.DEFINE_integer("rounds", 15, "Steps of each layer.")
 _THREADS = flags.DEFINE_integer("threads", 2, "CPU threads.")
@@ -92,7 +92,7 @@ def measure(batch_size, size, channels):
     """Seconds of each layer at one shape."""
     import torch
 
-    from benchmarks.variants import interleaved
+    from benchmarks.measure.variants import interleaved
 
     rank = rank_of(channels)
     steps = {}
@@ -116,7 +116,7 @@ def main(argv):
     import tltorch
     import torch
 
-    from benchmarks.variants import ratios
+    from benchmarks.measure.variants import ratios
 
     torch.set_num_threads(_THREADS.value)
     rows = []

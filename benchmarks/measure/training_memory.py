@@ -15,8 +15,8 @@ import sys
 
 from absl import app, flags
 
-from benchmarks import evidence
-from benchmarks.variants import BATCHES, BUDGETS
+from benchmarks.measure import evidence
+from benchmarks.measure.variants import BATCHES, BUDGETS
 
 _MODELS = flags.DEFINE_list("models", list(BATCHES), "Builders.")
 _ROUNDS = flags.DEFINE_integer("rounds", 1, "Processes of each variant.")
@@ -35,7 +35,7 @@ def measure(name, variant, batch_size):
     """Prints the bytes that training a variant takes."""
     import keras
 
-    from benchmarks.variants import built, make, training_step
+    from benchmarks.measure.variants import built, make, training_step
 
     # What TensorFlow holds once it has run something is not the model's.
     training_step(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="softmax")]), 2)
@@ -50,7 +50,7 @@ def measure(name, variant, batch_size):
 
 def measured(*arguments):
     """What `measure` prints in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.training_memory", f"--one={','.join(map(str, arguments))}"]
+    command = [sys.executable, "-m", "benchmarks.measure.training_memory", f"--one={','.join(map(str, arguments))}"]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return int(output.splitlines()[-1])
 

@@ -11,7 +11,7 @@ import sys
 
 from absl import app, flags
 
-from benchmarks import evidence
+from benchmarks.measure import evidence
 
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Processes of each kind.")
 BACKENDS = ("tensorflow", "jax", "torch")

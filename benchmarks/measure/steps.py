@@ -12,9 +12,9 @@ one compiled call. XLA then chooses kernels by their times, so the accelerator s
 
 from absl import app, flags
 
-from benchmarks import evidence
-from benchmarks.processes import run_each
-from benchmarks.variants import BATCHES, NAMES
+from benchmarks.measure import evidence
+from benchmarks.measure.processes import run_each
+from benchmarks.measure.variants import BATCHES, NAMES
 
 _MODELS = flags.DEFINE_list("models", list(BATCHES), "Builders.")
 _VARIANTS = flags.DEFINE_list("variants", list(NAMES), "What takes turns.")
@@ -31,13 +31,13 @@ def measure(name):
     import keras
 
     import elrt_keras as elrt
-    from benchmarks.variants import interleaved, make, ratios, training_step
+    from benchmarks.measure.variants import interleaved, make, ratios, training_step
 
     keras.config.set_dtype_policy(_PRECISION.value)
     batch_size = _BATCH.value or BATCHES[name]
     if _PER_CALL.value:
-        from benchmarks.device_steps import compiled_steps
-        from benchmarks.in_memory import on_host
+        from benchmarks.measure.device_steps import compiled_steps
+        from benchmarks.train.in_memory import on_host
 
         with on_host():
             models = {variant: make(name, variant) for variant in _VARIANTS.value}
@@ -79,7 +79,7 @@ def main(argv):
     if _ONE.value is not None:
         measure(_ONE.value)
         return
-    run_each("benchmarks.steps", _MODELS.value)
+    run_each("benchmarks.measure.steps", _MODELS.value)
 
 
 if __name__ == "__main__":

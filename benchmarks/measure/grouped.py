@@ -9,7 +9,7 @@ take turns. File `benchmarks/results/grouped/cpu.json`.
 
 from absl import app, flags
 
-from benchmarks import evidence
+from benchmarks.measure import evidence
 
 _GROUPS = flags.DEFINE_list("groups", ["2", "4", "8", "16"], "Numbers of groups.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Times of each.")
@@ -38,7 +38,7 @@ def measure(groups, rounds):
     import keras
     import numpy as np
 
-    from benchmarks.variants import forward_and_backward, interleaved
+    from benchmarks.measure.variants import forward_and_backward, interleaved
     from elrt_keras import litert
 
     shape = (_SIZE, _SIZE, _CHANNELS)

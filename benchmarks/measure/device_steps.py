@@ -9,8 +9,8 @@ import jax
 import keras
 import numpy as np
 
-from benchmarks.in_memory import on_host
-from benchmarks.variants import random_batch
+from benchmarks.measure.variants import random_batch
+from benchmarks.train.in_memory import on_host
 
 
 def alone():

@@ -12,9 +12,9 @@ import tempfile
 
 from absl import app, flags
 
-from benchmarks import evidence
-from benchmarks.processes import run_each
-from benchmarks.variants import BATCHES
+from benchmarks.measure import evidence
+from benchmarks.measure.processes import run_each
+from benchmarks.measure.variants import BATCHES
 
 _MODELS = flags.DEFINE_list("models", list(BATCHES), "Builders.")
 _STEPS = flags.DEFINE_integer("steps", 5, "Steps that are profiled.")
@@ -46,9 +46,9 @@ def main(argv):
     """Profiles the models asked for, each in a process of its own."""
     del argv
     if _ONE.value is None:
-        run_each("benchmarks.operations", _MODELS.value)
+        run_each("benchmarks.measure.operations", _MODELS.value)
         return
-    from benchmarks.variants import make, training_step
+    from benchmarks.measure.variants import make, training_step
 
     name = _ONE.value
     variants = {}

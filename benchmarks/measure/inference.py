@@ -11,9 +11,9 @@ model. Files in `benchmarks/results/inference/`.
 import numpy as np
 from absl import app, flags
 
-from benchmarks import evidence
-from benchmarks.processes import run_each
-from benchmarks.variants import BATCHES, BUDGETS
+from benchmarks.measure import evidence
+from benchmarks.measure.processes import run_each
+from benchmarks.measure.variants import BATCHES, BUDGETS
 
 _MODELS = flags.DEFINE_list("models", list(BATCHES), "Builders.")
 _RUNS = flags.DEFINE_integer("runs", 50, "Inferences of each file.")
@@ -28,7 +28,7 @@ THREADS = (1, 2)
 def measure(name):
     """Converts and times every variant of one model."""
     import elrt_keras as elrt
-    from benchmarks.variants import make, ratios
+    from benchmarks.measure.variants import make, ratios
     from elrt_keras import litert
 
     models = {variant: make(name, variant) for variant in VARIANTS}
@@ -63,7 +63,7 @@ def main(argv):
     if _ONE.value is not None:
         measure(_ONE.value)
         return
-    run_each("benchmarks.inference", _MODELS.value)
+    run_each("benchmarks.measure.inference", _MODELS.value)
 
 
 if __name__ == "__main__":

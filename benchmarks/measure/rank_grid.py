@@ -11,8 +11,8 @@ turns; one process per network. Files in `benchmarks/results/rank_grid/`.
 import numpy as np
 from absl import app, flags
 
-from benchmarks import evidence
-from benchmarks.processes import run_each
+from benchmarks.measure import evidence
+from benchmarks.measure.processes import run_each
 
 _MODELS = flags.DEFINE_list("models", ["layer", "resnet20", "vgg16_cifar", "resnet18"], "The layer, and builders.")
 _ROUNDS = flags.DEFINE_integer("rounds", 15, "Steps of each.")
@@ -70,7 +70,7 @@ def litert_seconds(quantization, rounds):
 
 def measure_layer():
     """Times one layer and writes the file."""
-    from benchmarks.variants import interleaved, layer_step
+    from benchmarks.measure.variants import interleaved, layer_step
 
     steps = {rank: layer_step(SIZE, CHANNELS, rank, batch_size=BATCH) for rank in RANKS}
     seconds = {
@@ -85,7 +85,7 @@ def measure_layer():
 def measure_network(name):
     """Times the training steps of one network and writes the file."""
     import elrt_keras as elrt
-    from benchmarks.variants import BATCHES, BUDGETS, built, interleaved, low_rank, ratios, training_step
+    from benchmarks.measure.variants import BATCHES, BUDGETS, built, interleaved, low_rank, ratios, training_step
 
     models = {"dense": built(name)}
     for budget in BUDGETS:
@@ -110,7 +110,7 @@ def main(argv):
     """Measures the layer and the networks, each in a process of its own."""
     del argv
     if _ONE.value is None:
-        run_each("benchmarks.rank_grid", _MODELS.value)
+        run_each("benchmarks.measure.rank_grid", _MODELS.value)
     elif _ONE.value == "layer":
         measure_layer()
     else:

@@ -17,9 +17,9 @@ import time
 
 from absl import app, flags
 
-from benchmarks import evidence
+from benchmarks.measure import evidence
 
-_ROOT = pathlib.Path(__file__).parents[1]
+_ROOT = pathlib.Path(__file__).parents[2]
 FLAGS = flags.FLAGS
 _LINES = 12  # of a step's output that are kept, the last ones
 

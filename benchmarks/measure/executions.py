@@ -8,7 +8,7 @@ into the core first. All take turns. File `benchmarks/results/executions/cpu.jso
 
 from absl import app, flags
 
-from benchmarks import evidence
+from benchmarks.measure import evidence
 
 _ROUNDS = flags.DEFINE_integer("rounds", 15, "Steps of each.")
 
@@ -82,7 +82,7 @@ def step_of(way, batch_size, size, channels, rank):
 def main(argv):
     """Measures all shapes and writes the file."""
     del argv
-    from benchmarks.variants import interleaved, ratios
+    from benchmarks.measure.variants import interleaved, ratios
 
     rows = []
     for shape in SHAPES:

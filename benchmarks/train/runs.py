@@ -12,11 +12,11 @@ import keras
 import numpy as np
 
 import elrt_keras as elrt
-from benchmarks import machine
-from benchmarks.distillation import Taught
-from benchmarks.factor_rate import scale_factor_rate
-from benchmarks.in_memory import epochs_of, on_host
-from benchmarks.stage_ranks import plan_by_stage
+from benchmarks.measure import machine
+from benchmarks.train.distillation import Taught
+from benchmarks.train.factor_rate import scale_factor_rate
+from benchmarks.train.in_memory import epochs_of, on_host
+from benchmarks.train.stage_ranks import plan_by_stage
 from elrt_keras.launch import modeling
 from elrt_keras.launch.config import TrainConfig, parse_schedule
 

@@ -4,9 +4,9 @@ import json
 import os
 import pathlib
 
-from benchmarks import machine
+from benchmarks.measure import machine
 
-RESULTS = pathlib.Path(__file__).parent / "results"
+RESULTS = pathlib.Path(__file__).parents[1] / "results"
 
 
 def write(experiment, name, result, command, **versions):

@@ -8,7 +8,7 @@ What decides for which layers `elrt_keras.fuse_batch_norm` takes TensorFlow's op
 
 from absl import app, flags
 
-from benchmarks import evidence
+from benchmarks.measure import evidence
 
 _ROUNDS = flags.DEFINE_integer("rounds", 25, "Times of each layer.")
 # Batch size, height and width, channels: as in ResNet-20 on CIFAR-10 and in ResNet-18, and numbers between.
@@ -49,7 +49,7 @@ def step(batch_size, size, channels, is_fused):
 def main(argv):
     """Measures all shapes; the two of a shape take turns."""
     del argv
-    from benchmarks.variants import interleaved, ratios
+    from benchmarks.measure.variants import interleaved, ratios
 
     rows = []
     for shape in _SHAPES:

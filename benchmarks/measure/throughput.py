@@ -16,12 +16,12 @@ import tempfile
 import numpy as np
 from absl import app, flags
 
-from benchmarks import machine
+from benchmarks.measure import machine
 
 _CIFAR10_DIR = flags.DEFINE_string("cifar10_dir", None, "TFDS directory with cifar10; TFDS' own default if not given.")
 _SECONDS = flags.DEFINE_float("seconds", 5.0, "How long each measurement lasts at least.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "How often each measurement is made.")
-_RESULTS = pathlib.Path(__file__).parent / "results" / "throughput"
+_RESULTS = pathlib.Path(__file__).parents[1] / "results" / "throughput"
 _AUGMENTATIONS = (
     "crop,flip",
     "crop,flip,cutout",

@@ -23,9 +23,9 @@ import subprocess
 import sys
 import time
 
-from absl import app, flags
+from absl import flags
 
-_HERE = pathlib.Path(__file__).parent
+_HERE = pathlib.Path(__file__).parents[1]
 FLAGS = flags.FLAGS
 
 
@@ -55,8 +55,8 @@ def expanded(grid, short=False):
 
 def run_one(name, grid, folder):
     """Trains one run in this process and writes its JSON."""
-    from benchmarks.in_memory import load_cifar10
-    from benchmarks.runs import Run
+    from benchmarks.train.in_memory import load_cifar10
+    from benchmarks.train.runs import Run
 
     state = pathlib.Path(FLAGS.state) / folder.name / f"{name}.npz"
     run = Run(name, expanded(grid, FLAGS.short)[name], load_cifar10(FLAGS.data), state)
@@ -77,8 +77,8 @@ def run_one(name, grid, folder):
 
 def add_int8(name, fields, folder):
     """Writes the int8 accuracy into the JSON of a finished run whose state was kept."""
-    from benchmarks.in_memory import load_cifar10
-    from benchmarks.runs import Run
+    from benchmarks.train.in_memory import load_cifar10
+    from benchmarks.train.runs import Run
 
     path, state = folder / f"{name}.json", pathlib.Path(FLAGS.state) / folder.name / f"{name}.npz"
     result = json.loads(path.read_text(encoding="utf-8"))
@@ -121,7 +121,7 @@ def main(argv):
             flags_text = [
                 f"--{flag}={getattr(FLAGS, flag)}" for flag in ("grid", "data", "state", "short", "keep_states")
             ]
-            command = [sys.executable, "-m", "benchmarks.accuracy", *flags_text, f"--results={folder}", f"--one={name}"]
+            command = [sys.executable, "-m", "benchmarks.train", *flags_text, f"--results={folder}", f"--one={name}"]
             running[name] = subprocess.Popen(command, env=environment)
         for name, process in list(running.items()):
             if process.poll() is not None:
@@ -135,7 +135,8 @@ def main(argv):
         sys.exit(f"failed: {failed}")
 
 
-if __name__ == "__main__":
+def define():
+    """Defines the flags."""
     flags.DEFINE_string("grid", None, "Grid file (JSON).", required=True)
     flags.DEFINE_string("data", None, "Folder with the TFRecord files of CIFAR-10, at any depth.", required=True)
     flags.DEFINE_string("results", None, "Where the JSON files go; default: benchmarks/results/<name of the grid>.")
@@ -147,4 +148,3 @@ if __name__ == "__main__":
     flags.DEFINE_float("time_limit_s", None, "Stop at the end of an epoch once this many seconds are over.")
     flags.DEFINE_list("only", None, "Only these runs.")
     flags.DEFINE_string("one", None, "Train one run in this process.")
-    app.run(main)

@@ -1,0 +1,6 @@
+from absl import app
+
+from benchmarks.train import driver
+
+driver.define()
+app.run(driver.main)
