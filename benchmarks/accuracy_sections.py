@@ -1,6 +1,6 @@
 """The sections of the page of results that set runs of ResNet-20 side by side: formats, penalties, initial factors.
 
-They are made from what `benchmarks.accuracy` wrote for the grids in `benchmarks/grids/`: of each grid those on
+They are made from what `benchmarks.train` wrote for the grids in `benchmarks/grids/`: of each grid those on
 the full schedule if there are any, else those on the short one.
 """
 

@@ -11,7 +11,7 @@ _GOAL = 0.75  # speed-up over MACs reduction
 
 
 def steps_of(start):
-    """Results of `benchmarks.steps` whose files begin with a name."""
+    """Results of `benchmarks.measure steps` whose files begin with a name."""
     found = evidence.read("steps")
     return in_order(
         {name.removeprefix(f"{start}_"): row for name, row in found.items() if name.startswith(f"{start}_")}

@@ -7,10 +7,9 @@ import tempfile
 
 import jax
 import keras
-import numpy as np
 
-from benchmarks.measure.variants import random_batch
-from benchmarks.train.in_memory import on_host
+from benchmarks.measure.machine import on_host
+from benchmarks.measure.networks import finite, optimizer, random_batch
 
 
 def alone():
@@ -29,7 +28,7 @@ def alone():
 _held = []
 
 
-def compiled_steps(models, batch_size, count, seed=0):
+def compiled_steps(models, batch_size, count):
     """Functions that train `count` steps in one call, on a fixed random batch, and return when they are done.
 
     Args:
@@ -40,14 +39,10 @@ def compiled_steps(models, batch_size, count, seed=0):
     """
     lowered = {}
     for name, model in models.items():
-        optimizer, loss = (
-            keras.optimizers.SGD(1e-3, momentum=0.9, nesterov=True),
-            keras.losses.CategoricalCrossentropy(),
-        )
-        model.compile(optimizer, loss)
+        model.compile(optimizer(), keras.losses.CategoricalCrossentropy())
         with on_host():
             model.optimizer.build(model.trainable_variables)
-        lowered[name] = _lowered(model, random_batch(model, batch_size, seed), count)
+        lowered[name] = _lowered(model, random_batch(model, batch_size), count)
         print(f"{name}: traced", flush=True)
     alone()
     print("compiling", flush=True)
@@ -56,32 +51,46 @@ def compiled_steps(models, batch_size, count, seed=0):
     functions = {}
     for (name, (_, state, batch)), executable in zip(lowered.items(), compiled):
         functions[name] = _caller(executable, state, batch)
-        loss = functions[name]()
-        if not np.isfinite(loss):
-            raise ValueError(f"Expected a finite loss. Received: {loss} of {name}")
+        finite(functions[name]())
     return functions
+
+
+def functional_step(model):
+    """`step(state, images, targets)` of a compiled model: the state after a training step, its loss, and the outputs.
+
+    The state is values of trainable variables, of others and of the optimizer's.
+    """
+
+    def loss_of(trainable, fixed, images, targets):
+        outputs, fixed, losses = model.stateless_call(trainable, fixed, images, training=True, return_losses=True)
+        return model.loss(targets, outputs) + sum(losses), (outputs, fixed)
+
+    def step(state, images, targets):
+        trainable, fixed, slots = state
+        gradient = jax.value_and_grad(loss_of, has_aux=True)
+        (loss, (outputs, fixed)), slopes = gradient(trainable, fixed, images, targets)
+        trainable, slots = model.optimizer.stateless_apply(slots, slopes, trainable)
+        return (trainable, fixed, slots), loss, outputs
+
+    return step
+
+
+def copied_state(model, device):
+    """The state of `functional_step` on a device, as copies: a compiled step reuses the memory of what it is given."""
+    groups = (model.trainable_variables, model.non_trainable_variables, model.optimizer.variables)
+    return jax.device_put(tuple([variable.value.copy() for variable in group] for group in groups), device)
 
 
 def _lowered(model, batch, count):
     """The traced call, the state it starts from and its batch."""
-
-    def loss_of(trainable, fixed, images, targets):
-        outputs, fixed, losses = model.stateless_call(trainable, fixed, images, training=True, return_losses=True)
-        return model.loss(targets, outputs) + sum(losses), fixed
-
-    def step(state, _, images, targets):
-        trainable, fixed, slots = state
-        (loss, fixed), slopes = jax.value_and_grad(loss_of, has_aux=True)(trainable, fixed, images, targets)
-        trainable, slots = model.optimizer.stateless_apply(slots, slopes, trainable)
-        return (trainable, fixed, slots), loss
+    step = functional_step(model)
 
     def steps(state, images, targets):
-        state, losses = jax.lax.scan(lambda state, _: step(state, _, images, targets), state, length=count)
+        state, losses = jax.lax.scan(lambda state, _: step(state, images, targets)[:2], state, length=count)
         return state, losses[-1]
 
-    groups = (model.trainable_variables, model.non_trainable_variables, model.optimizer.variables)
-    state = tuple([variable.value.copy() for variable in group] for group in groups)
-    state, batch = jax.device_put((state, batch), jax.devices()[0])
+    device = jax.devices()[0]
+    state, batch = copied_state(model, device), jax.device_put(batch, device)
     return jax.jit(steps, donate_argnums=0).lower(state, *batch), state, batch
 
 

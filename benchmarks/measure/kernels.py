@@ -1,47 +1,32 @@
-"""Where a training step spends its time on an accelerator: JAX's profiler, kernels summed by what they compute.
-
-  KERAS_BACKEND=jax python -m benchmarks.kernels --models=resnet20,resnet18
-
-Beside the network as it is: its 1×1 stages as matrix products (`as_products`), which is how the layers train on
-TensorFlow; without the penalty; and composed (`execution="compose"`), one dense convolution by the kernel that the
-factors make. One process per model, with nothing beside it. Files in `benchmarks/results/kernels/`.
-"""
+"""Profiles of training steps: kernels of an accelerator by what they compute, operations of a CPU by their kind."""
 
 import collections
 import pathlib
 import tempfile
 
-from absl import app, flags
+from benchmarks.measure.machine import on_host
+from benchmarks.measure.runner import Flag, measurement
+from benchmarks.measure.variants import BATCHES, builders, interleaved
 
-from benchmarks.measure import evidence
-from benchmarks.measure.processes import run_each
-
-_MODELS = flags.DEFINE_list("models", ["resnet20", "resnet18"], "Builders.")
-_BATCH = flags.DEFINE_integer("batch_size", None, "Batch size; by default 1024 of 32x32 or 256 of 224x224.")
-_ONE = flags.DEFINE_string("one", None, "The model of this process; the driver sets it.")
 _STEPS = 10  # to a call
-_ROUNDS = 9
-VARIANTS = ("dense", "low_rank_0.4", "as_products_0.4", "without_penalty_0.4", "composed_0.4")
+_VARIANTS = ("dense", "low_rank_0.4", "as_products_0.4", "without_penalty_0.4", "composed_0.4")
 # What a kernel computes, by the first of these texts in its name or its operation's; the rest is "other".
-_KINDS = (
-    ("stem_conv", "stem convolution"),
-    ("cudnn-conv-bw-filter", "convolutions, gradient of kernels"),
-    ("cudnn-conv-bw-input", "convolutions, gradient of inputs"),
-    ("cudnn-conv", "convolutions, forward"),
-    ("s1688gemm", "matrix products, float32"),
-    ("nvjet", "matrix products, bfloat16"),
-    ("gemm", "matrix products, bfloat16"),
-    ("splitKreduce", "matrix products, bfloat16"),
-    ("scatter_fusion", "pooling"),
-    ("reduce_window", "pooling"),
-    ("fusion", "batch-norm, activations, sums"),
-)
+_KINDS = {
+    "stem_conv": "stem convolution",
+    "cudnn-conv-bw-filter": "convolutions, gradient of kernels",
+    "cudnn-conv-bw-input": "convolutions, gradient of inputs",
+    "cudnn-conv": "convolutions, forward",
+    "s1688gemm": "matrix products, float32",
+    **dict.fromkeys(("nvjet", "gemm", "splitKreduce"), "matrix products, bfloat16"),
+    **dict.fromkeys(("scatter_fusion", "reduce_window"), "pooling"),
+    "fusion": "batch-norm, activations, sums",
+}
 
 
 def kind_of(*names):
-    """What a kernel with these names, its own and those of its operation, computes."""
+    """The kind of a kernel, by its names and those of its operation."""
     text = " ".join(names)
-    return next((kind for part, kind in _KINDS if part in text), "other")
+    return next((kind for part, kind in _KINDS.items() if part in text), "other")
 
 
 def milliseconds(call, steps):
@@ -75,40 +60,71 @@ def run_as_products(model):
     return model
 
 
-def measure(name):
-    """Times and profiles the variants of one model and writes the file."""
+@measurement(
+    "kernels",
+    models=builders("resnet20", "resnet18"),
+    rounds=9,
+    name="gpu",
+    batch_size=Flag(None, "Images to a step; by default 1024 of 32×32, 256 of 224×224.", int),
+    environment={"KERAS_BACKEND": "jax"},
+)
+def kernels(settings):
+    """Profiles where a training step spends its time on an accelerator, by what kernels compute; JAX.
+
+      python -m benchmarks.measure kernels --models=resnet20,resnet18
+
+    Beside the network as it is: its 1×1 stages as matrix products (`as_products`), which is how the layers train on
+    TensorFlow; without the penalty; and composed (`execution="compose"`), one dense convolution by the kernel that the
+    factors make. The accelerator should have nothing else to do.
+    """
     import keras
 
     from benchmarks.measure.device_steps import compiled_steps
-    from benchmarks.measure.variants import BATCHES, interleaved, make
-    from benchmarks.train.in_memory import on_host
+    from benchmarks.measure.networks import make
 
     keras.config.set_dtype_policy("mixed_bfloat16")
-    batch_size = _BATCH.value or (1024 if BATCHES[name] == 128 else 256)
+    name = settings.model
+    batch_size = settings.batch_size or (1024 if BATCHES[name] == 128 else 256)
     with on_host():
-        models = {variant: make(name, variant.replace("as_products", "low_rank")) for variant in VARIANTS}
+        models = {variant: make(name, variant.replace("as_products", "low_rank")) for variant in _VARIANTS}
     run_as_products(models["as_products_0.4"])
     calls = compiled_steps(models, batch_size, _STEPS)
-    seconds = interleaved(calls, _ROUNDS)
-    result = {
-        "model": name,
-        "batch_size": batch_size,
-        "seconds": {variant: [value / _STEPS for value in values] for variant, values in seconds.items()},
-        "milliseconds": {variant: milliseconds(call, _STEPS) for variant, call in calls.items()},
-    }
-    evidence.write("kernels", f"gpu_{name}", result, f"python -m benchmarks.kernels --models={name}")
-    for variant, kinds in result["milliseconds"].items():
-        print(name, variant, {kind: round(value, 2) for kind, value in kinds.items()}, flush=True)
+    seconds = interleaved(calls, settings.rounds, name, per=_STEPS)
+    profiles = {variant: milliseconds(call, _STEPS) for variant, call in calls.items()}
+    print(name, profiles, flush=True)
+    return {"model": name, "batch_size": batch_size, "seconds": seconds, "milliseconds": profiles}
 
 
-def main(argv):
-    """Measures the models asked for, each in a process of its own."""
-    del argv
-    if _ONE.value is not None:
-        measure(_ONE.value)
-        return
-    run_each("benchmarks.measure.kernels", _MODELS.value)
+@measurement("operations", models=builders(), steps=Flag(5, "Steps that are profiled."))
+def operations(settings):
+    """Profiles where a training step spends its time, by kind of operation; TensorFlow.
+
+    Milliseconds are those of all threads together.
+    """
+    from benchmarks.measure.networks import make, training_step
+
+    name, variants = settings.model, {}
+    for variant in ("dense", "low_rank_0.4", "thin_0.4"):
+        step = training_step(make(name, variant), BATCHES[name])
+        variants[variant] = _operation_milliseconds(step, settings.steps)
+        print(name, variant, variants[variant], flush=True)
+    return {"model": name, "batch_size": BATCHES[name], "milliseconds": variants}
 
 
-if __name__ == "__main__":
-    app.run(main)
+def _operation_milliseconds(step, steps):
+    """`{kind of operation: milliseconds per step}` of a function that trains one step."""
+    import tensorflow as tf
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    total, parts = collections.Counter(), ("Run", "Process")  # of an operation
+    with tempfile.TemporaryDirectory() as folder:
+        with tf.profiler.experimental.Profile(folder):
+            for _ in range(steps):
+                step()
+        for path in pathlib.Path(folder).rglob("*.xplane.pb"):
+            for plane in xplane_pb2.XSpace.FromString(path.read_bytes()).planes:
+                for event in (event for line in plane.lines for event in line.events):
+                    name, _, kind = plane.event_metadata[event.metadata_id].name.rpartition(":")
+                    if name and not name.startswith("$") and "__inference" not in kind and kind not in parts:
+                        total[kind.removeprefix("_MklNative").removeprefix("_Mkl")] += event.duration_ps / 1e9 / steps
+    return {kind: round(value, 3) for kind, value in total.most_common()}

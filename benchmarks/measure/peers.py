@@ -1,67 +1,73 @@
-"""Times one training step of single layers against tensorly-torch and hand-written chains, all on PyTorch.
+"""Single low-rank layers beside those of others, on PyTorch."""
 
-  KERAS_BACKEND=torch python -m benchmarks.peers
-
-Forward and backward of the same convolution with the same ranks, threads and inputs, in turns. tensorly-torch runs its
-Tucker layer `factorized` (the chain) and `reconstructed` (the dense kernel is composed first); the plain chain is three
-`torch.nn.Conv2d` in its own layout, channels first. Needs `pip install tensorly-torch`. File in
-`benchmarks/results/peers/`.
-"""
-
-import os
-
-os.environ.setdefault("KERAS_BACKEND", "torch")
-
-from absl import app, flags
-
-from benchmarks.measure import evidence
-
-_ROUNDS = flags.DEFINE_integer("rounds", 15, "Steps of each layer.")
-_THREADS = flags.DEFINE_integer("threads", 2, "CPU threads.")
+from benchmarks.measure.runner import Flag, measurement
+from benchmarks.measure.variants import interleaved
 
 # batch, height and width, channels in and out: layers of ResNet-20, VGG-16 and ResNet-18, planned at 0.4 of the MACs.
-SHAPES = ((128, 16, 32), (128, 8, 64), (128, 16, 128), (128, 8, 256), (16, 28, 128), (16, 14, 256))
+_SHAPES = ((128, 16, 32), (128, 8, 64), (128, 16, 128), (128, 8, 256), (16, 28, 128), (16, 14, 256))
 
 
-def rank_of(channels, budget=0.4):
+@measurement("peers", rounds=15, name="torch", threads=Flag(2, "CPU threads."), environment={"KERAS_BACKEND": "torch"})
+def peers(settings):
+    """Times one training step of single layers against tensorly-torch and hand-written chains, all on PyTorch.
+
+    Forward and backward of the same convolution with the same ranks, threads and inputs, in turns. tensorly-torch runs
+    its Tucker layer `factorized` (the chain) and `reconstructed` (the dense kernel is composed first); the plain chain
+    is three `torch.nn.Conv2d` in its own layout, channels first. Needs `pip install tensorly-torch`.
+    """
+    import torch
+
+    torch.set_num_threads(settings.threads)
+    rows = [_measured(*shape, settings.rounds) for shape in _SHAPES]
+    return {"rows": rows, "threads": settings.threads}
+
+
+def _measured(batch_size, size, channels, rounds):
+    """The layers at one shape."""
+    import torch
+
+    rank, steps = _rank_of(channels), {}
+    for name, (module, channels_last) in _layers(channels, rank).items():
+        shape = (batch_size, size, size, channels) if channels_last else (batch_size, channels, size, size)
+        steps[name] = _step_of(module, torch.randn(shape, requires_grad=True))
+    row = {"batch_size": batch_size, "size": size, "channels": channels, "rank": rank}
+    row["macs_reduction"] = 9 * channels**2 / (2 * channels * rank + 9 * rank**2)
+    return {**row, "seconds": interleaved(steps, rounds, f"{batch_size} of {size}×{size}×{channels}")}
+
+
+def _rank_of(channels, budget=0.4):
     """The largest multiple of 8 whose chain C → r → r → C stays within the budget of a 3×3 convolution's MACs."""
-    fitting = [r for r in range(8, channels + 1, 8) if 2 * channels * r + 9 * r * r <= budget * 9 * channels * channels]
-    return max(fitting)
+    return max(r for r in range(8, channels + 1, 8) if 2 * channels * r + 9 * r * r <= budget * 9 * channels**2)
 
 
-def layers(channels, rank):
-    """`{name: module}` of convolutions C → C, 3×3, without bias, and whether each is channels-last."""
+def _layers(channels, rank):
+    """`{name: (module, whether it is channels-last)}` of convolutions C → C, 3×3, without bias."""
     import keras
     import tltorch
     import torch
 
     import elrt_keras as elrt
 
-    def stock(out_channels, kernel_size, **options):
-        return keras.layers.Conv2D(out_channels, kernel_size, padding="same", use_bias=False, **options)
+    options, first = {"padding": "same", "use_bias": False}, {"data_format": "channels_first"}
+    chain = ((rank, 1), (rank, 3), (channels, 1))
 
-    def three(**options):
-        return keras.Sequential([stock(rank, 1, **options), stock(rank, 3, **options), stock(channels, 1, **options)])
+    def ours(**more):
+        return elrt.layers.Tucker2Conv2D(channels, 3, ranks=rank, **options, **more)
 
-    def of_torch(in_channels, out_channels, kernel_size):
-        return torch.nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
+    def three(**more):
+        return keras.Sequential([keras.layers.Conv2D(*shape, **options, **more) for shape in chain])
+
+    def of_torch(inputs, outputs, size):
+        return torch.nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False)
 
     def of_tensorly(implementation):
-        return tltorch.FactorizedConv.from_conv(
-            of_torch(channels, channels, 3),
-            rank=(rank, rank, 3, 3),
-            factorization="tucker",
-            implementation=implementation,
-            decompose_weights=False,
-        )
-
-    def ours(**options):
-        return elrt.layers.Tucker2Conv2D(channels, 3, ranks=rank, padding="same", use_bias=False, **options)
+        kind = {"factorization": "tucker", "implementation": implementation, "decompose_weights": False}
+        conv = of_torch(channels, channels, 3)
+        return tltorch.FactorizedConv.from_conv(conv, rank=(rank, rank, 3, 3), **kind)
 
     plain = [of_torch(channels, rank, 1), of_torch(rank, rank, 3), of_torch(rank, channels, 1)]
-    first = {"data_format": "channels_first"}
     return {
-        "Keras Conv2D": (stock(channels, 3), True),
+        "Keras Conv2D": (keras.layers.Conv2D(channels, 3, **options), True),
         "elrt_keras Tucker2Conv2D": (ours(), True),
         "three Keras Conv2D": (three(), True),
         "elrt_keras, channels first": (ours(**first), False),
@@ -72,7 +78,7 @@ def layers(channels, rank):
     }
 
 
-def step_of(module, images):
+def _step_of(module, images):
     """A function that runs a layer forward and backward, gradients of weights and inputs included."""
     import keras
     import torch
@@ -86,48 +92,3 @@ def step_of(module, images):
 
     step()
     return step
-
-
-def measure(batch_size, size, channels):
-    """Seconds of each layer at one shape."""
-    import torch
-
-    from benchmarks.measure.variants import interleaved
-
-    rank = rank_of(channels)
-    steps = {}
-    for name, (module, channels_last) in layers(channels, rank).items():
-        shape = (batch_size, size, size, channels) if channels_last else (batch_size, channels, size, size)
-        steps[name] = step_of(module, torch.randn(shape, requires_grad=True))
-    dense, chain = 9 * channels**2, 2 * channels * rank + 9 * rank**2
-    return {
-        "batch_size": batch_size,
-        "size": size,
-        "channels": channels,
-        "rank": rank,
-        "macs_reduction": dense / chain,
-        "seconds": interleaved(steps, _ROUNDS.value, show=lambda *_, **__: None),
-    }
-
-
-def main(argv):
-    """Measures all shapes and writes the file."""
-    del argv
-    import tltorch
-    import torch
-
-    from benchmarks.measure.variants import ratios
-
-    torch.set_num_threads(_THREADS.value)
-    rows = []
-    for shape in SHAPES:
-        rows.append(measure(*shape))
-        for name, (middle, low, high) in ratios(rows[-1]["seconds"], "elrt_keras Tucker2Conv2D").items():
-            print(f"{shape} {name}: {middle:.2f}x as fast as Tucker2Conv2D ({low:.2f}-{high:.2f})", flush=True)
-    command = f"KERAS_BACKEND=torch python -m benchmarks.peers --rounds={_ROUNDS.value} --threads={_THREADS.value}"
-    result = {"rows": rows, "threads": _THREADS.value}
-    evidence.write("peers", "torch", result, command, tensorly_torch=tltorch.__version__)
-
-
-if __name__ == "__main__":
-    app.run(main)

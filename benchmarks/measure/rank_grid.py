@@ -1,121 +1,68 @@
-"""Times neighbouring ranks, and networks with ranks in multiples of 8 and of 16.
+"""Neighbouring ranks: whether a multiple of 8 or 16 is faster."""
 
-  python -m benchmarks.rank_grid
-  python -m benchmarks.rank_grid --models=resnet18
+from benchmarks.measure.runner import Flag, measurement
+from benchmarks.measure.variants import BATCHES, BUDGETS, interleaved, litert_seconds
 
-First one Tucker-2 layer, a 3×3 convolution of 128 channels at 16×16, both ranks equal: forward and backward in
-TensorFlow on a batch, and one image as a LiteRT file. Then training steps of whole networks at the same MACs. All take
-turns; one process per network. Files in `benchmarks/results/rank_grid/`.
-"""
+_MULTIPLES = (8, 16)
+_BATCH, _CHANNELS, _SIZE = 32, 128, 16
+# Steps of 4, and the neighbours of multiples of 16.
+_RANKS = sorted({*range(8, 80, 4), 31, 33, 47, 49, 63, 65, 79, 80, 81, 88, 96})
 
-import numpy as np
-from absl import app, flags
 
-from benchmarks.measure import evidence
-from benchmarks.measure.processes import run_each
-
-_MODELS = flags.DEFINE_list("models", ["layer", "resnet20", "vgg16_cifar", "resnet18"], "The layer, and builders.")
-_ROUNDS = flags.DEFINE_integer("rounds", 15, "Steps of each.")
-_ONE = flags.DEFINE_string("one", None, "The model of this process; the driver sets it.")
-MULTIPLES = (8, 16)
-BATCH, CHANNELS, SIZE = 32, 128, 16
-RANKS = (
-    8,
-    12,
-    16,
-    20,
-    24,
-    28,
-    31,
-    32,
-    33,
-    36,
-    40,
-    44,
-    47,
-    48,
-    49,
-    52,
-    56,
-    60,
-    63,
-    64,
-    65,
-    68,
-    72,
-    76,
-    79,
-    80,
-    81,
-    88,
-    96,
+@measurement(
+    "rank_grid",
+    models=Flag(
+        ("layer", "resnet20", "vgg16_cifar", "resnet18"),
+        "The layer, and networks, each in a process of its own.",
+        choices=("layer", *BATCHES),
+    ),
+    rounds=15,
 )
+def rank_grid(settings):
+    """Times neighbouring ranks, and networks with ranks in multiples of 8 and of 16.
+
+    First one Tucker-2 layer, a 3×3 convolution of 128 channels at 16×16, both ranks equal: forward and backward in
+    TensorFlow on a batch, and one image as a LiteRT file. Then training steps of whole networks at the same MACs. All
+    take turns.
+    """
+    return (_layer if settings.model == "layer" else _network)(settings)
 
 
-def litert_seconds(quantization, rounds):
-    """`{rank: seconds of each round}` of one image on one thread."""
+def _layer(settings):
+    from benchmarks.measure.networks import layer_step
+
+    steps = {rank: layer_step(_SIZE, _CHANNELS, rank, batch_size=_BATCH) for rank in _RANKS}
+    seconds = {"training, TensorFlow": interleaved(steps, settings.rounds, "training")}
+    for kind, quantization in {"float32": None, "int8": "int8"}.items():
+        seconds[f"LiteRT {kind}"] = litert_seconds(_files(quantization), 1, 8 * settings.rounds, kind)
+    return {"channels": _CHANNELS, "size": _SIZE, "seconds": seconds}
+
+
+def _files(quantization):
+    """`{rank: LiteRT file}` of the layer."""
     import keras
 
     import elrt_keras as elrt
+    from benchmarks.measure.networks import random_images
     from elrt_keras import litert
 
-    images = np.random.default_rng(0).normal(size=(8, SIZE, SIZE, CHANNELS)).astype("float32")
-    runners = []
-    for rank in RANKS:
-        layer = elrt.layers.Tucker2Conv2D(CHANNELS, 3, ranks=rank, padding="same", use_bias=False)
+    images, contents = random_images(8, _SIZE, _CHANNELS), {}
+    for rank in _RANKS:
+        layer = elrt.layers.Tucker2Conv2D(_CHANNELS, 3, ranks=rank, padding="same", use_bias=False)
         model = keras.Sequential([keras.Input(images.shape[1:]), layer])
-        runners.append(litert.Runner(litert.model_to_litert(model, quantization, images if quantization else None), 1))
-    return dict(zip(RANKS, (np.round(times, 7).tolist() for times in litert.time_interleaved(runners, rounds))))
+        contents[rank] = litert.model_to_litert(model, quantization, images if quantization else None)
+    return contents
 
 
-def measure_layer():
-    """Times one layer and writes the file."""
-    from benchmarks.measure.variants import interleaved, layer_step
-
-    steps = {rank: layer_step(SIZE, CHANNELS, rank, batch_size=BATCH) for rank in RANKS}
-    seconds = {
-        "training, TensorFlow": interleaved(steps, _ROUNDS.value, show=_silent),
-        "LiteRT float32": litert_seconds(None, 8 * _ROUNDS.value),
-        "LiteRT int8": litert_seconds("int8", 8 * _ROUNDS.value),
-    }
-    result = {"channels": CHANNELS, "size": SIZE, "seconds": seconds}
-    evidence.write("rank_grid", "layer", result, f"python -m benchmarks.rank_grid --models=layer{_rounds_flag()}")
-
-
-def measure_network(name):
-    """Times the training steps of one network and writes the file."""
+def _network(settings):
     import elrt_keras as elrt
-    from benchmarks.measure.variants import BATCHES, BUDGETS, built, interleaved, low_rank, ratios, training_step
+    from benchmarks.measure.networks import built, low_rank, training_step
 
+    name = settings.model
     models = {"dense": built(name)}
     for budget in BUDGETS:
-        models |= {f"{step}_{budget}": low_rank(built(name), budget, multiple_of=step) for step in MULTIPLES}
+        models |= {f"{step}_{budget}": low_rank(built(name), budget, multiple_of=step) for step in _MULTIPLES}
     macs = {variant: elrt.count_costs(model).macs for variant, model in models.items()}
     steps = {v: training_step(elrt.fuse_batch_norm(model), BATCHES[name]) for v, model in models.items()}
-    seconds = interleaved(steps, _ROUNDS.value, show=_silent)
-    print(name, {v: f"{middle:.2f}x" for v, (middle, _, _) in ratios(seconds, "dense").items()}, flush=True)
-    result = {"model": name, "batch_size": BATCHES[name], "macs": macs, "seconds": seconds}
-    evidence.write("rank_grid", name, result, f"python -m benchmarks.rank_grid --models={name}{_rounds_flag()}")
-
-
-def _rounds_flag():
-    return f" --rounds={_ROUNDS.value}"
-
-
-def _silent(*_, **__):
-    pass
-
-
-def main(argv):
-    """Measures the layer and the networks, each in a process of its own."""
-    del argv
-    if _ONE.value is None:
-        run_each("benchmarks.measure.rank_grid", _MODELS.value)
-    elif _ONE.value == "layer":
-        measure_layer()
-    else:
-        measure_network(_ONE.value)
-
-
-if __name__ == "__main__":
-    app.run(main)
+    seconds = interleaved(steps, settings.rounds, name)
+    return {"model": name, "batch_size": BATCHES[name], "macs": macs, "seconds": seconds}

@@ -1,3 +1,5 @@
+"""The command `python -m benchmarks.train`."""
+
 from absl import app
 
 from benchmarks.train import driver

@@ -5,7 +5,6 @@ trains batch by batch.
 On the other backends NumPy makes the batches.
 """
 
-import contextlib
 import io
 import pathlib
 import struct
@@ -86,15 +85,6 @@ def _decoded(jpeg):
     return np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
 
 
-def on_host():
-    """A context in which JAX builds models on the processor: there the many small operations compile faster."""
-    if keras.backend.backend() != "jax":
-        return contextlib.nullcontext()
-    import jax
-
-    return jax.default_device(jax.devices("cpu")[0])
-
-
 class JaxEpochs:
     """Trains a compiled Keras model epoch by epoch on the JAX backend; all data and state stay on the device."""
 
@@ -115,13 +105,9 @@ class JaxEpochs:
 
     def load(self):
         """Takes the state from the model's variables, after they were changed from outside."""
-        import jax
+        from benchmarks.measure.device_steps import copied_state
 
-        model = self._model
-        variables = (model.trainable_variables, model.non_trainable_variables, model.optimizer.variables)
-        # Copies: the compiled epoch reuses the memory of the state it is given.
-        copies = tuple([v.value.copy() for v in group] for group in variables)
-        self._state = jax.device_put(copies, self._device)
+        self._state = copied_state(self._model, self._device)
 
     def store(self):
         """Puts the state into the model's variables."""
@@ -179,20 +165,15 @@ class JaxEpochs:
         import jax
         from jax import numpy as jnp
 
-        model, config, classes = self._model, self._config, len(self._data.class_names)
+        from benchmarks.measure.device_steps import functional_step
 
-        def loss_of(trainable, fixed, images, targets):
-            outputs, fixed, losses = model.stateless_call(trainable, fixed, images, training=True, return_losses=True)
-            return model.loss(targets, outputs) + sum(losses), (outputs, fixed)
+        config, classes, train = self._config, len(self._data.class_names), functional_step(self._model)
 
         def step(state, images, labels, indices, key):
-            trainable, fixed, slots = state
             batch = _augmented(images[indices], key, config.augmentations)
             targets = jax.nn.one_hot(labels[indices], classes)
-            gradient = jax.value_and_grad(loss_of, has_aux=True)
-            (loss, (outputs, fixed)), slopes = gradient(trainable, fixed, batch, targets)
-            trainable, slots = model.optimizer.stateless_apply(slots, slopes, trainable)
-            return (trainable, fixed, slots), (loss, jnp.mean(jnp.argmax(outputs, -1) == labels[indices]))
+            state, loss, outputs = train(state, batch, targets)
+            return state, (loss, jnp.mean(jnp.argmax(outputs, -1) == labels[indices]))
 
         return step
 

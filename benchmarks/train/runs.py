@@ -13,10 +13,8 @@ import numpy as np
 
 import elrt_keras as elrt
 from benchmarks.measure import machine
-from benchmarks.train.distillation import Taught
-from benchmarks.train.factor_rate import scale_factor_rate
-from benchmarks.train.in_memory import epochs_of, on_host
-from benchmarks.train.stage_ranks import plan_by_stage
+from benchmarks.train.additions import Taught, plan_by_stage, scale_factor_rate
+from benchmarks.train.in_memory import epochs_of
 from elrt_keras.launch import modeling
 from elrt_keras.launch.config import TrainConfig, parse_schedule
 
@@ -71,7 +69,7 @@ class Run:
         Returns:
             The evidence as a dict; `None` if the time was up first.
         """
-        with modeling.precision(self.config), on_host():
+        with modeling.precision(self.config), machine.on_host():
             return self._trained(stop_at)
 
     def _trained(self, stop_at):

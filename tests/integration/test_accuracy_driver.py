@@ -14,10 +14,8 @@ from common import thorough_but
 import elrt_keras as elrt
 from benchmarks.train import driver as accuracy
 from benchmarks.train import in_memory
-from benchmarks.train.distillation import Taught
-from benchmarks.train.factor_rate import scale_factor_rate
+from benchmarks.train.additions import Taught, plan_by_stage, scale_factor_rate
 from benchmarks.train.runs import Run
-from benchmarks.train.stage_ranks import plan_by_stage
 from elrt_keras.launch import data as launch_data
 from elrt_keras.launch.config import TrainConfig
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import elrt_keras as elrt
-from benchmarks.measure.variants import random_batch
+from benchmarks.measure.networks import random_batch
 
 if keras.backend.backend() != "jax":
     pytest.skip("JAX alone compiles several steps into a call", allow_module_level=True)
