@@ -61,10 +61,10 @@ docs: $(VENV)/.installed
 
 # The short set: some minutes. CONTRIBUTING.md has the whole one.
 bench: $(VENV)/.installed
-	KERAS_BACKEND=tensorflow $(BIN)/python -m benchmarks.steps --models=resnet20
-	KERAS_BACKEND=tensorflow $(BIN)/python -m benchmarks.operations --models=resnet20
-	KERAS_BACKEND=tensorflow $(BIN)/python -m benchmarks.inference --models=resnet20
-	$(BIN)/python -m benchmarks.imports --rounds=3
+	KERAS_BACKEND=tensorflow $(BIN)/python -m benchmarks.measure steps --models=resnet20
+	KERAS_BACKEND=tensorflow $(BIN)/python -m benchmarks.measure operations --models=resnet20
+	KERAS_BACKEND=tensorflow $(BIN)/python -m benchmarks.measure inference --models=resnet20
+	$(BIN)/python -m benchmarks.measure imports --rounds=3
 	$(MAKE) report
 
 # The pages of docs/ that are made from benchmarks/results/; their words are in benchmarks/pages/templates/.

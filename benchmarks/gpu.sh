@@ -24,7 +24,7 @@ export XLA_FLAGS=${XLA_FLAGS:---xla_gpu_enable_triton_gemm=false --xla_gpu_autot
 for one in resnet20:1024 vgg16_cifar:1024 resnet18:256 resnet56:1024 resnet50:256; do
     model=${one%:*}
     if [ ! -f "benchmarks/results/steps/gpu_$model.json" ] && [ "$(left)" -gt 60 ]; then
-        timeout "$(left)" python3 -m benchmarks.steps --name=gpu --precision=mixed_bfloat16 --steps_per_call=10 \
+        timeout "$(left)" python3 -m benchmarks.measure steps --name=gpu --precision=mixed_bfloat16 --steps_per_call=10 \
             --rounds=11 --variants=dense,low_rank_0.5,low_rank_0.4,low_rank_0.25 --batch_size="${one#*:}" \
             --models="$model" 2>&1 | sed -u "s/^/$model /" &
     fi
@@ -40,12 +40,12 @@ if command -v nvidia-cuda-mps-control >/dev/null && [ -z "${CUDA_MPS_PIPE_DIRECT
 fi
 # Further seeds of a network start when the first ones are done, and find their program compiled.
 if [ "$(left)" -gt 60 ]; then
-    python3 -m benchmarks.accuracy --grid=benchmarks/grids/full.json --data="$data" --keep_states --parallel=4 \
+    python3 -m benchmarks.train --grid=benchmarks/grids/full.json --data="$data" --keep_states --parallel=4 \
         --only="$runs" --time_limit_s=$(($(left) - 30))
 fi
 
 for model in vgg16_cifar resnet18 resnet20; do
     if ! grep -qs composed "benchmarks/results/kernels/gpu_$model.json" && [ "$(left)" -gt 90 ]; then
-        timeout "$(left)" python3 -m benchmarks.kernels --models="$model"
+        timeout "$(left)" python3 -m benchmarks.measure kernels --models="$model"
     fi
 done

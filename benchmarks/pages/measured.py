@@ -3,10 +3,10 @@
 import json
 import pathlib
 
-from benchmarks.accuracy import expanded
-from benchmarks.evidence import read
-from benchmarks.first_hour import STEPS
-from benchmarks.variants import BUDGETS, in_order, ratios
+from benchmarks.measure.evidence import read
+from benchmarks.measure.first_hour import STEPS
+from benchmarks.measure.variants import BUDGETS, in_order, ratios
+from benchmarks.train.driver import expanded
 
 __all__ = ["BUDGETS", "STEPS", "missing", "of_networks", "one", "ratios", "read"]
 

@@ -12,11 +12,10 @@ import pytest
 from common import thorough_but
 
 import elrt_keras as elrt
-from benchmarks import accuracy, in_memory
-from benchmarks.distillation import Taught
-from benchmarks.factor_rate import scale_factor_rate
-from benchmarks.runs import Run
-from benchmarks.stage_ranks import plan_by_stage
+from benchmarks.train import driver as accuracy
+from benchmarks.train import in_memory
+from benchmarks.train.additions import Taught, plan_by_stage, scale_factor_rate
+from benchmarks.train.runs import Run
 from elrt_keras.launch import data as launch_data
 from elrt_keras.launch.config import TrainConfig
 
@@ -69,7 +68,7 @@ def driver(folder, data, *arguments, grid=GRID, backend="jax"):
     (folder / "grid.json").write_text(json.dumps(grid))
     flags = [f"--grid={folder}/grid.json", f"--data={data}", f"--results={folder}/results", f"--state={folder}/state"]
     return subprocess.run(
-        [sys.executable, "-m", "benchmarks.accuracy", *flags, *arguments],
+        [sys.executable, "-m", "benchmarks.train", *flags, *arguments],
         cwd=ROOT,
         env={**os.environ, "KERAS_BACKEND": backend},
         capture_output=True,
@@ -177,8 +176,8 @@ def test_a_killed_run_goes_on_from_what_it_wrote_down(noise, tmp_path):
         f"--results={killed}/results",
         f"--state={killed}/state",
     ]
-    always = "import runpy; from benchmarks import runs; runs._KEPT_EVERY = 0; "
-    always += "runpy.run_module('benchmarks.accuracy', run_name='__main__')"
+    always = "import runpy; from benchmarks.train import runs; runs._KEPT_EVERY = 0; "
+    always += "runpy.run_module('benchmarks.train', run_name='__main__')"
     training = subprocess.Popen(
         [sys.executable, "-c", always, *flags, "--one=low_seed0"],
         cwd=ROOT,

@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 
 import elrt_keras as elrt
-from benchmarks.variants import random_batch
+from benchmarks.measure.networks import random_batch
 
 if keras.backend.backend() != "jax":
     pytest.skip("JAX alone compiles several steps into a call", allow_module_level=True)
 
 import jax
 
-from benchmarks import kernels
-from benchmarks.device_steps import compiled_steps
+from benchmarks.measure import kernels
+from benchmarks.measure.device_steps import compiled_steps
 
 
 def small_model():

@@ -8,7 +8,7 @@ import types
 import jinja2
 import pytest
 
-from benchmarks import first_steps
+from benchmarks.measure import first_steps
 from benchmarks.pages import comparisons, litert, measured, numbers, render, tables, walks
 from benchmarks.pages.measured import STEPS
 
@@ -175,7 +175,7 @@ def test_sentences_of_the_first_steps_have_their_place(monkeypatch):
     tests = first_steps.tests_by_backend(output)
     assert tests == {"tensorflow": 2349, "jax": 590}
     demo = {"demo_seconds": 120, "demo_again_seconds": 40, "demo_megabytes": 2800}
-    demo |= {"command": "python -m benchmarks.first_steps", "machine": {"cores": 2}}
+    demo |= {"command": "python -m benchmarks.measure first_steps", "machine": {"cores": 2}}
     now = demo | {"test_megabytes": 5300, "test_seconds": [540, 570], "tests": tests}
     monkeypatch.setattr(walks, "read", lambda experiment: {"before": demo, "now": now})
     for name, page in render.PARTS.items():

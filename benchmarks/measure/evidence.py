@@ -1,0 +1,38 @@
+"""Results as JSON files under `benchmarks/results/`: what was measured, the command and the machine."""
+
+import json
+import os
+import pathlib
+
+from benchmarks.measure import machine
+
+RESULTS = pathlib.Path(__file__).parents[1] / "results"
+
+
+def write(experiment, name, result, command, results=RESULTS, indent=2):
+    """Writes `<results>/<experiment>/<name>.json`, whole or not at all, and returns its path.
+
+    Args:
+        experiment, name: folder and file.
+        result: dict of what was measured.
+        command: what measures it again.
+        results: the root folder.
+        indent: of the JSON.
+    """
+    path = pathlib.Path(results) / experiment / f"{name}.json"
+    write_json(path, {**result, "command": command, "machine": machine.describe()}, indent)
+    return path
+
+
+def write_json(path, content, indent):
+    """Writes a JSON file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read(experiment, results=RESULTS):
+    """`{name: result}` of an experiment, empty where nothing was measured yet."""
+    paths = sorted((pathlib.Path(results) / experiment).glob("*.json"))
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}

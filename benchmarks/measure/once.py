@@ -1,0 +1,93 @@
+"""Time that is no model's: decompositions of kernels, and imports."""
+
+import os
+import subprocess
+import sys
+
+from benchmarks.measure.runner import measurement
+from benchmarks.measure.variants import builders, interleaved
+
+_BUDGET = 0.5
+_TOLERANCES = (1e-6, 1e-5, 1e-4, 1e-3)
+
+
+@measurement("decomposing", models=builders("resnet18"), rounds=3)
+def decomposing(settings):
+    """Times the Tucker-2 decomposition of a model's kernels at tolerances of the iteration, and how close it comes.
+
+    The kernels are random as they are initialised: nothing stands out of them, so the iteration has more to do than
+    with trained ones.
+    """
+    kernels, errors = _kernels_of(settings.model), {}
+    runs = {str(tolerance): _decomposition(kernels, tolerance, errors) for tolerance in _TOLERANCES}
+    seconds = interleaved(runs, settings.rounds, settings.model)
+    found = {str(tolerance): errors[tolerance] for tolerance in _TOLERANCES}
+    return {"model": settings.model, "kernels": len(kernels), "seconds": seconds, "errors": found}
+
+
+def _kernels_of(name):
+    """The kernels of a builder that a plan at `_BUDGET` gives Tucker-2 ranks, as `[(kernel, ranks)]`."""
+    import keras
+
+    import elrt_keras as elrt
+
+    keras.utils.set_random_seed(0)
+    model = elrt.models.build(name)
+    plan = elrt.plan_ranks(model, max_macs=_BUDGET)
+    layers = dict(elrt.graph.paths.iterate_layers(model))
+    planned = [(layers[path], entry.ranks) for path, entry in plan.items() if entry.format == "tucker2"]
+    return [(keras.ops.convert_to_numpy(layer.kernel), ranks) for layer, ranks in planned]
+
+
+def _decomposition(kernels, tolerance, errors):
+    """A function that decomposes all kernels at a tolerance and notes in `errors` the relative error of each."""
+    import keras
+    import numpy as np
+
+    from elrt_keras.formats import tucker2
+
+    form = tucker2.Tucker2()
+
+    def run():
+        tucker2._tolerance = lambda kernel: tolerance
+        errors[tolerance] = []
+        for kernel, ranks in kernels:
+            near = keras.ops.convert_to_numpy(form.compose(form.decompose(kernel, ranks)))
+            errors[tolerance].append(float(np.linalg.norm(kernel - near) / np.linalg.norm(kernel)))
+
+    return run
+
+
+_BACKENDS = ("tensorflow", "jax", "torch")
+_PROGRAM = (
+    "import sys, time; start = time.perf_counter(); import {name}; "
+    "print(time.perf_counter() - start, 'tensorflow' in sys.modules)"
+)
+
+
+@measurement("imports", rounds=7, name="all")
+def imports(settings):
+    """Times `import elrt_keras` beside `import keras` on every backend, and tells whether it loads TensorFlow.
+
+    Fresh processes, in turns.
+    """
+    import elrt_keras  # noqa: F401, whose byte code is made here and not in the first round
+
+    found = {backend: {"keras": [], "elrt_keras": [], "tensorflow_loaded": False} for backend in _BACKENDS}
+    for _ in range(settings.rounds):
+        for backend, rows in found.items():
+            for name in ("keras", "elrt_keras"):
+                seconds, loaded = _imported(backend, name)
+                rows[name].append(round(seconds, 4))
+                rows["tensorflow_loaded"] |= loaded
+    print(found)
+    return {"backends": found}
+
+
+def _imported(backend, name):
+    """`(seconds, whether TensorFlow is loaded afterwards)` of importing a package in a fresh process."""
+    environment = {**os.environ, "KERAS_BACKEND": backend}
+    command = [sys.executable, "-c", _PROGRAM.format(name=name)]
+    output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+    seconds, loaded = output.split()[-2:]
+    return float(seconds), loaded == "True"

@@ -1,0 +1,71 @@
+"""Names of the networks that are compared, and how functions and files take turns. Loads no Keras."""
+
+import statistics
+import time
+
+import numpy as np
+
+from benchmarks.measure.runner import Flag
+
+# Builders that are measured, and the batch each is trained on.
+BATCHES = {"resnet20": 128, "resnet56": 128, "vgg16_cifar": 128, "resnet18": 16, "resnet50": 16}
+BUDGETS = (0.5, 0.4, 0.25)
+_LOW_RANK = tuple(f"low_rank_{budget}" for budget in BUDGETS)
+_OTHERS = tuple(f"{kind}_0.4" for kind in ("without_penalty", "stock_layers", "recomputed"))
+_THIN = tuple(f"thin_{budget}" for budget in BUDGETS)
+NAMES = ("dense", *_LOW_RANK, *_OTHERS, "unfused_1.0", "unfused_0.4", *_THIN)
+_TOLD_EVERY_S = 10
+
+
+def builders(*default):
+    """The flag `--models` of networks in `BATCHES`; by default all."""
+    return Flag(default or tuple(BATCHES), "Networks, each in a process of its own.", choices=tuple(BATCHES))
+
+
+def in_order(results):
+    """The results `{builder: result}` of the models that are measured, as a list in the order of `BATCHES`."""
+    return [results[name] for name in BATCHES if name in results]
+
+
+def interleaved(functions, rounds, title, per=1):
+    """Seconds of functions that take turns, in another order each round: `{name: [one per round]}`, each over `per`.
+
+    Prints `title` and how far it is, then how many times as fast as the first the others are.
+    """
+    names, order, told = list(functions), np.random.default_rng(0), time.monotonic()
+    seconds = {name: [] for name in names}
+    for number in range(1, rounds + 1):
+        for name in (names[index] for index in order.permutation(len(names))):
+            start = time.perf_counter()
+            functions[name]()
+            seconds[name].append(round((time.perf_counter() - start) / per, 7))
+        if time.monotonic() - told > _TOLD_EVERY_S:
+            told = time.monotonic()
+            print(f"{title}: round {number}/{rounds}", flush=True)
+    _tell(title, seconds)
+    return seconds
+
+
+def litert_seconds(contents, threads, runs, title):
+    """Seconds of one inference of LiteRT files that take turns, `{name: [one per run]}`; `contents`: bytes by name."""
+    from elrt_keras import litert
+
+    times = litert.time_interleaved([litert.Runner(content, threads) for content in contents.values()], runs)
+    seconds = {name: np.round(row, 7).tolist() for name, row in zip(contents, times)}
+    _tell(title, seconds)
+    return seconds
+
+
+def _tell(title, seconds):
+    base, *others = seconds
+    told = [f"{base} {1e3 * statistics.median(seconds[base]):.3f} ms"]
+    for name in others:
+        told.append(f"{name} {statistics.median(a / b for a, b in zip(seconds[base], seconds[name])):.2f}x")
+    print(f"{title}: {', '.join(told)}", flush=True)
+
+
+def ratios(seconds, base):
+    """`{name: (median, lower quartile, upper quartile)}` of how many times faster than `base`, round by round."""
+    quartiles = {n: np.array(seconds[base]) / np.array(values) for n, values in seconds.items()}
+    quartiles = {name: statistics.quantiles(values, n=4) for name, values in quartiles.items()}
+    return {name: (middle, low, high) for name, (low, middle, high) in quartiles.items()}

@@ -1,0 +1,83 @@
+"""Parts of a run that `elrt-train` does not have: a teacher, a rate of the factors, ranks by stage."""
+
+import re
+
+import keras
+from keras import ops
+
+import elrt_keras as elrt
+from elrt_keras.graph.view import View
+from elrt_keras.layers.factorized import FactorizedLayer
+from elrt_keras.ranks.budget import Budget
+from elrt_keras.ranks.planner import validated_multiple
+from elrt_keras.ranks.survey import survey
+from elrt_keras.ranks.uniform import ScaledRanks
+
+
+class Taught(keras.Model):
+    """A model that is `student`, and whose training loss has `weight · KL(teacher ‖ student)`, the batch's mean, in it.
+
+    Args:
+        student, teacher: models with the same inputs, whose outputs are probabilities. The teacher is not trained.
+        weight: what the divergence counts beside the loss over the labels.
+    """
+
+    def __init__(self, student, teacher, weight):
+        super().__init__()
+        teacher.trainable = False
+        self.student, self.teacher, self._weight = student, teacher, weight
+        self.built = True
+
+    def call(self, images, training=None):
+        """The student's probabilities."""
+        outputs = self.student(images, training=training)
+        if training:
+            teacher, student = (_probabilities(p) for p in (self.teacher(images, training=False), outputs))
+            divergence = ops.sum(teacher * (ops.log(teacher) - ops.log(student)), axis=-1)
+            self.add_loss(self._weight * ops.mean(divergence))
+        return outputs
+
+
+def _probabilities(outputs):
+    return ops.clip(ops.cast(outputs, "float32"), 1e-7, 1.0)
+
+
+def scale_factor_rate(model, multiple):
+    """Has the orthogonal factors of a model that is compiled with SGD train at `multiple` times its learning rate.
+
+    Their gradients are multiplied, penalty included, which for SGD comes to the same; their decoupled weight decay
+    stays as it is.
+    """
+    factors = {
+        id(layer.factors[view.index])
+        for _, layer in elrt.graph.paths.iterate_layers(model)
+        if isinstance(layer, FactorizedLayer)
+        for view in layer.format.orthogonal_factors(layer.spatial_dims)
+    }
+    optimizer = model.optimizer
+    variables, apply = model.trainable_variables, optimizer.apply
+    scales = [multiple if id(variable) in factors else 1.0 for variable in variables]
+
+    def scaled_apply(gradients, trainable_variables=None):
+        apply([scale * gradient for scale, gradient in zip(scales, gradients)], trainable_variables)
+
+    optimizer.apply = scaled_apply
+
+
+def plan_by_stage(dense, config, weights):
+    """The plan of a run's `max_macs` whose fractions of the full ranks are in proportion to the weights of the stages.
+
+    Args:
+        dense: a model whose layers are named `stage1_…`, `stage2_…` and so on.
+        config: a TrainConfig with `max_macs`.
+        weights: list of floats, one per stage.
+    """
+    candidates, reasons = survey(View(dense), config.format, None)
+    macs = elrt.count_costs(dense).macs
+    budget = Budget(candidates, {"macs": macs}, {"macs": config.max_macs})
+    stage = {c.name: int(re.match(r"stage(\d+)_", c.name)[1]) for c in candidates}
+    bases = {c.name: [weights[stage[c.name] - 1] * limit for limit in c.limits] for c in candidates}
+    multiple_of = validated_multiple(config.multiple_of)
+    chosen = ScaledRanks(candidates, bases, multiple_of, True, ["macs"]).solve(budget)
+    entries = {c.name: chosen[c.name] and (c.format.name, chosen[c.name]) for c in candidates}
+    return elrt.RankPlan({**entries, **dict.fromkeys(reasons)}, reasons)
