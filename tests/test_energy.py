@@ -5,7 +5,7 @@ import itertools
 import keras
 import numpy as np
 import pytest
-from common import random_array
+from common import random_array, thorough_but, to_numpy
 
 import elrt_keras as elrt
 from elrt_keras import formats
@@ -48,28 +48,75 @@ LIMITS = [{"macs": 0.5}, {"macs": 0.3}, {"macs": 0.7}, {"params": 0.4}, {"macs":
 
 @pytest.mark.parametrize("format_name", ["svd", "tucker2", "spatial_svd"])
 def test_close_to_the_best_of_all_choices(format_name):
-    ratios = [over_best(decays, format_name, limits) for decays in ([0.6, 0.8, 0.95], [0.9] * 3) for limits in LIMITS]
+    models = [model_of(decays) for decays in ([0.6, 0.8, 0.95], [0.9] * 3)]
+    ratios = [over_best(model, format_name, limits) for model in models for limits in LIMITS]
     # Three layers of a few steps each leave a greedy rule more to lose than a real model does.
     assert min(ratios) >= 1 - 1e-9 and np.median(ratios) <= 1.001 and np.mean(ratios) <= 1.05
 
 
-def over_best(decays, format_name, limits, multiple_of=4):
+TRAINED, RANDOM = [0.6, 0.8, 0.95], [1.0] * 3
+
+
+@pytest.mark.parametrize("decays", [TRAINED, RANDOM], ids=["trained", "random"])
+@pytest.mark.parametrize("format_name", thorough_but(("tucker2", "cp"), formats.names()))
+def test_close_to_the_best_by_the_errors_of_real_decompositions(format_name, decays):
+    """Of kernels whose directions fall off, as training leaves them, and of random ones."""
+    model = model_of(decays, channels=8) if decays is TRAINED else random_model_of(3, channels=8)
+
+    def loss(candidate, ranks):
+        if ranks is None:
+            return 0.0
+        kernel = candidate.kernel()
+        near = keras.ops.convert_to_numpy(candidate.format.compose(candidate.format.decompose(kernel, ranks)))
+        return -np.log(max(1 - np.sum((near - kernel) ** 2) / np.sum(kernel**2), 1e-9))
+
+    limits = [{"macs": 0.3}, {"macs": 0.5}, {"params": 0.4}]
+    ratios = [over_best(model, format_name, one, multiple_of=2, loss=loss) for one in limits]
+    assert max(ratios) <= 1.1
+
+
+def random_model_of(count, channels):
+    """A model as it is before training."""
+    convolutions = [layers.Conv2D(channels, 3, padding="same", name=f"conv{index}") for index in range(count)]
+    return keras.Sequential([keras.Input((8, 8, channels)), *convolutions])
+
+
+def planned_loss(candidate, ranks):
+    """The loss that the planner works with."""
+    return energy.total_loss([candidate], {candidate.name: ranks})
+
+
+def over_best(model, format_name, limits, multiple_of=4, loss=planned_loss):
     """The loss of the planner's choice, over the least loss of all choices that the budget allows."""
-    candidates, budget = problem(model_of(decays), format_name, **limits)
+    candidates, budget = problem(model, format_name, **limits)
     chosen = energy.solve(candidates, budget, multiple_of)
     assert budget.fits(chosen)
     tables = []  # by layer: (loss, costs) of every choice
     for candidate in candidates:
         ranks = itertools.product(*candidate.grids(multiple_of))
         choices = [*(r for r in ranks if candidate.is_cheaper(r, ["macs"])), None]
-        tables.append([(energy.total_loss([candidate], {candidate.name: r}), candidate.costs(r)) for r in choices])
+        tables.append([(loss(candidate, r), candidate.costs(r)) for r in choices])
     rest = {r: budget.totals[r] - sum(c.dense_costs()[r] for c in candidates) for r in limits}
     allowed = (
         sum(loss for loss, _ in choice)
         for choice in itertools.product(*tables)
         if all(rest[r] + sum(cost[r] for _, cost in choice) <= budget.amounts[r] for r in limits)
     )
-    return energy.total_loss(candidates, chosen) / min(allowed)
+    return sum(loss(candidate, chosen[candidate.name]) for candidate in candidates) / min(allowed)
+
+
+def test_before_training_no_layer_is_starved():
+    """What random kernels lose is close to what the same fraction of all ranks loses, in every layer."""
+    keras.utils.set_random_seed(0)
+    model = elrt.models.build("resnet20")
+    by_method = {}
+    for method in ("uniform", "energy"):
+        plan = elrt.plan_ranks(model, max_macs=0.28, method=method, multiple_of=1)
+        kernels = {name: to_numpy(model.get_layer(name).kernel) for name in plan.factorized()}
+        errors = {name: formats.get("tucker2").errors(kernel)(plan[name].ranks) for name, kernel in kernels.items()}
+        by_method[method] = 1 - np.array(list(errors.values()))
+    assert np.log(by_method["energy"]).mean() >= np.log(by_method["uniform"]).mean()
+    assert by_method["energy"].min() >= 0.9 * by_method["uniform"].min()
 
 
 def test_a_layer_of_low_rank_costs_nothing_and_is_found():

@@ -121,6 +121,47 @@ def test_the_error_is_at_most_the_tails_of_the_spectra(name, data, seed):
         assert error == pytest.approx(tails, abs=1e-9 * np.sum(kernel**2))
 
 
+# What an estimate says is captured, of what a decomposition captures. The last two iterate, and go on from there.
+LEAST_CAPTURED = {"svd": 1.0, "spatial_svd": 1.0, "tensor_train": 1.0, "tucker2": 0.8, "cp": 0.8}
+
+
+@pytest.mark.parametrize("name", formats.names())
+@random_examples(40)
+@given(data=st.data(), seed=st.integers(0, 999), decay=st.floats(0.4, 1.0))
+def test_errors_are_what_decompositions_leave_out(name, data, seed, decay):
+    form, shape = formats.get(name), data.draw(kernels(name))
+    kernel = random_array(*shape, seed=seed).astype("float64") * decay ** np.arange(shape[-1])
+    ranks = tuple(data.draw(st.integers(1, limit)) for limit in form.max_ranks(shape))
+    ranks = form.usable_ranks(shape, ranks)
+    error = form.errors(kernel)(ranks)
+    captured = 1 - np.sum((compose(name, form.decompose(kernel, ranks)) - kernel) ** 2) / np.sum(kernel**2)
+    assert 0 <= error <= 1 - LEAST_CAPTURED[name] * captured + 1e-9
+    if LEAST_CAPTURED[name] == 1:
+        assert error == pytest.approx(1 - captured, abs=1e-9)
+    assert form.errors(kernel)(form.max_ranks(shape)) == pytest.approx(0, abs=1e-9)
+    assert form.errors(0 * kernel)(ranks) == 0
+
+
+@pytest.mark.parametrize("name", ["tucker2", "cp", "tensor_train"])
+def test_errors_of_a_wide_kernel_lie_on_a_falling_curve(name):
+    """Such kernels are looked at at some ranks only."""
+    kernel = random_array(3, 3, 40, 130, seed=2)
+    errors, full = formats.get(name).errors(kernel), np.array(formats.get(name).max_ranks(kernel.shape))
+    curve = [errors(tuple(np.maximum(1, np.round(part * full)).astype(int))) for part in np.linspace(0.02, 1, 80)]
+    assert np.all(np.diff(curve) <= 1e-9) and curve[0] > 0.9 and curve[-1] == pytest.approx(0, abs=1e-9)
+
+
+def test_errors_of_a_format_that_overrides_nothing_are_estimated_from_its_spectra():
+    class Plain(formats.get("tucker2").__class__):
+        errors = formats.Format.errors
+
+    kernel = random_array(3, 3, 24, 24, seed=1)
+    for ranks in [(8, 8), (12, 6), (20, 20), (24, 24)]:
+        captured = 1 - Plain().errors(kernel)(ranks)
+        left_out = np.sum((compose("tucker2", Plain().decompose(kernel, ranks)) - kernel) ** 2) / np.sum(kernel**2)
+        assert 0.7 * (1 - left_out) <= captured <= 1.05 * (1 - left_out)
+
+
 @pytest.mark.parametrize("name", formats.names())
 @pytest.mark.parametrize("shape", [(3, 3, 6, 8), (3, 2, 8, 5), (3, 1, 4, 4), (1, 1, 6, 6)])
 def test_decompositions_are_no_worse_than_tensorlys(name, shape):

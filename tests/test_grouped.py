@@ -140,6 +140,12 @@ def test_the_format_is_the_one_of_each_group(format_name):
     np.testing.assert_allclose(norm, np.sum(composed(format_name, whole, groups) ** 2), rtol=1e-5)
     for found, expected in zip(many.spectra_of_factors(whole), zip(*map(one.spectra_of_factors, by_group))):
         np.testing.assert_allclose(found, np.sum(expected, axis=0), rtol=1e-4, atol=1e-4)
+    norms = [np.sum(part**2) for part in parts]
+    expected = np.dot(norms, [one.errors(part)(ranks) for part in parts]) / np.sum(norms)
+    assert many.errors(kernel)(ranks) == pytest.approx(expected, rel=1e-5)
+    left_out = sum(np.sum(compose(format_name, some) ** 2) * one.errors_of_factors(some)(ranks) for some in by_group)
+    norm = np.sum(composed(format_name, whole, groups) ** 2)
+    assert many.errors_of_factors(whole)(ranks) == pytest.approx(left_out / norm, rel=1e-3)
 
 
 @pytest.mark.parametrize("initializer", ["orthogonal_factors", "spectral"])

@@ -26,6 +26,7 @@ from elrt_keras.formats.arrays import (
     squared_singular_values,
 )
 from elrt_keras.formats.chain import ChainCosts, Shape, Stage, chain_costs, dense_stage, macs_per_position
+from elrt_keras.formats.errors import Errors, of_spectra
 
 # As users give them: one number for all ranks or one for each; a float is a fraction of the full rank.
 Ranks: TypeAlias = int | float | Sequence[int | float]
@@ -106,6 +107,24 @@ class Format:
     def spectra_of_factors(self, factors: Sequence[np.ndarray]) -> list[np.ndarray]:
         """`spectra` of the kernel that factors (NumPy arrays) compose, by what `truncate` leaves out of them."""
         return self.spectra(ops.convert_to_numpy(self.compose(factors)))
+
+    def errors(self, kernel: np.ndarray) -> Errors:
+        """Function from ranks to ‖W − Ŵ‖² / ‖W‖², what decomposing a kernel `W` (a NumPy array) leaves out.
+
+        Exact for a format of one rank whose unfolding is the kernel as a matrix, an estimate from the spectra for
+        others; a format overrides it with what it knows better.
+
+        Example:
+
+        >>> errors = elrt_keras.formats.get("svd").errors(np.diag([2.0, 1.0, 1.0]))
+        >>> [round(errors((rank,)), 3) for rank in (1, 2, 3)]
+        [0.333, 0.167, 0.0]
+        """
+        return of_spectra(self.spectra(kernel))
+
+    def errors_of_factors(self, factors: Sequence[np.ndarray]) -> Errors:
+        """`errors` of the kernel that factors (NumPy arrays) compose, by what `truncate` leaves out of them."""
+        return self.errors(ops.convert_to_numpy(self.compose(factors)))
 
     def compose(self, factors: Sequence[Tensor]) -> Tensor:
         """The dense kernel, `(*kernel_size, C_in, C_out)`, of a list of factors.

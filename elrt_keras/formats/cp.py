@@ -16,9 +16,11 @@ from keras import ops
 from elrt_keras.formats.arrays import MatrixView, Tensor, as_factors, channel_product, contracted
 from elrt_keras.formats.base import Format, register
 from elrt_keras.formats.chain import Shape, Stage
+from elrt_keras.formats.errors import Errors, between, of_spectra, tails_of
 from elrt_keras.formats.iterative import tensorly_on_numpy
 
 _ITERATIONS, _TOLERANCE = 200, 1e-8
+_FEW_ITERATIONS, _LOOKED_AT = 12, 10  # for errors: steps of an iteration, and ranks at which they are computed
 # Elements of the tensor times rank up to which all iterations are affordable, and a second start; then it is half.
 _SMALL = 2**24
 
@@ -86,6 +88,22 @@ class CP(Format):
         """
         kernel = np.asarray(kernel)
         return self._factors(kernel, _best_cp(_three_way(kernel.astype("float64")), ranks[0]))
+
+    def errors(self, kernel: np.ndarray) -> Errors:
+        """What a few steps of alternating least squares leave out at some ranks, interpolated between them."""
+        tensor = _three_way(np.asarray(kernel, "float64"))
+        norm, (full,) = np.sum(tensor**2), self.max_ranks(kernel.shape)
+        if norm == 0:
+            return lambda ranks: 0.0
+        weights, terms = _orthogonal_terms(tensor)
+        exact = min(full, int(np.sum(tails_of(weights**2) > 0)))  # from so many terms on nothing is left out
+        ranks = np.unique(np.geomspace(1, exact, _LOOKED_AT).round().astype(int))[:-1]
+        found = {int(rank): _squared_error(tensor, rank, weights, terms) / norm for rank in ranks}
+        return between({0: 1.0, **found, exact: 0.0, full: 0.0})
+
+    def errors_of_factors(self, factors: Sequence[np.ndarray]) -> Errors:
+        """What leaving out terms costs; `truncate` starts from there."""
+        return of_spectra(self.spectra_of_factors(factors))
 
     def spectra_of_factors(self, factors: Sequence[np.ndarray]) -> list[np.ndarray]:
         """What the squared error of the kernel grows by as `truncate` leaves terms out, one after another.
@@ -176,6 +194,22 @@ def _orthogonal_terms(tensor):
         right.transpose(2, 0, 1).reshape(wide, -1)[:, order],
     ]
     return weights[order], factors[::-1] if swapped else factors
+
+
+def _squared_error(tensor, rank, weights, terms):
+    """What CP at a rank leaves out after a few iterations from the orthogonal terms."""
+    from tensorly.cp_tensor import CPTensor, cp_to_tensor
+    from tensorly.decomposition import parafac
+
+    start = [factor[:, :rank] for factor in terms]
+    start[1] = start[1] * weights[:rank]
+    with tensorly_on_numpy():
+        init = CPTensor((np.ones(rank), start))
+        try:
+            cp = parafac(tensor, rank, init=init, n_iter_max=_FEW_ITERATIONS, tol=_TOLERANCE, random_state=0)
+        except np.linalg.LinAlgError:  # as in `_best_cp`
+            return float(np.sum(weights[rank:] ** 2))
+        return min(float(np.sum((tensor - cp_to_tensor(cp)) ** 2)), float(np.sum(weights[rank:] ** 2)))
 
 
 def _best_cp(tensor, rank, known=None):

@@ -9,11 +9,13 @@ import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from keras import ops
 
 from elrt_keras.checks import int_in
 from elrt_keras.formats.arrays import MatrixView, Tensor, joined, split
 from elrt_keras.formats.base import Format, get
 from elrt_keras.formats.chain import Shape, Stage
+from elrt_keras.formats.errors import Errors, weighted
 
 
 class Grouped(Format):
@@ -86,6 +88,15 @@ class Grouped(Format):
 
     def spectra_of_factors(self, factors: Sequence[np.ndarray]) -> list[np.ndarray]:
         return _summed([self._one.spectra_of_factors(some) for some in self._by_group(factors)])
+
+    def errors(self, kernel: np.ndarray) -> Errors:
+        """Those of the groups together: a rank is the same in each of them."""
+        return weighted([(float(np.sum(part**2)), self._one.errors(part)) for part in self._kernels(kernel)])
+
+    def errors_of_factors(self, factors: Sequence[np.ndarray]) -> Errors:
+        by_group = list(self._by_group(factors))
+        norms = [float(ops.convert_to_numpy(self._one.squared_norm(some))) for some in by_group]
+        return weighted([(norm, self._one.errors_of_factors(some)) for norm, some in zip(norms, by_group)])
 
     def _shape(self, kernel_shape):
         """The kernel shape of one group."""

@@ -6,6 +6,7 @@ with a ≤ r_in, b ≤ r_mid, c ≤ r_out, p over C_in, q over C_out: the tensor
 Comput. 33, 2011) of the kernel with its modes in the order C_in, k_h, k_w, C_out.
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,9 @@ import numpy as np
 from elrt_keras.formats.arrays import MatrixView, as_factors, leading_rows
 from elrt_keras.formats.base import Format, register
 from elrt_keras.formats.chain import Shape, Stage
+from elrt_keras.formats.errors import Errors, rounded
+
+_LARGE = 2**18  # elements of a kernel up to which errors are computed for each choice of ranks
 
 
 @register
@@ -89,6 +93,28 @@ class TensorTrain(Format):
         vertical = vertical.reshape(r_in, height, r_mid).transpose(1, 0, 2)
         factors = (left, vertical, horizontal, right)
         return as_factors(factors, self.factor_shapes(kernel.shape, ranks), kernel.dtype)
+
+    def errors(self, kernel: np.ndarray) -> Errors:
+        """What `decompose` leaves out. Of large kernels an estimate from the spectra, which is more than that."""
+        kernel = np.asarray(kernel, "float64")
+        norm = np.sum(kernel**2)
+        if norm == 0 or kernel.size > _LARGE:
+            return super().errors(kernel)
+        height, width, in_channels, out_channels = kernel.shape
+        rest = self.unfoldings(kernel)[0]
+        turned = np.linalg.svd(rest, full_matrices=False)[0].T @ rest
+
+        @functools.cache
+        def after_in(r_in):
+            return np.linalg.svd(turned[:r_in].reshape(r_in * height, width * out_channels), full_matrices=False)[1:]
+
+        @functools.cache
+        def captured(r_in, r_mid):
+            scales, rows = after_in(r_in)
+            matrix = (scales[:r_mid, None] * rows[:r_mid]).reshape(-1, out_channels)
+            return np.cumsum(np.maximum(np.linalg.eigvalsh(matrix.T @ matrix)[::-1], 0.0))
+
+        return lambda ranks: float(rounded(1.0 - captured(ranks[0], ranks[1])[ranks[2] - 1] / norm))
 
     def orthogonal_factors(self, spatial_dims: int) -> list[MatrixView]:
         return [

@@ -9,6 +9,7 @@ import numpy as np
 
 from elrt_keras import formats
 from elrt_keras.formats.chain import Stage, chain_costs, dense_stage
+from elrt_keras.formats.errors import Errors
 from elrt_keras.layers.factorized import Execution, FactorizedLayer
 from elrt_keras.ranks.budget import grid
 
@@ -104,12 +105,12 @@ class Candidate:
         return kernel
 
     @functools.cached_property
-    def spectra(self) -> list[np.ndarray]:
-        """The squared singular values of the kernel, as it is when first asked for, by rank of the format."""
+    def errors(self) -> Errors:
+        """What ranks leave out of the kernel, as it is when first asked for: `Format.errors`."""
         kernel = self.kernel()
         if not isinstance(self.layer, FactorizedLayer):
-            return self.format.spectra(kernel)
-        return self.format.spectra_of_factors([keras.ops.convert_to_numpy(factor) for factor in self.layer.factors])
+            return self.format.errors(kernel)
+        return self.format.errors_of_factors([keras.ops.convert_to_numpy(factor) for factor in self.layer.factors])
 
     def is_cheaper(self, ranks: tuple[int, ...], judged_by: Sequence[str]) -> bool:
         """Whether the layer costs no more at `ranks` than dense in all the resources, and less in one."""

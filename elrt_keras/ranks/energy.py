@@ -1,8 +1,9 @@
-"""Spending a budget where the singular spectra of trained weights say it hurts least.
+"""Spending a budget where decompositions of the kernels say it hurts least.
 
-A layer at given ranks loses the tails of its spectra, relative to their sum (the squared relative error of the
-decomposition, or its bound where a format has several ranks). The sum of the losses over all layers is minimised under
-the budget: a multiple-choice knapsack, one choice of ranks per layer. It is solved the way its linear relaxation is:
+A layer at given ranks captures the part 1 − ‖W − Ŵ‖² / ‖W‖² of its kernel, and loses −log of it. The sum of the losses
+over all layers is minimised under the budget (the product of what is captured is maximised): a multiple-choice
+knapsack, one choice of ranks per layer. Where little is lost that is the sum of the relative squared errors; where much
+is, no layer is starved for others. It is solved the way its linear relaxation is:
 take the steps of all layers' lower convex hulls in the order of loss saved per unit of cost. What is left is filled up,
 and layers take a step back where that lets others gain more.
 """
@@ -23,19 +24,18 @@ _MIXES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _ALL_COMBINATIONS = 4096
 # How many of its next cheaper choices a layer may step back to when choices are exchanged.
 _STEPS_BACK = 8
-# Part of a layer's squared norm below which what a rank leaves out is rounding: of float32 weights it is about 1e-14.
-_ROUNDING = 1e-12
+_LEAST = 1e-9  # part of a kernel that the smallest ranks capture at least, where a logarithm would be infinite
 _SMALL = 1e-300  # keeps divisions by a price difference of zero finite
 
 
 class _Options:
     """What one layer can choose: ranks with costs and losses, cheapest first, each better than all cheaper ones."""
 
-    def __init__(self, candidate, losses, prices, multiple_of, break_even, judged_by, dense):
-        ranks = _choices(candidate, losses, prices, multiple_of)
+    def __init__(self, candidate, prices, multiple_of, break_even, judged_by, dense):
+        ranks = _choices(candidate, prices, multiple_of)
         if break_even:
             ranks = [r for r in ranks if candidate.is_cheaper(r, judged_by)]
-        choices = [(_price(candidate, r, prices), _loss(losses, r), r) for r in ranks]
+        choices = [(_price(candidate, r, prices), _loss(candidate, r), r) for r in ranks]
         if dense or not choices:
             choices.append((_price(candidate, None, prices), 0.0, None))
         choices = _pareto(choices)
@@ -80,11 +80,10 @@ def solve(
     Raises:
         ValueError: for a budget that cannot be met (the message says what can), or weights that are not finite.
     """
-    losses = [_tails(candidate) for candidate in candidates]
     found, refused = [], None
     for prices in _price_mixes(budget):
         settings = (prices, multiple_of, break_even, judged_by, dense)
-        options = [_Options(candidate, loss, *settings) for candidate, loss in zip(candidates, losses)]
+        options = [_Options(candidate, *settings) for candidate in candidates]
         try:
             chosen = _knapsack(candidates, options, budget, multiple_of)
         except ValueError as error:
@@ -99,26 +98,13 @@ def solve(
 
 
 def total_loss(candidates: Sequence[Candidate], chosen: Chosen) -> float:
-    """The sum over all layers of what the chosen ranks lose, in parts of each layer's squared norm."""
-    return sum(_loss(_tails(c), chosen[c.name]) for c in candidates if chosen[c.name] is not None)
+    """The sum over all layers of what the chosen ranks lose: −log of the captured part of each kernel."""
+    return sum(_loss(c, chosen[c.name]) for c in candidates if chosen[c.name] is not None)
 
 
-def _tails(candidate):
-    """By rank of the format: an array whose entry r is the part of the squared norm that rank r leaves out."""
-    tails = []
-    for spectrum in candidate.spectra:
-        left_out = np.append(np.cumsum(spectrum[::-1])[::-1], 0.0)
-        tail = left_out / left_out[0] if left_out[0] > 0 else left_out
-        tails.append(np.where(tail < _ROUNDING, 0.0, tail))
-    return tails
-
-
-def _loss(tails, ranks):
-    return float(sum(tail[min(rank, len(tail) - 1)] for tail, rank in zip(tails, ranks)))
-
-
-def _usable_loss(candidate, tails, ranks):
-    return _loss(tails, candidate.format.usable_ranks(candidate.kernel_shape, ranks))
+def _loss(candidate, ranks):
+    usable = candidate.format.usable_ranks(candidate.kernel_shape, ranks)
+    return -math.log(max(1.0 - candidate.errors(usable), _LEAST))
 
 
 def _price_mixes(budget):
@@ -140,16 +126,16 @@ def _pareto(choices):
     return kept
 
 
-def _choices(candidate, tails, prices, multiple_of):
+def _choices(candidate, prices, multiple_of):
     if candidate.choices is not None:
         return list(candidate.choices)
     grids = candidate.grids(multiple_of)
     few = math.prod(map(len, grids)) <= _ALL_COMBINATIONS
-    choices = itertools.product(*grids) if few else _path(candidate, grids, tails, prices)
+    choices = itertools.product(*grids) if few else _path(candidate, grids, prices)
     return [ranks for ranks in choices if candidate.usable(ranks, multiple_of) == ranks]
 
 
-def _path(candidate, grids, tails, prices):
+def _path(candidate, grids, prices):
     """From the smallest ranks to the largest, each step the one that saves most loss per unit of price."""
     position = [0] * len(grids)
     path = [tuple(g[0] for g in grids)]
@@ -161,7 +147,7 @@ def _path(candidate, grids, tails, prices):
                 now = path[-1]
                 following = (*now[:axis], ranks_of_axis[position[axis] + 1], *now[axis + 1 :])
                 paid = _price(candidate, following, prices)
-                saved = _usable_loss(candidate, tails, path[-1]) - _usable_loss(candidate, tails, following)
+                saved = _loss(candidate, path[-1]) - _loss(candidate, following)
                 steps.append((saved / max(paid - price, _SMALL), axis, following, paid))
         _, axis, ranks, price = max(steps)
         position[axis] += 1
@@ -260,6 +246,6 @@ def _exchange(state):
 
 @method("energy", reads_weights=True, kept_dense="the budget is better spent on it whole")
 def energy(problem: Problem) -> Solution:
-    """The ranks that lose least of the layers' singular spectra under the budget."""
+    """The ranks that lose least of the layers' kernels under the budget."""
     settings = problem.multiple_of, problem.break_even, problem.judged_by
     return Solution(solve(problem.candidates, problem.budget, *settings), problem.candidates)
