@@ -14,7 +14,8 @@ from elrt_keras import litert
 from elrt_keras.formats import Stage
 from elrt_keras.graph.view import View
 from elrt_keras.litert import timing
-from elrt_keras.ranks import latency
+from elrt_keras.ranks import energy, latency
+from elrt_keras.ranks.budget import Budget
 from elrt_keras.ranks.survey import survey
 
 pytestmark = pytest.mark.tensorflow
@@ -56,6 +57,46 @@ def test_a_layer_that_is_called_twice_takes_the_time_of_two_calls(monkeypatch):
     monkeypatch.setattr(latency, "_times", lambda candidate, choices, size, table: dict.fromkeys(choices, 0.5))
     (timed,) = latency.time_candidates(candidates, 32, latency.TimeTable(1))
     assert len(timed.times) > 1 and set(timed.times.values()) == {1.0}
+
+
+def test_smoothing_halves_scatter_and_keeps_what_the_stages_explain():
+    (candidate,) = survey(View(keras.Sequential([keras.Input((20, 20, 64)), keras.layers.Conv2D(64, 3)])), "cp", [])[0]
+    chains = {(rank,): candidate.stages((rank,)) for rank in range(8, 129, 8)}
+    exact = {ranks: 1e-5 + 1e-9 * sum(stage.weights for stage in chain) for ranks, chain in chains.items()}
+    smooth = latency.smoothed({None: 1.0, **exact}, chains)
+    assert smooth.pop(None) == 1.0 and smooth == pytest.approx(exact, rel=1e-6)
+    noise = dict(zip(chains, np.exp(np.random.default_rng(0).normal(0, 0.05, len(chains)))))
+    smooth = latency.smoothed({None: 1.0, **{ranks: exact[ranks] * noise[ranks] for ranks in chains}}, chains)
+    left = [math.log(smooth[ranks] / exact[ranks]) for ranks in chains]
+    assert np.std(left) < 0.65 * np.std(np.log(list(noise.values())))
+    few = dict(list(chains.items())[:5])
+    assert latency.smoothed({None: 1.0, **dict.fromkeys(few, 2.0)}, few) == {None: 1.0, **dict.fromkeys(few, 2.0)}
+
+
+def test_plans_hardly_change_with_times_that_are_five_percent_off(monkeypatch):
+    """On made times, of a network before training: a little for each MAC and each stage."""
+    keras.utils.set_random_seed(0)
+    candidates = survey(View(elrt.models.build("resnet20")), "tucker2", None)[0]
+
+    def seconds(candidate, ranks):
+        return candidate.costs(ranks)["macs"] * 1e-10 + 2e-5 * len(candidate.stages(ranks))
+
+    def planned(noise, seed=0):
+        random = np.random.default_rng(seed)
+
+        def times(candidate, choices, size, table):
+            return {ranks: seconds(candidate, ranks) * math.exp(random.normal(0, noise)) for ranks in choices}
+
+        monkeypatch.setattr(latency, "_times", times)
+        timed = latency.time_candidates(candidates, 8, latency.TimeTable(1))
+        budget = Budget(timed, {"latency": sum(candidate.times[None] for candidate in timed)}, {"latency": 0.6})
+        chosen = energy.solve(timed, budget, 8, True, ["latency"])
+        captured = [1 - c.errors(chosen[c.name]) if chosen[c.name] else 1.0 for c in candidates]
+        return sum(seconds(c, chosen[c.name]) for c in candidates), np.mean(captured)
+
+    exact = planned(0)
+    for seed in range(8):
+        assert planned(0.05, seed) == pytest.approx(exact, rel=0.05)
 
 
 def test_rounds_of_warm_up_do_not_count():

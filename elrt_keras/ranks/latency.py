@@ -24,7 +24,7 @@ import numpy as np
 from elrt_keras import litert
 from elrt_keras.atomic import write_bytes
 from elrt_keras.checks import int_in, one_of
-from elrt_keras.formats.chain import chain_costs
+from elrt_keras.formats.chain import Stage, chain_costs
 from elrt_keras.litert.convert import Quantization
 from elrt_keras.ranks import energy
 from elrt_keras.ranks.budget import Budget, on_grid
@@ -45,6 +45,7 @@ _ROUNDS = (5, 40)
 # Interquartile range of single runs over their median, summed over layers. It reaches this with several busy programs
 # to each core; the lower quartiles, which are kept, still agree where it is smaller.
 _SCATTER = 0.25
+_ENOUGH_TO_FIT = 12  # ranks of a layer, from which on their times are smoothed
 _MEMORY = 2**30  # bytes of the models that take turns
 
 
@@ -158,11 +159,36 @@ def time_candidates(
         for size, count in candidate.sizes:
             seconds = _times(candidate, [None, *ranks], size, table)
             times = {rank: total + count * seconds[rank] for rank, total in times.items()}
+        times = smoothed(times, {rank: candidate.stages(rank) for rank in ranks})
         fields = {field.name: getattr(candidate, field.name) for field in dataclasses.fields(candidate)}
         # Only what is faster than the dense layer is ever on offer.
         choices = tuple(rank for rank in ranks if times[rank] < times[None])
         timed.append(TimedCandidate(**{**fields, "choices": choices}, times=times))
     return timed
+
+
+def smoothed(
+    times: Mapping[tuple[int, ...] | None, float], chains: Mapping[tuple[int, ...], Sequence[Stage]]
+) -> dict[tuple[int, ...] | None, float]:
+    """Times with half of their scatter: each is the geometric mean of what was measured and what all others suggest.
+
+    The others suggest `c_0 + Σ_i c_i · weights of stage i` with c ≥ 0, fitted to all ranks of the layer, relatively.
+    What is left of a time that stands out, such as that of a rank between two vectors, counts half.
+
+    Args:
+        times: seconds by ranks, and of the dense layer (`None`), which stays as it is.
+        chains: the stages at each of the ranks.
+    """
+    if len(chains) < _ENOUGH_TO_FIT:
+        return dict(times)
+    from scipy import optimize  # late: importing the package shall stay quick
+
+    measured = np.array([times[ranks] for ranks in chains])
+    work = np.array([[1.0, *(stage.weights for stage in chain)] for chain in chains.values()])
+    scales = work.max(axis=0)
+    factors, _ = optimize.nnls(work / scales / measured[:, None], np.ones(len(measured)))
+    fitted = work / scales @ factors
+    return {**times, **dict(zip(chains, map(float, np.sqrt(measured * fitted))))}
 
 
 def measured_ranks(candidate: Candidate, multiple_of: int) -> list[tuple[int, ...]]:
