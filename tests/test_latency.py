@@ -68,7 +68,8 @@ def test_smoothing_halves_scatter_and_keeps_what_the_stages_explain():
     noise = dict(zip(chains, np.exp(np.random.default_rng(0).normal(0, 0.05, len(chains)))))
     smooth = latency.smoothed({None: 1.0, **{ranks: exact[ranks] * noise[ranks] for ranks in chains}}, chains)
     left = [math.log(smooth[ranks] / exact[ranks]) for ranks in chains]
-    assert np.std(left) < 0.65 * np.std(np.log(list(noise.values())))
+    # Half of it is left, and of a fit of 4 coefficients to 16 points its own error: √(¼·¾ + ¼) = 0.66.
+    assert np.std(left) < 0.7 * np.std(np.log(list(noise.values())))
     few = dict(list(chains.items())[:5])
     assert latency.smoothed({None: 1.0, **dict.fromkeys(few, 2.0)}, few) == {None: 1.0, **dict.fromkeys(few, 2.0)}
 
