@@ -47,8 +47,8 @@ _SPECS = {
     "rank_plan": ("string", "Rank plan (JSON) to use instead of a budget."),
     "rank_method": (
         tuple(config_module.methods.names()),
-        "How ranks are chosen under the budget, 'uniform' by default; 'energy', 'vbmf' and 'stable_rank' read trained "
-        "weights, 'vbmf' needs no budget, and 'latency' goes with --max_latency.",
+        "How ranks are chosen under the budget, 'uniform' by default; 'energy' keeps most of the kernels, "
+        "'vbmf' and 'stable_rank' read trained weights, 'vbmf' needs no budget, 'latency' goes with --max_latency.",
     ),
     "multiple_of": ("integer", "Ranks are multiples of this; 8 if not given, which SIMD units like."),
     "initial_model": ("string", "A trained dense --model (.keras, or a finished run) to decompose and fine-tune."),

@@ -83,7 +83,28 @@ FORMATS = [
         ),
     ),
     *_in(
+        "elrt_keras/formats/errors.py",
+        (
+            "Errors are not relative to the norm of the kernel",
+            "left_out / left_out[0] if left_out[0] > 0 else left_out",
+            "left_out",
+            "test_formats test_energy",
+        ),
+        (
+            "The error of a rank is that of one less",
+            "tail[min(rank, len(tail) - 1)]",
+            "tail[min(rank, len(tail)) - 1]",
+            "test_formats test_energy",
+        ),
+    ),
+    *_in(
         "elrt_keras/formats/tucker2.py",
+        (
+            "Errors of Tucker-2 are read at the ranks the other way round",
+            "table[ranks[0] - 1, ranks[1] - 1]",
+            "table[min(ranks) - 1, max(ranks) - 1]",
+            "test_formats",
+        ),
         (
             "r_in is not cut to what r_out lets the core use",
             "r_in = min(ranks[0], positions * ranks[1])",
@@ -514,15 +535,9 @@ RANKS = [
     *_in(
         "elrt_keras/ranks/energy.py",
         (
-            "The loss of a layer is not relative to its norm",
-            "tail = left_out / left_out[0] if left_out[0] > 0 else left_out",
-            "tail = left_out",
-            "test_energy",
-        ),
-        (
-            "The loss of a rank is that of one less",
-            "tail[min(rank, len(tail) - 1)]",
-            "tail[min(rank, len(tail)) - 1]",
+            "Losses are errors instead of logarithms of what is kept",
+            "return -math.log(max(1.0 - candidate.errors(usable), _LEAST))",
+            "return candidate.errors(usable)",
             "test_energy",
         ),
     ),
@@ -537,6 +552,12 @@ RANKS = [
     ),
     *_in(
         "elrt_keras/ranks/latency.py",
+        (
+            "Smoothed times are those of the fit alone",
+            "np.sqrt(measured * fitted)",
+            "fitted",
+            "test_latency",
+        ),
         (
             "A layer that is called twice takes the time of one call",
             "total + count * seconds[rank]",

@@ -70,6 +70,8 @@ def test_smoothing_halves_scatter_and_keeps_what_the_stages_explain():
     left = [math.log(smooth[ranks] / exact[ranks]) for ranks in chains]
     # Half of it is left, and of a fit of 4 coefficients to 16 points its own error: √(¼·¾ + ¼) = 0.66.
     assert np.std(left) < 0.7 * np.std(np.log(list(noise.values())))
+    # A rank that really takes longer does not lose all of it.
+    assert latency.smoothed({None: 1.0, **exact, (64,): 1.3 * exact[64,]}, chains)[64,] > 1.1 * exact[64,]
     few = dict(list(chains.items())[:5])
     assert latency.smoothed({None: 1.0, **dict.fromkeys(few, 2.0)}, few) == {None: 1.0, **dict.fromkeys(few, 2.0)}
 

@@ -92,7 +92,7 @@ def test_dense_run_has_no_penalty():
         ({"warmup_epochs": "2", "format": "dense"}, r"stays dense.*warmup_epochs='2'"),
         ({"warmup_epochs": "2", "initial_model": "m.keras"}, r"either.*initial_model='m.keras', warmup_epochs='2'"),
         ({"rank_method": "magic"}, r"Received: rank_method='magic'"),
-        ({"rank_method": "energy"}, r"--initial_model or --warmup_epochs. Received: rank_method='energy'"),
+        ({"rank_method": "vbmf"}, r"--initial_model or --warmup_epochs. Received: rank_method='vbmf'"),
         ({"factor_initializer": "decomposed"}, r"trained weights.*factor_initializer='decomposed'"),
         ({"rank_method": "vbmf", "rank_plan": "p.json", "warmup_epochs": "1"}, r"no ranks to choose"),
         ({"multiple_of": 4, "rank_plan": "p.json"}, r"no ranks to choose.*multiple_of=4"),

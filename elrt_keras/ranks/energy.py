@@ -244,7 +244,7 @@ def _exchange(state):
     return False
 
 
-@method("energy", reads_weights=True, kept_dense="the budget is better spent on it whole")
+@method("energy", kept_dense="the budget is better spent on it whole")
 def energy(problem: Problem) -> Solution:
     """The ranks that lose least of the layers' kernels under the budget."""
     settings = problem.multiple_of, problem.break_even, problem.judged_by

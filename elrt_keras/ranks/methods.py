@@ -103,7 +103,7 @@ def method(name: str, **properties: Any) -> Callable[[_Solve], _Solve]:
     Example:
 
     >>> get = elrt_keras.ranks.methods.get
-    >>> get("energy").reads_weights, get("uniform").takes_fraction
+    >>> get("vbmf").reads_weights, get("uniform").takes_fraction
     (True, True)
     """
 

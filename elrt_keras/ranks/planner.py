@@ -40,9 +40,10 @@ def plan_ranks(
     - `"uniform"`, the default: one fraction of the full ranks everywhere, the largest that fits the budget (by
       bisection). Where the rank grid makes many layers step at the same fraction, as many of them take the step, or one
       rank of it, as the budget still allows, from the output of the model to its input.
-    - `"energy"`, for trained weights: the ranks that lose least of the layers' singular spectra under the budget. The
-      loss of a layer is the part of its squared norm that its ranks leave out, and the sum over the layers is minimised
-      (a knapsack: greedy on loss saved per unit of cost over the layers' convex hulls). Layers may stay dense.
+    - `"energy"`, for trained weights or random ones: the ranks that keep most of the kernels under the budget. A layer
+      keeps 1 − ‖W − Ŵ‖²/‖W‖² of its kernel `W`, where `Ŵ` is the decomposition at its ranks, and the product over the
+      layers is maximised (a knapsack of the logarithms: greedy on what is gained per unit of cost over the layers'
+      convex hulls). Layers may stay dense.
     - `"vbmf"`, for trained weights: the ranks that stand out of the noise in the kernel's unfoldings by analytic
       variational Bayes (Nakajima et al. 2013; for Tucker-2: Kim et al., arXiv 1511.06530). It needs no budget; with
       one, all these ranks are scaled by one number so that it is met.
