@@ -9,6 +9,7 @@ from elrt_keras.launch import data as data_module
 from elrt_keras.launch.data.augment import NAMES as AUGMENTATIONS
 from elrt_keras.launch.data.stream import BAD_IMAGES
 from elrt_keras.ranks import methods
+from elrt_keras.ranks.survey import AUTO
 
 ORTHOGONALITY = ("none", *regularizers.BY_NAME, "stiefel")
 OPTIMIZERS = ("sgd", "adamw")
@@ -81,7 +82,7 @@ class TrainConfig:
         if self.format != "dense" and self.rank_method != "vbmf" and not self._given("rank_plan", *_BUDGETS):
             self._set(max_macs=_DEFAULT_MAX_MACS)
         if self.rank_method is None:
-            self._set(rank_method=methods.chosen_name(None, self.max_latency))
+            self._set(rank_method=methods.chosen_name(None, self.max_latency, self.format == AUTO))
         if self.format == "dense":
             self._set(orthogonality="none", orthogonality_schedule=None)
         self._set(warmup_epochs=_plain_count(str(self.warmup_epochs).strip()))
@@ -114,7 +115,7 @@ class TrainConfig:
         if not self.dataset.startswith(data_module.FOLDER):
             one_of(self.dataset, [*data_module.DATASETS, f"{data_module.FOLDER}PATH"], "dataset")
         one_of(self.bad_images, BAD_IMAGES, "bad_images")
-        one_of(self.format, ["dense", *formats.names()], "format")
+        one_of(self.format, ["dense", AUTO, *formats.names()], "format")
         one_of(self.orthogonality, ORTHOGONALITY, "orthogonality")
         one_of(self.optimizer, OPTIMIZERS, "optimizer")
         one_of(self.lr_schedule, LR_SCHEDULES, "lr_schedule")
@@ -184,6 +185,12 @@ class TrainConfig:
                 "Expected either a trained model to start from or full-rank warm-up. "
                 f"Received: initial_model={self.initial_model!r}, warmup_epochs={self.warmup_epochs!r}"
             )
+        if self.format == AUTO:
+            if self.rank_plan is not None:
+                raise ValueError(
+                    f"A rank plan leaves no format to choose. Received: format='auto', rank_plan={self.rank_plan!r}"
+                )
+            methods.chosen_name(self.rank_method, self.max_latency, mixes=True)
         if self.rank_plan is not None and (self.rank_method != "uniform" or self.multiple_of is not None):
             raise ValueError(
                 "A rank plan leaves no ranks to choose. "

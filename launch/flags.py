@@ -34,7 +34,7 @@ _SPECS = {
         stream.BAD_IMAGES,
         "A streamed image that cannot be decoded ends the run with its name, or is left out, named and counted.",
     ),
-    "format": ("string", "Low-rank format, or 'dense' for the dense twin."),
+    "format": ("string", "Low-rank format; 'auto' for the one that suits each layer; 'dense' for the dense twin."),
     "max_macs": (
         "float",
         "Keep at most this part of the dense MACs, in (0, 1]; 0.4 if no budget is given (with vbmf none is needed).",

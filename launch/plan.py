@@ -36,7 +36,7 @@ def define():
     )
     flags.DEFINE_integer("image_size", None, "Height, width of colour images; short for --input_shape.", lower_bound=1)
     flags.DEFINE_integer("classes", None, "Number of classes, for a builder; its own by default.")
-    flags.DEFINE_string("format", "tucker2", "Low-rank format; or 'pattern:format,…' by layer names, first match.")
+    flags.DEFINE_string("format", "tucker2", "Low-rank format; 'auto': of each layer the best; or 'pattern:format,…'.")
     flags.DEFINE_float("fraction", None, "Fraction of the full ranks, instead of a budget.")
     flags.DEFINE_float("max_macs", None, "Keep at most this part of the dense MACs, in (0, 1].")
     flags.DEFINE_float("max_params", None, "Keep at most this part of the dense parameters, in (0, 1].")

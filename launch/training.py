@@ -16,6 +16,7 @@ from elrt_keras.launch.checkpoints import Progress
 from elrt_keras.launch.config import TrainConfig, parse_schedule
 from elrt_keras.launch.logs import EpochNotes, TensorBoard
 from elrt_keras.launch.strategies import SINGLE, Distribution
+from elrt_keras.ranks.survey import AUTO
 
 _MOST_ROLLBACKS = 3
 
@@ -217,10 +218,10 @@ def _tell(job, text):
 
 def _format(job):
     """What the format of a run is called: those of its rank plan, where it was given one."""
-    if job.config.rank_plan is None:
-        return job.config.format
-    path = rundir.plan_path(job.run_dir)
-    return modeling.plan_format(RankPlan.load(path if os.path.exists(path) else job.config.rank_plan))
+    config, path = job.config, rundir.plan_path(job.run_dir)
+    if config.rank_plan is None and (config.format != AUTO or not os.path.exists(path)):
+        return config.format
+    return modeling.plan_format(RankPlan.load(path if os.path.exists(path) else config.rank_plan))
 
 
 def _is_low_rank(model):
@@ -244,7 +245,8 @@ def _callbacks(job, progress, warms_up):
     stops_by_itself = warms_up and config.warmup_epochs == "auto"
     if stops_by_itself:
         # After the CSV file, whose columns have to be those of the low-rank epochs.
-        callbacks.append(elrt.callbacks.StableRankStopping(config.format))
+        format_name = type(config).format if config.format == AUTO else config.format
+        callbacks.append(elrt.callbacks.StableRankStopping(format_name))
     if job.distribution.is_chief:
         callbacks.append(TensorBoard(os.path.join(run_dir, "tensorboard"), write_graph=False))
     # Whether ranks have settled is seen from one end of an epoch to the next, so such an epoch is not divided.

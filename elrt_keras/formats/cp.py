@@ -97,7 +97,10 @@ class CP(Format):
             return lambda ranks: 0.0
         weights, terms = _orthogonal_terms(tensor)
         exact = min(full, int(np.sum(tails_of(weights**2) > 0)))  # from so many terms on nothing is left out
-        ranks = np.unique(np.geomspace(1, exact, _LOOKED_AT).round().astype(int))[:-1]
+        # At higher ranks the chain has more weights than the kernel.
+        highest = min(exact, math.ceil(tensor.size / sum(tensor.shape)))
+        ranks = np.unique(np.geomspace(1, highest, _LOOKED_AT).round().astype(int))
+        ranks = ranks[ranks < exact]
         found = {int(rank): _squared_error(tensor, rank, weights, terms) / norm for rank in ranks}
         return between({0: 1.0, **found, exact: 0.0, full: 0.0})
 
@@ -206,7 +209,8 @@ def _squared_error(tensor, rank, weights, terms):
     with tensorly_on_numpy():
         init = CPTensor((np.ones(rank), start))
         try:
-            cp = parafac(tensor, rank, init=init, n_iter_max=_FEW_ITERATIONS, tol=_TOLERANCE, random_state=0)
+            iterations = _FEW_ITERATIONS // (1 if tensor.size * rank <= _SMALL else 3)
+            cp = parafac(tensor, rank, init=init, n_iter_max=iterations, tol=_TOLERANCE, random_state=0)
         except np.linalg.LinAlgError:  # as in `_best_cp`
             return float(np.sum(weights[rank:] ** 2))
         return min(float(np.sum((tensor - cp_to_tensor(cp)) ** 2)), float(np.sum(weights[rank:] ** 2)))

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-# Ranks of each layer by its name; `None` where it stays dense.
-Chosen: TypeAlias = Mapping[str, tuple[int, ...] | None]
+# Ranks of each layer by its name, with a format before them where it could take several; `None` where it stays dense.
+Chosen: TypeAlias = Mapping[str, Any]
 
 SIMD_MULTIPLE = 8
 NEARLY = 0.01  # of the dense model's total: what may be left of a budget
@@ -76,7 +76,7 @@ class Budget:
         spent = self.spent(smallest)
         if self.allows(spent):
             return
-        names = sorted({candidate.format.name for candidate in self.candidates})
+        names = sorted({part.format.name for candidate in self.candidates for part in candidate.parts()})
         reachable = ", ".join(f"max_{r} ≥ {math.ceil(spent[r] / self.totals[r] * 1e4) / 1e4:.4f}" for r in self.amounts)
         asked = ", ".join(f"max_{resource}={part:.4g}" for resource, part in self.fractions.items())
         finer = " (a smaller `multiple_of` may reach less)" if multiple_of > 1 else ""

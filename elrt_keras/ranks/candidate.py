@@ -1,8 +1,10 @@
-"""A layer that can be factorised: what it costs at which ranks, and which ranks it may take."""
+"""A layer that can be factorised: what it costs and keeps at which ranks, and which ranks it may take."""
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import keras
 import numpy as np
@@ -12,6 +14,9 @@ from elrt_keras.formats.chain import Stage, chain_costs, dense_stage
 from elrt_keras.formats.errors import Errors
 from elrt_keras.layers.factorized import Execution, FactorizedLayer
 from elrt_keras.ranks.budget import grid
+from elrt_keras.ranks.plan import LayerPlan
+
+_LEAST = 1e-9  # part of a kernel that the smallest ranks keep at least, where a logarithm would be infinite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +40,16 @@ class Candidate:
     layer: keras.layers.Layer = dataclasses.field(compare=False, repr=False)
     choices: tuple[tuple[int, ...], ...] | None = None
     execution: Execution = "auto"
+
+    @property
+    def dense(self) -> "Candidate":
+        """A candidate that stands for the dense layer: this one."""
+        return self
+
+    @property
+    def groups(self) -> int:
+        """Groups of the convolution."""
+        return self.format.groups
 
     def steps(self, multiple_of: int) -> list[int]:
         """The distance of the values that each rank may take: any, where the largest is no more than the multiple."""
@@ -112,7 +127,79 @@ class Candidate:
             return self.format.errors(kernel)
         return self.format.errors_of_factors([keras.ops.convert_to_numpy(factor) for factor in self.layer.factors])
 
+    def loss(self, ranks: tuple[int, ...]) -> float:
+        """−log of the part of the kernel that a decomposition at `ranks` keeps."""
+        usable = self.format.usable_ranks(self.kernel_shape, ranks)
+        return -math.log(max(1.0 - self.errors(usable), _LEAST))
+
+    def parts(self) -> "list[Candidate]":
+        """The layer in each format that it may take; itself alone here."""
+        return [self]
+
+    def entry(self, ranks: tuple[int, ...]) -> LayerPlan:
+        """What a plan says of the layer at `ranks`."""
+        return LayerPlan(self.format.name, ranks)
+
     def is_cheaper(self, ranks: tuple[int, ...], judged_by: Sequence[str]) -> bool:
         """Whether the layer costs no more at `ranks` than dense in all the resources, and less in one."""
         dense, low = self.dense_costs(), self.costs(ranks)
         return all(low[r] <= dense[r] for r in judged_by) and any(low[r] < dense[r] for r in judged_by)
+
+
+# What a layer that may take several formats chooses: the name of one, and its ranks.
+FormatRanks: TypeAlias = tuple[str, tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class MixedCandidate:
+    """A layer that may take one of several formats. It has the methods of a `Candidate`, with `FormatRanks` for ranks.
+
+    Attributes:
+        by_format: the layer as a `Candidate` in each of the formats, by their names.
+    """
+
+    by_format: Mapping[str, Candidate]
+
+    def parts(self) -> list[Candidate]:
+        """The layer in each format that it may take."""
+        return list(self.by_format.values())
+
+    @property
+    def dense(self) -> Candidate:
+        """A candidate that stands for the dense layer: any of them."""
+        return next(iter(self.by_format.values()))
+
+    @property
+    def name(self) -> str:
+        """Path of the layer."""
+        return self.dense.name
+
+    @property
+    def kernel_shape(self) -> tuple[int, ...]:
+        """Shape of the dense kernel."""
+        return self.dense.kernel_shape
+
+    @property
+    def groups(self) -> int:
+        """Groups of the convolution."""
+        return self.dense.groups
+
+    def dense_costs(self) -> dict[str, float]:
+        """As `Candidate.dense_costs`."""
+        return self.dense.dense_costs()
+
+    def costs(self, choice: FormatRanks | None) -> dict[str, float]:
+        """As `Candidate.costs`."""
+        return self.dense.costs(None) if choice is None else self.by_format[choice[0]].costs(choice[1])
+
+    def loss(self, choice: FormatRanks) -> float:
+        """As `Candidate.loss`."""
+        return self.by_format[choice[0]].loss(choice[1])
+
+    def is_cheaper(self, choice: FormatRanks, judged_by: Sequence[str]) -> bool:
+        """As `Candidate.is_cheaper`."""
+        return self.by_format[choice[0]].is_cheaper(choice[1], judged_by)
+
+    def entry(self, choice: FormatRanks) -> LayerPlan:
+        """As `Candidate.entry`."""
+        return LayerPlan(*choice)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from elrt_keras.ranks.budget import Budget, Chosen
-from elrt_keras.ranks.candidate import Candidate
+from elrt_keras.ranks.candidate import Candidate, FormatRanks, MixedCandidate
 from elrt_keras.ranks.methods import Problem, Solution, method
 
 # Weights of the first of two budgets that are tried; the second gets the rest.
@@ -24,7 +24,6 @@ _MIXES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _ALL_COMBINATIONS = 4096
 # How many of its next cheaper choices a layer may step back to when choices are exchanged.
 _STEPS_BACK = 8
-_LEAST = 1e-9  # part of a kernel that the smallest ranks capture at least, where a logarithm would be infinite
 _SMALL = 1e-300  # keeps divisions by a price difference of zero finite
 
 
@@ -35,7 +34,7 @@ class _Options:
         ranks = _choices(candidate, prices, multiple_of)
         if break_even:
             ranks = [r for r in ranks if candidate.is_cheaper(r, judged_by)]
-        choices = [(_price(candidate, r, prices), _loss(candidate, r), r) for r in ranks]
+        choices = [(_price(candidate, r, prices), candidate.loss(r), r) for r in ranks]
         if dense or not choices:
             choices.append((_price(candidate, None, prices), 0.0, None))
         choices = _pareto(choices)
@@ -60,7 +59,7 @@ class _Options:
 
 
 def solve(
-    candidates: Sequence[Candidate],
+    candidates: Sequence[Candidate | MixedCandidate],
     budget: Budget,
     multiple_of: int,
     break_even: bool = True,
@@ -97,14 +96,26 @@ def solve(
     return {c.name: o.ranks[i] for c, o, i in zip(candidates, options, chosen)}
 
 
-def total_loss(candidates: Sequence[Candidate], chosen: Chosen) -> float:
+def total_loss(candidates: Sequence[Candidate | MixedCandidate], chosen: Chosen) -> float:
     """The sum over all layers of what the chosen ranks lose: −log of the captured part of each kernel."""
-    return sum(_loss(c, chosen[c.name]) for c in candidates if chosen[c.name] is not None)
+    return sum(c.loss(chosen[c.name]) for c in candidates if chosen[c.name] is not None)
 
 
-def _loss(candidate, ranks):
-    usable = candidate.format.usable_ranks(candidate.kernel_shape, ranks)
-    return -math.log(max(1.0 - candidate.errors(usable), _LEAST))
+def rivals(candidate: MixedCandidate, choice: FormatRanks, multiple_of: int, resource: str) -> dict[str, float]:
+    """What the other formats of a layer would keep of its kernel for no more of a resource, by their names.
+
+    Args:
+        candidate: the layer.
+        choice: the format and ranks that were chosen.
+        multiple_of: the step of the rank grid.
+        resource: `"macs"`, `"params"` or `"latency"`.
+    """
+    spent, kept = candidate.costs(choice)[resource], {}
+    for name, one in candidate.by_format.items():
+        ranks = [r for r in _choices(one, {resource: 1.0}, multiple_of) if one.costs(r)[resource] <= spent]
+        if name != choice[0] and ranks:
+            kept[name] = math.exp(-min(map(one.loss, ranks)))
+    return kept
 
 
 def _price_mixes(budget):
@@ -127,6 +138,8 @@ def _pareto(choices):
 
 
 def _choices(candidate, prices, multiple_of):
+    if isinstance(candidate, MixedCandidate):
+        return [(name, r) for name, one in candidate.by_format.items() for r in _choices(one, prices, multiple_of)]
     if candidate.choices is not None:
         return list(candidate.choices)
     grids = candidate.grids(multiple_of)
@@ -147,7 +160,7 @@ def _path(candidate, grids, prices):
                 now = path[-1]
                 following = (*now[:axis], ranks_of_axis[position[axis] + 1], *now[axis + 1 :])
                 paid = _price(candidate, following, prices)
-                saved = _loss(candidate, path[-1]) - _loss(candidate, following)
+                saved = candidate.loss(path[-1]) - candidate.loss(following)
                 steps.append((saved / max(paid - price, _SMALL), axis, following, paid))
         _, axis, ranks, price = max(steps)
         position[axis] += 1
@@ -244,7 +257,7 @@ def _exchange(state):
     return False
 
 
-@method("energy", kept_dense="the budget is better spent on it whole")
+@method("energy", mixes_formats=True, kept_dense="the budget is better spent on it whole")
 def energy(problem: Problem) -> Solution:
     """The ranks that lose least of the layers' kernels under the budget."""
     settings = problem.multiple_of, problem.break_even, problem.judged_by

@@ -28,7 +28,7 @@ from elrt_keras.formats.chain import Stage, chain_costs
 from elrt_keras.litert.convert import Quantization
 from elrt_keras.ranks import energy
 from elrt_keras.ranks.budget import Budget, on_grid
-from elrt_keras.ranks.candidate import Candidate
+from elrt_keras.ranks.candidate import Candidate, MixedCandidate
 from elrt_keras.ranks.methods import Problem, Solution, method
 from elrt_keras.terminal.progress import progress_bar
 
@@ -63,10 +63,6 @@ class TimedCandidate(Candidate):
 
     def costs(self, ranks: tuple[int, ...] | None) -> dict[str, float]:
         return {**super().costs(ranks), "latency": self.times[ranks]}
-
-    def scaled(self, factor: float) -> "TimedCandidate":
-        """The same with all times multiplied."""
-        return dataclasses.replace(self, times={ranks: factor * time for ranks, time in self.times.items()})
 
 
 class TimeTable:
@@ -143,17 +139,21 @@ def _user_cache():
 
 def time_candidates(
     candidates: Sequence[Candidate], multiple_of: int, table: TimeTable, track: Callable[..., Any] = iter
-) -> list[TimedCandidate]:
+) -> list[Any]:
     """The candidates as `TimedCandidate`s: every rank of a coarse grid that saves MACs, measured or read from `table`.
 
     Args:
-        candidates: list of `Candidate`.
+        candidates: list of `Candidate` and `MixedCandidate`.
         multiple_of: step of the rank grid.
         table: a `TimeTable`.
         track: wraps the list of candidates, to show progress.
     """
     timed = []
     for candidate in track(candidates):
+        if isinstance(candidate, MixedCandidate):
+            in_each = time_candidates(candidate.parts(), multiple_of, table)
+            timed.append(MixedCandidate({one.format.name: one for one in in_each}))
+            continue
         ranks = measured_ranks(candidate, multiple_of)
         times = dict.fromkeys([None, *ranks], 0.0)
         for size, count in candidate.sizes:
@@ -255,7 +255,7 @@ def timed(
     threads: int,
     input_shape: Sequence[int] | None = None,
     quantization: Quantization | None = None,
-) -> tuple[list[TimedCandidate], Budget]:
+) -> tuple[list[Any], Budget]:
     """The candidates of a budget with their times, and the budget with a limit of the model's time.
 
     Args:
@@ -305,19 +305,26 @@ def timed(
             stacklevel=4,  # the caller of `plan_ranks`
         )
     total = _total(content, candidates, table)
-    dense = sum(candidate.times[None] for candidate in candidates)
+    dense = sum(candidate.dense.times[None] for candidate in candidates)
     if dense > total:
         # Alone, layers take a little longer than in the model; then all of them are shortened alike.
-        candidates = [candidate.scaled(total / dense) for candidate in candidates]
+        candidates = [_scaled(candidate, total / dense) for candidate in candidates]
     totals, fractions = {**budget.totals, "latency": total}, {**budget.fractions, "latency": part}
     return candidates, Budget(candidates, totals, fractions)
+
+
+def _scaled(candidate, factor):
+    """The same with all times multiplied."""
+    if isinstance(candidate, MixedCandidate):
+        return MixedCandidate({name: _scaled(one, factor) for name, one in candidate.by_format.items()})
+    return dataclasses.replace(candidate, times={ranks: factor * time for ranks, time in candidate.times.items()})
 
 
 def _total(content, candidates, table):
     """Seconds of the whole dense model, on a machine as busy as when its layers were timed."""
     if not candidates:
         return float(measure([content], table.threads)[0, 0])
-    slowest = max(candidates, key=lambda candidate: candidate.times[None])
+    slowest = max((candidate.dense for candidate in candidates), key=lambda candidate: candidate.times[None])
     (size, _), *_ = slowest.sizes
     stages = slowest.stages(None)
     layer = litert.chain_to_litert(stages, size, slowest.padding, table.quantization)
@@ -329,6 +336,7 @@ def _total(content, candidates, table):
 @method(
     "latency",
     measures_time=True,
+    mixes_formats=True,
     kept_dense="faster dense, or the budget is better spent on it whole",
 )
 def plan_latency(problem: Problem) -> Solution:

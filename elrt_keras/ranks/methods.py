@@ -36,7 +36,7 @@ class Problem:
     """
 
     model: keras.Model
-    candidates: Sequence[Candidate]
+    candidates: Sequence[Any]
     budget: Budget
     fractions: Mapping[str, float]
     fraction: float | None
@@ -78,6 +78,7 @@ class Method:
         needs_budget: whether it cannot do without a budget or a fraction.
         takes_fraction: whether it takes a fraction of the full ranks in the place of a budget.
         measures_time: whether it is the one for `max_latency`.
+        mixes_formats: whether layers may choose among several formats.
         kept_dense: reason given for a layer that it leaves dense.
     """
 
@@ -87,6 +88,7 @@ class Method:
     needs_budget: bool = True
     takes_fraction: bool = False
     measures_time: bool = False
+    mixes_formats: bool = False
     kept_dense: str = "would not get cheaper"
 
 
@@ -133,16 +135,25 @@ def get(name: str) -> Method:
     return _METHODS[one_of(name, names(), "method")]
 
 
-def chosen_name(name: str | None, max_latency: float | None) -> str:
-    """The name of the method that plans: `name`, or where it is `None` the one that the budgets ask for.
+def chosen_name(name: str | None, max_latency: float | None, mixes: bool = False) -> str:
+    """The name of the method that plans: `name`, or where it is `None` the one that the arguments ask for.
+
+    Args:
+        name: name of a method, or `None`.
+        max_latency: the budget of time, or `None`.
+        mixes: whether layers may choose among several formats.
 
     Raises:
-        ValueError: for an unknown name, a measured method without `max_latency`, or another one with it.
+        ValueError: for an unknown name, a measured method without `max_latency`, another one with it, or one that
+            knows one format for each layer alone where there are several.
     """
     if name is None:
-        return "uniform" if max_latency is None else "latency"
+        return "latency" if max_latency is not None else "energy" if mixes else "uniform"
     if get(name).measures_time != (max_latency is not None):
         raise ValueError(
             f"`max_latency` and method='latency' belong together. Received: max_latency={max_latency}, method={name!r}"
         )
+    if mixes and not get(name).mixes_formats:
+        able = [one for one in names() if _METHODS[one].mixes_formats]
+        raise ValueError(f"Expected one of the methods {able} with format='auto'. Received: method={name!r}")
     return name

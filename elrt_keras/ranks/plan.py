@@ -60,7 +60,9 @@ class RankPlan(collections.abc.MutableMapping[str, LayerPlan]):
         reasons: mapping of layer names to why the planner left the layer dense.
         costs: mapping of layer names to `{"kernel_shape", "macs", "params", "planned_macs", "planned_params"}`, filled
             by `plan_ranks` for the table, with `"latency"` and `"planned_latency"` in seconds where they were measured;
-            and with `"groups"` where there are several; an edited entry loses its costs, and the plan its `latency`.
+            with `"groups"` where there are several; with `"kept"`, the part of the kernel's squared norm that the ranks
+            keep, where the method weighs it, and `"rivals"`, what other formats would keep for no more. An edited
+            entry loses its costs, and the plan its `latency`.
         latency: `{"dense", "planned"}`, measured and predicted seconds of the whole model, or `None`.
 
     Raises:
@@ -179,13 +181,26 @@ class RankPlan(collections.abc.MutableMapping[str, LayerPlan]):
             ranks = self.reasons.get(name, "") if entry.is_dense else "×".join(map(str, entry.ranks))  # pyright: ignore
             rows.append((name, kernel, entry.format, ranks, *_before_after(costs, columns)))
         header = ["layer", "kernel", "format", "ranks", *columns.values()]
+        if any("kept" in costs for costs in self.costs.values()):
+            header.append("kept")
+            rows = [(*row, _kept(self.costs.get(row[0], {}))) for row in rows]
         if self.costs:
             totals = {key: sum(costs.get(key, 0) for costs in self.costs.values()) for key in columns}
-            rows.append(("total of these", "", "", "", *_before_after(totals, columns)))
+            total = ("total of these", "", "", "", *_before_after(totals, columns))
+            rows.append((*total, *[""] * (len(header) - len(total))))
         return render_table(header, rows, last_is_total=bool(self.costs))
 
     def __repr__(self) -> str:
         return f"RankPlan({self._entries!r})"
+
+
+def _kept(costs):
+    """What the ranks of a layer keep of its kernel, and which other format would keep most."""
+    if "kept" not in costs:
+        return ""
+    rivals = costs.get("rivals", {})
+    best = max(rivals, key=rivals.get, default=None)
+    return f"{costs['kept']:.0%}" + ("" if best is None else f" ({best} {rivals[best]:.0%})")
 
 
 def _before_after(costs, columns):

@@ -4,7 +4,7 @@
  "layers":  {LAYER: "dense" or {"format": FORMAT, "ranks": [RANK, …]}, …},
  "reasons": {LAYER: TEXT, …},                                                    optional
  "costs":   {LAYER: {"of": as in layers, "kernel_shape": [INT, …], "groups": INT,
-                     "macs": NUMBER, …}, …},                                    optional
+                     "macs": NUMBER, …, "kept": NUMBER, "rivals": {FORMAT: NUMBER, …}}, …},   optional
  "latency": {"dense": SECONDS, "planned": SECONDS}}                              optional
 
 `layers` may be edited by hand. `of` says what the costs of a layer are the costs of: those of edited layers are left
@@ -18,7 +18,7 @@ from typing import Any
 from elrt_keras.atomic import Path, write_bytes
 
 _HEAD = {"kind": "elrt_keras.RankPlan", "version": 1}
-_NUMBERS = ("macs", "params", "planned_macs", "planned_params", "latency", "planned_latency")
+_NUMBERS = ("macs", "params", "planned_macs", "planned_params", "latency", "planned_latency", "kept")
 
 
 def write(path: Path, document: dict[str, Any]) -> None:
@@ -51,7 +51,9 @@ def read(path: Path) -> dict[str, Any]:
     _check_object(path, "layers", layers, _is_entry, '"dense" or an object with "format" and "ranks"')
     optional = {name: document.get(name) or {} for name in ("reasons", "costs", "latency")}
     _check_object(path, "reasons", optional["reasons"], lambda value: isinstance(value, str), "a text")
-    _check_object(path, "costs", optional["costs"], _is_costs, f"kernel_shape, groups and numbers of {list(_NUMBERS)}")
+    _check_object(
+        path, "costs", optional["costs"], _is_costs, f"kernel_shape, groups, rivals and numbers of {list(_NUMBERS)}"
+    )
     _check_object(path, "latency", optional["latency"], _is_number, "seconds")
     if optional["latency"] and set(optional["latency"]) != {"dense", "planned"}:
         raise ValueError(f"Expected 'dense' and 'planned' in 'latency' of {str(path)!r}. Received: {optional}")
@@ -98,13 +100,16 @@ def _is_entry(value):
 
 
 def _is_costs(value):
-    if not isinstance(value, dict) or not set(value) <= {"of", "kernel_shape", "groups", *_NUMBERS}:
+    if not isinstance(value, dict) or not set(value) <= {"of", "kernel_shape", "groups", "rivals", *_NUMBERS}:
         return False
     groups = value.get("groups", 1)
     if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
         return False
     shape = value.get("kernel_shape", [])
-    numbers = [value[name] for name in _NUMBERS if name in value]
+    rivals = value.get("rivals", {})
+    if not isinstance(rivals, dict):
+        return False
+    numbers = [*(value[name] for name in _NUMBERS if name in value), *rivals.values()]
     return _is_entry(value.get("of", "dense")) and isinstance(shape, list) and all(map(_is_number, [*shape, *numbers]))
 
 

@@ -1,6 +1,7 @@
 """Choosing formats and ranks for a model under a budget: `plan_ranks`."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,10 +12,11 @@ from elrt_keras.graph.costs import costs_of
 from elrt_keras.graph.view import View
 from elrt_keras.layers import FactorizedLayer
 from elrt_keras.litert.convert import Quantization
-from elrt_keras.ranks import methods
+from elrt_keras.ranks import energy, methods
 from elrt_keras.ranks.budget import SIMD_MULTIPLE, Budget
-from elrt_keras.ranks.plan import DENSE, LayerPlan, RankPlan
-from elrt_keras.ranks.survey import survey
+from elrt_keras.ranks.candidate import MixedCandidate
+from elrt_keras.ranks.plan import DENSE, RankPlan
+from elrt_keras.ranks.survey import AUTO, survey
 
 
 def plan_ranks(
@@ -61,8 +63,10 @@ def plan_ranks(
 
     Args:
         model: a built Functional or Sequential model, nested models included.
-        format: name of the format for all layers; or a mapping from layer names or shell patterns to format names or
-            `"dense"`, of which the first match counts and layers without one stay dense.
+        format: name of the format for all layers; `"auto"` for the format of each layer that keeps most of its kernel
+            under the budget, which method `"energy"` or `"latency"` then chooses with the ranks; or a mapping from
+            layer names or shell patterns to such names or `"dense"`, of which the first match counts and layers without
+            one stay dense.
         fraction: float in (0, 1]: the fraction of the full ranks, instead of a budget, for `method="uniform"`.
         max_macs: float in (0, 1]: keep at most this part of the dense model's MACs.
         max_params: float in (0, 1]: keep at most this part of the dense model's parameters. Both budgets may be given.
@@ -103,7 +107,8 @@ def plan_ranks(
     >>> plan.reasons["stem"]
     'excluded'
     """
-    solver = methods.get(methods.chosen_name(method, max_latency))
+    mixes = AUTO in (format.values() if isinstance(format, Mapping) else [format])
+    solver = methods.get(methods.chosen_name(method, max_latency, mixes))
     fractions = _validated_fractions(fraction, max_macs, max_params, max_latency, solver)
     if quantization is not None and not solver.measures_time:
         raise ValueError(
@@ -130,7 +135,7 @@ def plan_ranks(
     solution = solver.solve(
         methods.Problem(model, candidates, budget, fractions, fraction, *grid, input_shape, threads, quantization)
     )
-    plan = _to_plan(view, solution, reasons, solver)
+    plan = _to_plan(view, solution, reasons, solver, multiple_of, [*fractions, "macs"][0])
     plan.latency = solution.latency
     return plan
 
@@ -179,22 +184,26 @@ def validated_multiple(multiple_of: Any) -> int:
     return SIMD_MULTIPLE if multiple_of is None else int_in(multiple_of, "[1, inf)", "multiple_of")
 
 
-def _to_plan(view, solution, reasons, solver):
+def _to_plan(view, solution, reasons, solver, multiple_of, resource):
     by_name = {c.name: c for c in solution.candidates}
     entries, costs, reasons = {}, {}, dict(reasons)
     for path, _ in view.layers:
         if path in by_name:
             candidate, ranks = by_name[path], solution.chosen[path]
-            entries[path] = DENSE if ranks is None else LayerPlan(candidate.format.name, ranks)
+            entries[path] = DENSE if ranks is None else candidate.entry(ranks)
             if ranks is None:
                 reasons[path] = solver.kept_dense
             dense, planned = candidate.dense_costs(), candidate.costs(ranks)
             costs[path] = {
                 "kernel_shape": list(candidate.kernel_shape),
-                **({"groups": candidate.format.groups} if candidate.format.groups > 1 else {}),
+                **({"groups": candidate.groups} if candidate.groups > 1 else {}),
                 **dense,
-                **{f"planned_{resource}": planned[resource] for resource in dense},
+                **{f"planned_{name}": planned[name] for name in dense},
             }
+            if ranks is not None and solver.mixes_formats:
+                costs[path]["kept"] = math.exp(-candidate.loss(ranks))
+            if ranks is not None and isinstance(candidate, MixedCandidate):
+                costs[path]["rivals"] = energy.rivals(candidate, ranks, multiple_of, resource)
         elif path in reasons:
             entries[path] = DENSE
     return RankPlan(entries, reasons, costs)

@@ -9,13 +9,17 @@ from typing import Any
 import keras
 
 from elrt_keras import formats
+from elrt_keras.checks import one_of
 from elrt_keras.graph.paths import check_keras_model, is_container, select
 from elrt_keras.graph.private import held_layers
 from elrt_keras.graph.separable import is_separable
 from elrt_keras.graph.view import View
 from elrt_keras.layers.convolutions import STOCK, twin_of
 from elrt_keras.layers.factorized import FactorizedLayer
-from elrt_keras.ranks.candidate import Candidate
+from elrt_keras.ranks.candidate import Candidate, MixedCandidate
+
+# In the place of a format's name: the layer takes the one that suits it.
+AUTO = "auto"
 
 _LIKELY = (
     *STOCK,
@@ -34,17 +38,17 @@ def survey(
     view: View,
     format_of: str | Mapping[str, str],
     exclude: str | Sequence[str] | None,
-) -> tuple[list[Candidate], dict[str, str]]:
+) -> tuple[list[Any], dict[str, str]]:
     """The candidates of a dense model, and for every other layer that one could expect here, why it stays dense.
 
     Args:
         view: a built Functional or Sequential model.
-        format_of: name of the format for all layers, or a mapping from names or patterns to names (or `"dense"`); the
-            first match counts.
+        format_of: name of the format for all layers (`"auto"`: every format that a layer can take), or a mapping from
+            names or patterns to such names (or `"dense"`); the first match counts.
         exclude: name or pattern, or a list of them; `None` for the first convolution and the classifier.
 
     Returns:
-        `(candidates, reasons)`: a list in the order of the model, and a dict by path.
+        `(candidates, reasons)`: a list of `Candidate` and `MixedCandidate` in the order of the model, a dict by path.
 
     Raises:
         ValueError: for anything but a model whose input shape is known, or a name or pattern that matches nothing.
@@ -65,13 +69,13 @@ def survey(
         if path in excluded:
             reasons[path] = "excluded"
             continue
-        layer_format = suitable_format(layer, formats_by_path[path])
-        reason = _why_dense(layer, layer_format, input_shapes)
-        if reason:
-            reasons[path] = reason
+        name = suitable_format(layer, formats_by_path[path])
+        why_dense = {one: _why_dense(layer, one, input_shapes) for one in (formats.names() if name == AUTO else [name])}
+        by_format = {one: _candidate(path, layer, one, input_shapes) for one, why in why_dense.items() if not why}
+        if by_format:
+            candidates.append(MixedCandidate(by_format) if len(by_format) > 1 else next(iter(by_format.values())))
         else:
-            layer_format = formats.grouped(formats.get(layer_format), getattr(layer, "groups", 1))
-            candidates.append(_candidate(path, layer, layer_format, input_shapes))
+            reasons[path] = next(iter(why_dense.values()))
     return candidates, reasons | _closed_layers(view)
 
 
@@ -92,7 +96,7 @@ def survey_low_rank(view: View) -> list[Candidate]:
         if isinstance(layer, FactorizedLayer) and id(layer) not in seen:
             seen.add(id(layer))
             input_shapes = [shape for called, shape, _ in view.calls if called is layer]
-            candidates.append(_candidate(path, layer, layer.format, input_shapes, limits=layer.ranks))
+            candidates.append(_candidate(path, layer, layer.format_name, input_shapes, limits=layer.ranks))
     return candidates
 
 
@@ -137,12 +141,11 @@ def _last_calls(view, calls, among):
 
 def _formats_by_path(paths: list[str], format_of: Any) -> dict[str, Any]:
     if not isinstance(format_of, collections.abc.Mapping):
-        formats.get(format_of)
+        one_of(getattr(format_of, "name", format_of), [AUTO, *formats.names()], "format")
         return dict.fromkeys(paths, getattr(format_of, "name", format_of))
     chosen = {}
     for pattern, name in format_of.items():
-        if name != "dense":
-            formats.get(name)
+        one_of(name, ["dense", AUTO, *formats.names()], "format")
         for path in select(paths, [pattern], "format"):
             chosen.setdefault(path, name)
     return {path: chosen.get(path, "dense") for path in paths}
@@ -181,7 +184,8 @@ def _why_dense(layer, name, input_shapes):
     return "" if input_shapes else "not called"
 
 
-def _candidate(path, layer, layer_format, input_shapes, limits=None):
+def _candidate(path, layer, format_name, input_shapes, limits=None):
+    layer_format = formats.grouped(format_name, getattr(layer, "groups", 1))
     kernel_shape = tuple(layer.kernel.shape)
     geometry: dict[str, Any]
     if len(kernel_shape) == 2:  # a dense layer
