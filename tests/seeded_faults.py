@@ -533,7 +533,28 @@ RANKS = [
         ),
     ),
     *_in(
+        "elrt_keras/ranks/candidate.py",
+        (
+            "A layer of several formats is priced in the first of them",
+            "self.by_format[choice[0]].costs(choice[1])",
+            "self.dense.costs(choice[1])",
+            "test_auto_format",
+        ),
+        (
+            "A layer of several formats loses what it would lose in the first of them",
+            "return self.by_format[choice[0]].loss(choice[1])",
+            "return self.dense.loss(choice[1][:1] * len(self.dense.limits))",
+            "test_auto_format",
+        ),
+    ),
+    *_in(
         "elrt_keras/ranks/energy.py",
+        (
+            "Other formats are told what they keep at any cost",
+            "if one.costs(r)[resource] <= spent]",
+            "]",
+            "test_auto_format",
+        ),
         (
             "Losses are errors instead of logarithms of what is kept",
             "return -math.log(max(1.0 - candidate.errors(usable), _LEAST))",

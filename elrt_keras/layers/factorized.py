@@ -96,7 +96,7 @@ class FactorizedLayer(keras.layers.Layer):
         self._resolved_ranks = None
         self._runs_chain = True
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: Any) -> None:
         fixed = (*self._shared, *_LOW_RANK_ONLY)
         if name in fixed and name not in _CHANGEABLE and getattr(self, "built", False):
             raise AttributeError(
