@@ -535,6 +535,12 @@ RANKS = [
     *_in(
         "elrt_keras/ranks/candidate.py",
         (
+            "Losses are errors instead of logarithms of what is kept",
+            "return -math.log(max(1.0 - self.errors(usable), _LEAST))",
+            "return self.errors(usable)",
+            "test_energy",
+        ),
+        (
             "A layer of several formats is priced in the first of them",
             "self.by_format[choice[0]].costs(choice[1])",
             "self.dense.costs(choice[1])",
@@ -554,12 +560,6 @@ RANKS = [
             "if one.costs(r)[resource] <= spent]",
             "]",
             "test_auto_format",
-        ),
-        (
-            "Losses are errors instead of logarithms of what is kept",
-            "return -math.log(max(1.0 - candidate.errors(usable), _LEAST))",
-            "return candidate.errors(usable)",
-            "test_energy",
         ),
     ),
     *_in(

@@ -95,6 +95,10 @@ def test_the_plan_says_what_the_other_formats_would_keep(tmp_path):
         best = max(costs["rivals"], key=costs["rivals"].get)
         line = next(line for line in str(plan).splitlines() if line.split()[:1] == [name])
         assert line.rstrip().endswith(f"{costs['kept']:.0%} ({best} {costs['rivals'][best]:.0%})")
+    form, kernel = formats.get("svd"), to_numpy(model.get_layer("square").kernel)
+    costs = {rank: form.costs(kernel.shape, (rank,), (12, 12), (1, 1), "same", (1, 1)).macs for rank in range(2, 17, 2)}
+    most = max(rank for rank, macs in costs.items() if macs <= plan.costs["square"]["planned_macs"])
+    assert plan.costs["square"]["rivals"]["svd"] == pytest.approx(1 - form.errors(kernel)((most,)))
     plan.save(tmp_path / "plan.json")
     loaded = elrt.RankPlan.load(tmp_path / "plan.json")
     assert dict(loaded) == dict(plan) and loaded.costs == plan.costs and str(loaded) == str(plan)

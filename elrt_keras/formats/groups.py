@@ -117,7 +117,6 @@ class Grouped(Format):
         return [np.concatenate(parts, axis=axis) for parts, axis in zip(zip(*by_group), self._axes)]
 
 
-@functools.cache
 def grouped(one: str | Format, groups: int) -> Format:
     """A format for convolutions with that many groups; the format itself for one.
 
@@ -137,8 +136,13 @@ def grouped(one: str | Format, groups: int) -> Format:
     >>> tucker2.factor_shapes((3, 3, 8, 64), (4, 6))  # 32 channels to 64 in groups of 8 to 16
     [(1, 1, 8, 16), (3, 3, 4, 24), (1, 1, 6, 64)]
     """
-    groups = int_in(groups, "[1, inf)", "groups")
-    return get(one) if groups == 1 else Grouped(get(one), groups)
+    groups = int_in(groups, "[1, inf)", "groups")  # not in the cache, for which True and 1.0 are 1
+    return get(one) if groups == 1 else _grouped(get(one), groups)
+
+
+@functools.cache
+def _grouped(one, groups):
+    return Grouped(one, groups)
 
 
 def _summed(by_group):

@@ -11,6 +11,7 @@ and layers take a step back where that lets others gain more.
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -137,7 +138,7 @@ def _pareto(choices):
     return kept
 
 
-def _choices(candidate, prices, multiple_of):
+def _choices(candidate, prices, multiple_of) -> list[Any]:
     if isinstance(candidate, MixedCandidate):
         return [(name, r) for name, one in candidate.by_format.items() for r in _choices(one, prices, multiple_of)]
     if candidate.choices is not None:
