@@ -1,11 +1,35 @@
 """Files and folders that are whole or not there."""
 
+import contextlib
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
 from typing import TypeAlias
 
 Path: TypeAlias = str | os.PathLike[str]
+TEMPORARY = ".tmp"  # in the names of files that are being written
+
+
+@contextlib.contextmanager
+def replacing(path: Path, ending: str = "") -> Iterator[str]:
+    """Yields the name of a file to write, which takes the place of `path` at the end, or is removed after an error.
+
+    Args:
+        path: file path; where it is a link, the file that it leads to.
+        ending: ending of the name to write to, such as `".keras"`.
+    """
+    target = os.path.realpath(path)
+    # Not by `tempfile`, whose files nobody else may read.
+    temporary = os.path.join(os.path.dirname(target), f"{uuid.uuid4().hex}{TEMPORARY}{ending}")
+    try:
+        yield temporary
+        with open(temporary, "r+b") as file:  # Windows flushes only what may be written
+            os.fsync(file.fileno())  # or a power failure after the rename could leave a part
+        os.replace(temporary, target)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -18,21 +42,12 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         OSError: where there is no room or no permission; nothing is left behind.
     """
-    # Not by `tempfile`, whose files nobody else may read.
-    target = os.path.realpath(path)
-    temporary = os.path.join(os.path.dirname(target), f"{uuid.uuid4().hex}.tmp")
     try:
-        with open(temporary, "xb") as file:
+        with replacing(path) as temporary, open(temporary, "xb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # or a power failure after the rename could leave a part
-        os.replace(temporary, target)
     except OSError as error:
         error.filename = str(path)  # the one the user knows
         raise
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -4,7 +4,6 @@ A checkpoint is a `.keras` file of model and optimizer with one member more, `pr
 state that Keras leaves out of such files (random generators, running metrics). So a run goes on from it exactly.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -15,6 +14,7 @@ import keras
 import numpy as np
 from absl import logging
 
+from elrt_keras.atomic import TEMPORARY, replacing
 from elrt_keras.launch import (
     optimization,  # noqa: F401, whose optimizers the files name
     skip_sets,
@@ -24,7 +24,6 @@ FOLDER = "checkpoints"
 _KEPT = 2
 _MEMBER = "progress.json"
 _NAME = re.compile(r"epoch(\d+)_step(\d+)\.keras")
-_TEMPORARY = ".tmp.keras"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,27 +58,13 @@ def save(model, run_dir, progress):
     path = os.path.join(folder, f"epoch{progress.epoch:04d}_step{progress.step:06d}.keras")
     described = {**dataclasses.asdict(progress), "random_state": _random_state(model)}
     skip_sets.keep()
-    with replacing(path) as temporary:
+    with replacing(path, ".keras") as temporary:
         model.save(temporary)
         with zipfile.ZipFile(temporary, "a") as archive:
             archive.writestr(_MEMBER, json.dumps(described))
     for old in paths(run_dir)[_KEPT:]:
         os.remove(old)
     return path
-
-
-@contextlib.contextmanager
-def replacing(path):
-    """Gives the name of a `.keras` file to write, which afterwards takes the place of `path`, or is removed."""
-    temporary = path + _TEMPORARY
-    try:
-        yield temporary
-        _flush_to_disk(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-        raise
 
 
 def paths(run_dir):
@@ -149,7 +134,7 @@ def remove_remains(run_dir):
     """Removes files that a start that was killed left half written."""
     folder = os.path.join(run_dir, FOLDER)
     for name in os.listdir(folder) if os.path.isdir(folder) else ():
-        if name.endswith(_TEMPORARY):
+        if name.endswith(f"{TEMPORARY}.keras"):
             os.remove(os.path.join(folder, name))
 
 
@@ -192,9 +177,3 @@ def _assign(variables, values):
         raise ValueError(f"expected the values of {len(variables)} variables, found {len(values)}")
     for variable, value in zip(variables, values):
         variable.assign(np.asarray(value, dtype=variable.dtype))
-
-
-def _flush_to_disk(path):
-    """Has the system write a file out, so that not even a power failure after the rename leaves half of it."""
-    with open(path, "r+b") as file:  # Windows flushes only what may be written
-        os.fsync(file.fileno())

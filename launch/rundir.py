@@ -10,11 +10,10 @@ import keras
 from absl import logging
 
 from elrt_keras import plot
-from elrt_keras.atomic import write_bytes
+from elrt_keras.atomic import TEMPORARY, replacing, write_bytes
 from elrt_keras.launch import checkpoints, flags
 from elrt_keras.launch.plots import plot_curves
 
-_TEMPORARY = ".tmp"
 # What the commands print of a summary.
 _SUMMARIZED = ("model", "format", "dataset", "test_accuracy", "params", "macs", "macs_fraction", "seconds_per_epoch")
 
@@ -55,7 +54,7 @@ def check(config, run_dir):
         raise ValueError(f"Expected a directory that can be written. Received: run_dir={run_dir!r}")
     if not os.path.exists(flags_path(run_dir)):
         # A start that was killed at once may have left a part of flags.txt.
-        others = sorted(name for name in os.listdir(run_dir) if not name.endswith(_TEMPORARY))
+        others = sorted(name for name in os.listdir(run_dir) if not name.endswith(TEMPORARY))
         if others:
             raise ValueError(
                 f"Expected a new or empty directory, or one of a run. Received: run_dir={run_dir!r}, which holds "
@@ -214,7 +213,7 @@ def save_model(model, path):
     Raises:
         OSError: where it cannot be written; nothing is left behind.
     """
-    with checkpoints.replacing(path) as temporary:
+    with replacing(path, ".keras") as temporary:
         model.save(temporary)
 
 

@@ -461,7 +461,7 @@ BASICS = [
         "elrt_keras/atomic.py",
         (
             "A file is written in place",
-            'os.path.join(os.path.dirname(target), f"{uuid.uuid4().hex}.tmp")',
+            'os.path.join(os.path.dirname(target), f"{uuid.uuid4().hex}{TEMPORARY}{ending}")',
             "target",
             "test_atomic",
         ),
@@ -946,8 +946,8 @@ LAUNCH = [
         "launch/checkpoints.py",
         (
             "A checkpoint is written where the old one lies",
-            "temporary = path + _TEMPORARY",
-            "temporary = path",
+            'with replacing(path, ".keras") as temporary:',
+            "for temporary in [path]:",
             "test_checkpoints",
         ),
         (

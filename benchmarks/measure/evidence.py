@@ -1,7 +1,6 @@
 """Results as JSON files under `benchmarks/results/`: what was measured, the command and the machine."""
 
 import json
-import os
 import pathlib
 
 from benchmarks.measure import machine
@@ -26,10 +25,10 @@ def write(experiment, name, result, command, results=RESULTS, indent=2):
 
 def write_json(path, content, indent):
     """Writes a JSON file, whole or not at all."""
+    from elrt_keras.atomic import write_bytes  # late: it loads Keras, and pages read results without
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_bytes(path, (json.dumps(content, indent=indent) + "\n").encode())
 
 
 def read(experiment, results=RESULTS):

@@ -15,6 +15,7 @@ import elrt_keras as elrt
 from benchmarks.measure import machine
 from benchmarks.train.additions import Taught, plan_by_stage, scale_factor_rate
 from benchmarks.train.in_memory import epochs_of
+from elrt_keras.atomic import replacing
 from elrt_keras.launch import modeling
 from elrt_keras.launch.config import TrainConfig, parse_schedule
 
@@ -166,9 +167,8 @@ class Run:
         path.parent.mkdir(parents=True, exist_ok=True)
         if self.plan is not None:
             self.plan.save(path.with_suffix(".plan.json"))  # ahead of the rest, which tells whether it counts
-        temporary = path.with_suffix(f".{os.getpid()}.npz")
-        np.savez(temporary, *values, history=json.dumps(self.history))
-        os.replace(temporary, path)
+        with replacing(path, ".npz") as temporary:
+            np.savez(temporary, *values, history=json.dumps(self.history))
 
     def _resume(self):
         path = self._path
