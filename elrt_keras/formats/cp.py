@@ -21,6 +21,7 @@ from elrt_keras.formats.iterative import tensorly_on_numpy
 
 _ITERATIONS, _TOLERANCE = 200, 1e-8
 _FEW_ITERATIONS, _LOOKED_AT = 12, 10  # for errors: steps of an iteration, and ranks at which they are computed
+_LARGE, _PART = 2**17, 64  # elements of a kernel whose errors are corrected by those of a part with as many channels
 # Elements of the tensor times rank up to which all iterations are affordable, and a second start; then it is half.
 _SMALL = 2**24
 
@@ -90,19 +91,16 @@ class CP(Format):
         return self._factors(kernel, _best_cp(_three_way(kernel.astype("float64")), ranks[0]))
 
     def errors(self, kernel: np.ndarray) -> Errors:
-        """What a few steps of alternating least squares leave out at some ranks, interpolated between them."""
+        """What a few steps of alternating least squares leave out at some ranks, interpolated between them.
+
+        Of a large kernel it is what the orthogonal terms leave out, corrected as for the kernel of a part of its
+        channels.
+        """
         tensor = _three_way(np.asarray(kernel, "float64"))
-        norm, (full,) = np.sum(tensor**2), self.max_ranks(kernel.shape)
-        if norm == 0:
+        if not np.any(tensor):
             return lambda ranks: 0.0
-        weights, terms = _orthogonal_terms(tensor)
-        exact = min(full, int(np.sum(tails_of(weights**2) > 0)))  # from so many terms on nothing is left out
-        # At higher ranks the chain has more weights than the kernel.
-        highest = min(exact, math.ceil(tensor.size / sum(tensor.shape)))
-        ranks = np.unique(np.geomspace(1, highest, _LOOKED_AT).round().astype(int))
-        ranks = ranks[ranks < exact]
-        found = {int(rank): _squared_error(tensor, rank, weights, terms) / norm for rank in ranks}
-        return between({0: 1.0, **found, exact: 0.0, full: 0.0})
+        (full,) = self.max_ranks(kernel.shape)
+        return between({**_errors_at(tensor), full: 0.0})
 
     def errors_of_factors(self, factors: Sequence[np.ndarray]) -> Errors:
         """What leaving out terms costs; `truncate` starts from there."""
@@ -199,6 +197,32 @@ def _orthogonal_terms(tensor):
     return weights[order], factors[::-1] if swapped else factors
 
 
+def _errors_at(tensor):
+    """`{rank: relative squared error}` of CP at some ranks, from 0 to one at which nothing is left out."""
+    weights, terms = _orthogonal_terms(tensor)
+    tails = tails_of(weights**2)
+    exact = int(np.sum(tails > 0))
+    # At higher ranks the chain has more weights than the kernel.
+    highest = math.ceil(tensor.size / sum(tensor.shape))
+    ranks = np.unique(np.geomspace(1, highest, _LOOKED_AT).round().astype(int))
+    ranks = [int(rank) for rank in ranks if rank < exact]
+    if tensor.size <= _LARGE:
+        found = {rank: _squared_error(tensor, rank, weights, terms) / np.sum(tensor**2) for rank in ranks}
+    else:
+        part = tensor[:: -(-tensor.shape[0] // _PART), :, :: -(-tensor.shape[2] // _PART)]
+        gain, size = _gain(part), math.ceil(part.size / sum(part.shape))
+        found = {rank: max(0.0, 1.0 - (1.0 - tails[rank]) * gain(rank / highest * size)) for rank in ranks}
+    return {0: 1.0, **found, exact: 0.0}
+
+
+def _gain(tensor):
+    """How many times as much of a tensor the iteration keeps as its orthogonal terms, a function of the rank."""
+    tails, errors = tails_of(_orthogonal_terms(tensor)[0] ** 2), _errors_at(tensor)
+    ranks = [rank for rank in sorted(errors) if 0 < rank < len(tails)]
+    gains = [(1.0 - errors[rank]) / (1.0 - tails[rank]) for rank in ranks]
+    return lambda rank: float(np.interp(rank, ranks, gains))
+
+
 def _squared_error(tensor, rank, weights, terms):
     """What CP at a rank leaves out after a few iterations from the orthogonal terms."""
     from tensorly.cp_tensor import CPTensor, cp_to_tensor
@@ -206,14 +230,14 @@ def _squared_error(tensor, rank, weights, terms):
 
     start = [factor[:, :rank] for factor in terms]
     start[1] = start[1] * weights[:rank]
+    left_out = float(np.sum(weights[rank:] ** 2))
     with tensorly_on_numpy():
         init = CPTensor((np.ones(rank), start))
         try:
-            iterations = _FEW_ITERATIONS // (1 if tensor.size * rank <= _SMALL else 3)
-            cp = parafac(tensor, rank, init=init, n_iter_max=iterations, tol=_TOLERANCE, random_state=0)
+            cp = parafac(tensor, rank, init=init, n_iter_max=_FEW_ITERATIONS, tol=_TOLERANCE, random_state=0)
         except np.linalg.LinAlgError:  # as in `_best_cp`
-            return float(np.sum(weights[rank:] ** 2))
-        return min(float(np.sum((tensor - cp_to_tensor(cp)) ** 2)), float(np.sum(weights[rank:] ** 2)))
+            return left_out
+        return min(float(np.sum((tensor - cp_to_tensor(cp)) ** 2)), left_out)
 
 
 def _best_cp(tensor, rank, known=None):

@@ -19,7 +19,7 @@ from elrt_keras.formats.errors import Errors, rounded
 from elrt_keras.formats.iterative import tensorly_on_numpy
 
 _TOLERANCE = 1e-6
-_LOOKED_AT = 64  # ranks of one side at which errors are computed
+_LOOKED_AT, _LOOKED_AT_OF_WIDE, _WIDE = 64, 16, 128  # ranks of one side at which errors are computed, by channels
 _LARGE, _TOLERANCE_OF_LARGE = 2**18, 1e-4  # elements of a kernel: 170 channels to as many at 3×3
 
 
@@ -124,7 +124,8 @@ def _captured(kernel):
     _, in_channels, out_channels = kernel.shape
     directions = np.linalg.eigh(np.einsum("kpq,kpr->qr", kernel, kernel))[1][:, ::-1]
     turned = np.moveaxis(kernel @ directions, 0, 1)  # (C_in, K, C_out)
-    ranks = np.unique(np.linspace(1, out_channels, min(out_channels, _LOOKED_AT)).round().astype(int))
+    count = _LOOKED_AT if max(in_channels, out_channels) <= _WIDE else _LOOKED_AT_OF_WIDE
+    ranks = np.unique(np.linspace(1, out_channels, min(out_channels, count)).round().astype(int))
     columns, gram, before = [], np.zeros((in_channels, in_channels)), 0
     for rank in ranks:
         more = turned[:, :, before:rank].reshape(in_channels, -1)
