@@ -78,7 +78,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_weights(tmp_path, undisturbe
         return any(path.endswith(f"epoch{epoch:04d}_step000000.keras") for path in checkpoints.paths(str(run)))
 
     def writing(epoch):
-        return (run / "checkpoints" / f"epoch{epoch:04d}_step000000.keras.tmp.keras").exists()
+        return saved(epoch - 1) and any((run / "checkpoints").glob("*.tmp.keras"))
 
     def row(epoch):
         path = run / "history.csv"
