@@ -159,10 +159,10 @@ def time_candidates(
         for size, count in candidate.sizes:
             seconds = _times(candidate, [None, *ranks], size, table)
             times = {rank: total + count * seconds[rank] for rank, total in times.items()}
+        # Only what was measured as faster than the dense layer is ever on offer.
+        choices = tuple(rank for rank in ranks if times[rank] < times[None])
         times = smoothed(times, {rank: candidate.stages(rank) for rank in ranks})
         fields = {field.name: getattr(candidate, field.name) for field in dataclasses.fields(candidate)}
-        # Only what is faster than the dense layer is ever on offer.
-        choices = tuple(rank for rank in ranks if times[rank] < times[None])
         timed.append(TimedCandidate(**{**fields, "choices": choices}, times=times))
     return timed
 
