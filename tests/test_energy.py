@@ -106,7 +106,7 @@ def over_best(model, format_name, limits, multiple_of=4, loss=planned_loss):
 
 
 def test_before_training_no_layer_is_starved():
-    """What random kernels lose is close to what the same fraction of all ranks loses, in every layer."""
+    """Each layer keeps about as much of a random kernel as under one fraction of all ranks."""
     keras.utils.set_random_seed(0)
     model = elrt.models.build("resnet20")
     by_method = {}

@@ -391,6 +391,15 @@ def test_what_only_a_built_layer_knows(method):
             getattr(layer, method)(*([(None, 8, 8, 3)] if method.startswith("compute") else []))
 
 
+@pytest.mark.parametrize("dims", [0, 2])
+def test_a_wrapper_that_assigns_to_the_kernel_is_refused_by_name(dims):
+    layer = LAYERS[dims](4, 3, 2) if dims else elrt.layers.LowRankDense(4, 2)
+    wrapped = keras.layers.SpectralNormalization(layer)
+    received = f"Received: a SpectralNormalization around a {type(layer).__name__}"
+    with pytest.raises(ValueError, match=f"Expected a layer that stores its kernel.*factor_constraint.*{received}"):
+        wrapped(random_array(2, *(6,) * dims, 4), training=True)
+
+
 @pytest.mark.parametrize("layer", [elrt.layers.Tucker2Conv2D, elrt.layers.SVDConv2D])
 def test_the_bias_goes_along_the_channels_first(layer):
     low_rank = layer(6, 3, ranks=1.0, padding="same", data_format="channels_first", bias_initializer="random_normal")

@@ -378,9 +378,10 @@ def test_leaving_out_terms_of_cp_against_all_ways_to_do_so():
     factors = random_factors(form.factor_shapes(shape, (5,)))
     whole = compose("cp", factors)
     norm = np.linalg.norm(whole) ** 2
-    (values,) = form.spectra_of_factors(factors)
-    tails = np.append(np.cumsum(values[::-1])[::-1], 0.0)
-    assert np.all(values >= -1e-9 * norm) and tails[0] == pytest.approx(norm, rel=1e-4)
+    errors = form.errors_of_factors(factors)
+    tails = np.array([norm * errors((rank,)) for rank in range(6)])
+    assert np.all(np.diff(tails) <= 1e-9 * norm) and tails[0] == pytest.approx(norm, rel=1e-4)
+    assert form.errors_of_factors([0 * factor for factor in factors])((2,)) == 0
 
     def error(kept):
         some = (factors[0][..., kept], factors[1][:, :, kept], factors[2][..., kept, :])

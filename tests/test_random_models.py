@@ -83,6 +83,7 @@ def check(model, path=None):
     assert copies[1].classes() == seen.classes()
 
 
+@settings(max_examples=200)
 @given(data=st.data())
 def test_conversions_keep_what_a_model_is(data):
     check(random_model(data.draw))

@@ -48,7 +48,7 @@ def _rates(settings, flags, directory):
 
 
 def _result_of(*arguments):
-    """What `elrt-benchmark` measured."""
+    """Returns the result of an `elrt-benchmark` command."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "result.json"
         _call("benchmark", *arguments, f"--output={path}")

@@ -1,4 +1,4 @@
-"""What a reader of a measurement needs to know of the machine, and where models are built on one with a device."""
+"""Description of the machine, for readers of a measurement, and the place where models are built beside a device."""
 
 import contextlib
 import os

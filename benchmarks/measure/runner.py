@@ -79,7 +79,7 @@ def measurement(name, /, *, environment=None, limit_s=None, **flags):
 
 
 class Settings(argparse.Namespace):
-    """What the flags of a measurement say, its name as `measured`, and the `model` of this process or `None`."""
+    """Values of a measurement's flags, its name as `measured`, and the `model` of this process or `None`."""
 
     @property
     def file(self):

@@ -91,7 +91,7 @@ def zoo(settings):
 
 
 def _planned(model):
-    """What planning finds and how long it takes, and the plan for half the MACs, or as near as the ranks go."""
+    """Plans a model; returns the row of results with times, and the plan for half the MACs or the fewest possible."""
     import elrt_keras as elrt
 
     dense, smallest = elrt.count_costs(model), elrt.plan_ranks(model, fraction=1e-9)

@@ -104,12 +104,8 @@ class Format:
         """
         return [squared_singular_values(matrix) for matrix in self.unfoldings(np.asarray(kernel, "float64"))]
 
-    def spectra_of_factors(self, factors: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """`spectra` of the kernel that factors (NumPy arrays) compose, by what `truncate` leaves out of them."""
-        return self.spectra(ops.convert_to_numpy(self.compose(factors)))
-
     def errors(self, kernel: np.ndarray) -> Errors:
-        """Function from ranks to ‖W − Ŵ‖² / ‖W‖², what decomposing a kernel `W` (a NumPy array) leaves out.
+        """Returns the relative squared error of decomposing a kernel `W`, a NumPy array: `ranks ↦ ‖W − Ŵ‖² / ‖W‖²`.
 
         Exact for a format of one rank whose unfolding is the kernel as a matrix, an estimate from the spectra for
         others; a format overrides it with what it knows better.
@@ -215,7 +211,7 @@ class Format:
         return chain_costs(self.stages(kernel_shape, ranks, strides, dilation_rate), input_size, padding)
 
     def prefers_chain(self, kernel_shape: Shape, ranks: Sequence[int], strides: Shape) -> bool:
-        """Whether the chain takes no more MACs than the dense kernel, borders aside: what `execution="auto"` runs.
+        """Reports if the chain takes no more MACs than the dense kernel, borders aside; `"auto"` then runs the chain.
 
         Depends on nothing else, so that a layer, a plan, the costs and the times of one convolution always agree.
 
@@ -244,7 +240,8 @@ def _validate_rank(rank, ranks):
     ):
         return float(rank)
     raise ValueError(
-        f"A rank is an int of at least 1, or a float in (0, 1] for a fraction of the full rank. Received: ranks={ranks}"
+        f"Expected a rank as an int of at least 1, or a float in (0, 1], a fraction of the full rank. "
+        f"Received: ranks={ranks}"
     )
 
 

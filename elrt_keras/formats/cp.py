@@ -16,7 +16,7 @@ from keras import ops
 from elrt_keras.formats.arrays import MatrixView, Tensor, as_factors, channel_product, contracted
 from elrt_keras.formats.base import Format, register
 from elrt_keras.formats.chain import Shape, Stage
-from elrt_keras.formats.errors import Errors, between, of_spectra, tails_of
+from elrt_keras.formats.errors import Errors, between, rounded, tails_of
 from elrt_keras.formats.iterative import tensorly_on_numpy
 
 _ITERATIONS, _TOLERANCE = 200, 1e-8
@@ -91,10 +91,10 @@ class CP(Format):
         return self._factors(kernel, _best_cp(_three_way(kernel.astype("float64")), ranks[0]))
 
     def errors(self, kernel: np.ndarray) -> Errors:
-        """What a few steps of alternating least squares leave out at some ranks, interpolated between them.
+        """Errors after a few steps of alternating least squares at ten ranks, interpolated between them.
 
-        Of a large kernel it is what the orthogonal terms leave out, corrected as for the kernel of a part of its
-        channels.
+        The errors of a large kernel are those of its orthogonal terms. They are corrected by the ratio that a part of
+        the channels shows between the two.
         """
         tensor = _three_way(np.asarray(kernel, "float64"))
         if not np.any(tensor):
@@ -103,18 +103,16 @@ class CP(Format):
         return between({**_errors_at(tensor), full: 0.0})
 
     def errors_of_factors(self, factors: Sequence[np.ndarray]) -> Errors:
-        """What leaving out terms costs; `truncate` starts from there."""
-        return of_spectra(self.spectra_of_factors(factors))
-
-    def spectra_of_factors(self, factors: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """What the squared error of the kernel grows by as `truncate` leaves terms out, one after another.
+        """Errors after leaving out terms one after another, from which `truncate` starts.
 
         The terms of trained factors are not orthogonal, and a kernel of r such terms has more than r orthogonal ones.
         """
         errors = _leaving_out(_matrices(factors))[1]
+        if errors[-1] == 0:
+            return lambda ranks: 0.0
         # In the order of ranks, and no rank loses more than a lower one.
-        tails = np.minimum(np.maximum.accumulate(errors), errors[-1])[::-1]
-        return [tails[:-1] - tails[1:]]
+        by_rank = rounded(np.minimum(np.maximum.accumulate(errors) / errors[-1], 1.0)[::-1])
+        return lambda ranks: float(by_rank[min(ranks[0], len(by_rank) - 1)])
 
     def truncate(self, factors: Sequence[Tensor], ranks: Sequence[int]) -> list[np.ndarray]:
         """As `decompose`, started also from the terms whose removal changes the kernel least (see `_leaving_out`)."""
@@ -216,7 +214,7 @@ def _errors_at(tensor):
 
 
 def _gain(tensor):
-    """How many times as much of a tensor the iteration keeps as its orthogonal terms, a function of the rank."""
+    """Ratio of the parts of a tensor that the iteration and the orthogonal terms keep, as a function of the rank."""
     tails, errors = tails_of(_orthogonal_terms(tensor)[0] ** 2), _errors_at(tensor)
     ranks = [rank for rank in sorted(errors) if 0 < rank < len(tails)]
     gains = [(1.0 - errors[rank]) / (1.0 - tails[rank]) for rank in ranks]
@@ -224,7 +222,7 @@ def _gain(tensor):
 
 
 def _squared_error(tensor, rank, weights, terms):
-    """What CP at a rank leaves out after a few iterations from the orthogonal terms."""
+    """Squared error of CP at a rank after a few iterations from the orthogonal terms."""
     from tensorly.cp_tensor import CPTensor, cp_to_tensor
     from tensorly.decomposition import parafac
 

@@ -33,8 +33,8 @@ def rounded(errors: np.ndarray) -> np.ndarray:
 def of_spectra(spectra: Sequence[np.ndarray]) -> Errors:
     """`1 − Π_i (1 − tail_i)`: the exact error for one rank, an estimate for several.
 
-    What one rank captures of a kernel, another captures a part of, which is about the part that it captures of the
-    whole where the two have nothing to do with each other.
+    The estimate takes the ranks as independent: each keeps the same part of the whole kernel and of what the others
+    keep of it.
 
     Args:
         spectra: by rank, squared singular values of the unfolding in descending order.

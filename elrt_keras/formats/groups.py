@@ -86,9 +86,6 @@ class Grouped(Format):
         """The sums over the groups: a rank leaves out the same tail of each."""
         return _summed([self._one.spectra(part) for part in self._kernels(kernel)])
 
-    def spectra_of_factors(self, factors: Sequence[np.ndarray]) -> list[np.ndarray]:
-        return _summed([self._one.spectra_of_factors(some) for some in self._by_group(factors)])
-
     def errors(self, kernel: np.ndarray) -> Errors:
         """Those of the groups together: a rank is the same in each of them."""
         return weighted([(float(np.sum(part**2)), self._one.errors(part)) for part in self._kernels(kernel)])

@@ -95,7 +95,7 @@ class TensorTrain(Format):
         return as_factors(factors, self.factor_shapes(kernel.shape, ranks), kernel.dtype)
 
     def errors(self, kernel: np.ndarray) -> Errors:
-        """What `decompose` leaves out. Of large kernels an estimate from the spectra, which is more than that."""
+        """Exact errors of `decompose`; for large kernels the estimate from the spectra, which is higher."""
         kernel = np.asarray(kernel, "float64")
         norm = np.sum(kernel**2)
         if norm == 0 or kernel.size > _LARGE:

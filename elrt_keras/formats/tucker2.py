@@ -81,7 +81,7 @@ class Tucker2(Format):
         return as_factors((left, core, right.T), self.factor_shapes(kernel.shape, ranks), kernel.dtype)
 
     def errors(self, kernel: np.ndarray) -> Errors:
-        """What one step of the iteration leaves out, from the better of its two sides, for all ranks at once.
+        """Errors after one step of the iteration, from the better of its two sides, for all ranks at once.
 
         With the leading r_out directions V of the unfolding: Σ_{i > r_in} λ_i of the Gram matrix of W·V along C_in; and
         the same from the other side. `decompose` goes on from there and leaves out a few percent less.

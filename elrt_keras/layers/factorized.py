@@ -115,6 +115,7 @@ class FactorizedLayer(keras.layers.Layer):
     def kernel(self) -> Tensor:
         """The composed dense kernel, `(*kernel_size, C_in, C_out)`; known once the layer is built."""
         self._require_built("kernel")
+        _refuse_writer(inspect.currentframe())
         return self.format.compose([ops.convert_to_tensor(factor) for factor in self.factors])
 
     @property
@@ -412,3 +413,17 @@ class FactorizedLayer(keras.layers.Layer):
             config[argument] = serialized(argument, getattr(self, argument))
         config["ranks"] = self._ranks  # as given: a fraction stays one
         return config
+
+
+def _refuse_writer(frame):
+    """Refuses a layer that reads `kernel` to assign to it later, where Keras would fail without a reason.
+
+    Keras has one such layer, and no hook by which the layer inside learns of it but the frame that reads.
+    """
+    reader = frame.f_back.f_locals.get("self")
+    if isinstance(reader, keras.layers.SpectralNormalization):
+        raise ValueError(
+            f"Expected a layer that stores its kernel: a low-rank one composes it. Its factors can be held instead, by "
+            f"factor_constraint='stiefel' or factor_regularizer='srip'. "
+            f"Received: a SpectralNormalization around a {type(frame.f_locals['self']).__name__}"
+        )

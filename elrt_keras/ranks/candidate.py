@@ -92,7 +92,7 @@ class Candidate:
         return {}  # by ranks; planners ask again and again
 
     def runs_chain(self, ranks: tuple[int, ...]) -> bool:
-        """Whether the low-rank layer at `ranks` runs as a chain; otherwise through its composed kernel."""
+        """Reports if the low-rank layer at `ranks` runs as a chain; otherwise through its composed kernel."""
         if self.execution != "auto":
             return self.execution == "chain"
         return self.format.prefers_chain(self.kernel_shape, ranks, self.strides)
@@ -121,7 +121,7 @@ class Candidate:
 
     @functools.cached_property
     def errors(self) -> Errors:
-        """What ranks leave out of the kernel, as it is when first asked for: `Format.errors`."""
+        """`Format.errors` of the kernel, as the kernel is at the first use."""
         kernel = self.kernel()
         if not isinstance(self.layer, FactorizedLayer):
             return self.format.errors(kernel)
@@ -137,7 +137,7 @@ class Candidate:
         return [self]
 
     def entry(self, ranks: tuple[int, ...]) -> LayerPlan:
-        """What a plan says of the layer at `ranks`."""
+        """Returns the plan's entry for the layer at `ranks`."""
         return LayerPlan(self.format.name, ranks)
 
     def is_cheaper(self, ranks: tuple[int, ...], judged_by: Sequence[str]) -> bool:
@@ -146,7 +146,7 @@ class Candidate:
         return all(low[r] <= dense[r] for r in judged_by) and any(low[r] < dense[r] for r in judged_by)
 
 
-# What a layer that may take several formats chooses: the name of one, and its ranks.
+# Choice of a layer that may take several formats: the name of one, and its ranks.
 FormatRanks: TypeAlias = tuple[str, tuple[int, ...]]
 
 

@@ -103,7 +103,7 @@ def total_loss(candidates: Sequence[Candidate | MixedCandidate], chosen: Chosen)
 
 
 def rivals(candidate: MixedCandidate, choice: FormatRanks, multiple_of: int, resource: str) -> dict[str, float]:
-    """What the other formats of a layer would keep of its kernel for no more of a resource, by their names.
+    """Returns the part of a kernel that each other format would keep for no more of a resource, by its name.
 
     Args:
         candidate: the layer.

@@ -170,10 +170,10 @@ def time_candidates(
 def smoothed(
     times: Mapping[tuple[int, ...] | None, float], chains: Mapping[tuple[int, ...], Sequence[Stage]]
 ) -> dict[tuple[int, ...] | None, float]:
-    """Times with half of their scatter: each is the geometric mean of what was measured and what all others suggest.
+    """Times with about half of their scatter: the geometric means of the measured and of fitted times.
 
-    The others suggest `c_0 + Σ_i c_i · weights of stage i` with c ≥ 0, fitted to all ranks of the layer, relatively.
-    What is left of a time that stands out, such as that of a rank between two vectors, counts half.
+    The fit is `c_0 + Σ_i c_i · weights of stage i` with c ≥ 0, by least squares of relative errors over all ranks of
+    the layer. A time that really stands out, such as that of a rank between two vectors, keeps half of its distance.
 
     Args:
         times: seconds by ranks, and of the dense layer (`None`), which stays as it is.

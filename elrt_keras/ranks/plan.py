@@ -195,7 +195,7 @@ class RankPlan(collections.abc.MutableMapping[str, LayerPlan]):
 
 
 def _kept(costs):
-    """What the ranks of a layer keep of its kernel, and which other format would keep most."""
+    """Text of the part of its kernel that a layer keeps, and of the best other format."""
     if "kept" not in costs:
         return ""
     rivals = costs.get("rivals", {})

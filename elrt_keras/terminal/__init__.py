@@ -1,1 +1,1 @@
-"""What a person reads on the terminal: tables, bars."""
+"""Tables and progress bars for the terminal."""
