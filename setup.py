@@ -105,6 +105,7 @@ setup(
             "elrt-train=elrt_keras.launch.train:main",
             "elrt-evaluate=elrt_keras.launch.evaluate:main",
             "elrt-plan=elrt_keras.launch.plan:main",
+            "elrt-shrink=elrt_keras.launch.shrink:main",
             "elrt-export=elrt_keras.launch.export:main",
             "elrt-benchmark=elrt_keras.launch.benchmark:main",
             "elrt-classify=elrt_keras.launch.classify:main",

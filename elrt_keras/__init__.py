@@ -15,7 +15,8 @@ import pathlib
 from types import ModuleType
 
 from elrt_keras import callbacks, constraints, formats, initializers, layers, regularizers
-from elrt_keras.conversion import expand, factorize, merge, shrink, shrink_curve
+from elrt_keras.conversion import expand, factorize, merge, recalibrate_batch_norm, shrink, shrink_curve
+from elrt_keras.distillation import Taught
 from elrt_keras.graph.costs import LayerCosts, ModelCosts, count_costs
 from elrt_keras.layers.batch_norm import fuse_batch_norm
 from elrt_keras.ranks import LayerPlan, RankPlan, plan_ranks
@@ -27,6 +28,7 @@ __all__ = [
     "LayerPlan",
     "ModelCosts",
     "RankPlan",
+    "Taught",
     "callbacks",
     "constraints",
     "count_costs",
@@ -41,6 +43,7 @@ __all__ = [
     "models",
     "plan_ranks",
     "plot",
+    "recalibrate_batch_norm",
     "regularizers",
     "shrink",
     "shrink_curve",

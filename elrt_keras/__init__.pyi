@@ -13,8 +13,10 @@ from elrt_keras import regularizers as regularizers
 from elrt_keras.conversion import expand as expand
 from elrt_keras.conversion import factorize as factorize
 from elrt_keras.conversion import merge as merge
+from elrt_keras.conversion import recalibrate_batch_norm as recalibrate_batch_norm
 from elrt_keras.conversion import shrink as shrink
 from elrt_keras.conversion import shrink_curve as shrink_curve
+from elrt_keras.distillation import Taught as Taught
 from elrt_keras.graph.costs import LayerCosts as LayerCosts
 from elrt_keras.graph.costs import ModelCosts as ModelCosts
 from elrt_keras.graph.costs import count_costs as count_costs

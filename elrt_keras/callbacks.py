@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from elrt_keras.checks import int_in, number_in
+from elrt_keras.distillation import student_of
 from elrt_keras.graph.paths import iterate_sublayers
 from elrt_keras.graph.view import View
 from elrt_keras.layers import FactorizedLayer
@@ -36,7 +37,7 @@ def factor_errors(model: keras.Model) -> dict[str, float]:
     if not isinstance(model, keras.Model):
         raise ValueError(f"Expected a Keras model. Received: model={model!r}")
     errors = {}
-    for path, layer in iterate_sublayers(model):
+    for path, layer in iterate_sublayers(student_of(model)):
         if isinstance(layer, FactorizedLayer):
             for view in layer.format.orthogonal_factors(layer.spatial_dims):
                 matrices = view.matrices(keras.ops.convert_to_tensor(layer.factors[view.index]))
@@ -123,7 +124,7 @@ def _validated_steps(schedule):
 
 def _orthogonality_regularizers(model):
     found = {}
-    for _, layer in iterate_sublayers(model):
+    for _, layer in iterate_sublayers(student_of(model)):
         # Layers name them after the weights they act on, or give them to a weight alone.
         for value in (*vars(layer).values(), *(weight.regularizer for weight in layer.weights)):
             if isinstance(value, OrthogonalityRegularizer):
@@ -195,7 +196,7 @@ class StableRankStopping(keras.callbacks.Callback):
         self.stopped_epoch: int | None = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._candidates, _ = survey(View(self.model), self.format, self.exclude)
+        self._candidates, _ = survey(View(student_of(self.model)), self.format, self.exclude)
         if not self._candidates:
             raise ValueError(
                 f"Expected a model with layers that can be factorised. Received: model={self.model.name!r}"

@@ -15,6 +15,7 @@ import numpy as np
 from absl import logging
 
 from elrt_keras.atomic import TEMPORARY, replacing
+from elrt_keras.distillation import student_of
 from elrt_keras.launch import (
     optimization,  # noqa: F401, whose optimizers the files name
     skip_sets,
@@ -115,7 +116,7 @@ def restore(model, progress):
         return
     if len(progress.metrics) != len(model.metrics_variables):
         # On TensorFlow they are built by the first step. One of any values builds them too.
-        outputs = keras.ops.ones((1, *model.output_shape[1:]))
+        outputs = keras.ops.ones((1, *student_of(model).output_shape[1:]))
         model.compute_metrics(None, outputs, outputs)
     _assign(model.metrics_variables, progress.metrics)
 

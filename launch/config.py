@@ -21,6 +21,7 @@ ON_NAN = ("stop", "rollback")
 _DEFAULT_AUGMENTATION = {"digits": "crop", "svhn_cropped": "crop"}
 _GREY = ("digits", "fashion_mnist")
 _DEFAULT_MAX_MACS = 0.4
+_DEFAULT_EPOCHS = 20
 _BUDGETS = ("max_macs", "max_params", "max_latency")
 
 
@@ -47,6 +48,10 @@ class TrainConfig:
     rank_method: str | None = None
     multiple_of: int | None = None
     initial_model: str | None = None
+    calibration_examples: int = 0
+    teacher: str | None = None
+    teacher_weight: float = 1.0
+    temperature: float = 1.0
     warmup_epochs: str = "0"
     orthogonality: str = "dso"
     orthogonality_strength: float = 1e-2
@@ -63,7 +68,9 @@ class TrainConfig:
     weight_decay_kind: str = "auto"
     label_smoothing: float = 0.0
     augmentation: str = "auto"
-    epochs: int = 20
+    ema: float | None = None
+    epochs: int | None = None
+    training_macs_of_dense: float | None = None
     batch_size: int = 128
     seed: int = 0
     precision: str = "float32"
@@ -77,8 +84,11 @@ class TrainConfig:
         # A frozen dataclass resolves its open fields once, here, so that two equal runs have equal configs.
         if self.augmentation == "auto":
             self._set(augmentation=_DEFAULT_AUGMENTATION.get(self.dataset, "crop,flip"))
+        if self.epochs is None and self.training_macs_of_dense is None:
+            self._set(epochs=_DEFAULT_EPOCHS)
         if self.smoke:
-            self._set(epochs=min(self.epochs, 2), batch_size=min(self.batch_size, 32))
+            self._set(epochs=min(self.epochs or 2, 2), batch_size=min(self.batch_size, 32))
+            self._set(training_macs_of_dense=None)
         if self.format != "dense" and self.rank_method != "vbmf" and not self._given("rank_plan", *_BUDGETS):
             self._set(max_macs=_DEFAULT_MAX_MACS)
         if self.rank_method is None:
@@ -129,22 +139,30 @@ class TrainConfig:
             initializers.get(self.factor_initializer)
 
     def _check_numbers(self):
-        for name in ("epochs", "batch_size", "lr_step_epochs"):
+        for name in ("batch_size", "lr_step_epochs", *self._given("image_size")):
             int_in(getattr(self, name), "[1, inf)", name)
-        if self.image_size is not None:
-            int_in(self.image_size, "[1, inf)", "image_size")
+        int_in(self.calibration_examples, "[0, inf)", "calibration_examples")
+        for name in self._given("epochs"):
+            int_in(self.epochs, "[1, inf)" if self.initial_model is None else "[0, inf)", name)
         int_in(self.seed, f"[0, {2**31 - 1}]", "seed")
         number_in(self.learning_rate, "(0, inf)", "learning_rate")
         number_in(self.width, "(0, 64]", "width")
         number_in(self.momentum, "[0, 1)", "momentum")
         number_in(self.lr_step_factor, "(0, 1]", "lr_step_factor")
         number_in(self.label_smoothing, "[0, 1]", "label_smoothing")
+        for name in ("teacher_weight", "temperature", *self._given("training_macs_of_dense")):
+            number_in(getattr(self, name), "(0, inf)", name)
+        for name in self._given("ema"):
+            number_in(self.ema, "(0, 1)", name)
         for name in ("weight_decay", "orthogonality_strength", "checkpoint_minutes"):
             number_in(getattr(self, name), "[0, inf)", name)
+        if self.warmup_epochs != "auto" and not self.warmup_epochs.isdecimal():
+            raise ValueError(f"Expected epochs or 'auto'. Received: warmup_epochs={self.warmup_epochs!r}")
+        if self.epochs is None:
+            number_in(self.lr_warmup_epochs, "[0, inf)", "lr_warmup_epochs")
+            return
         number_in(self.lr_warmup_epochs, f"[0, {self.epochs}]", "lr_warmup_epochs")
         if self.warmup_epochs != "auto":
-            if not self.warmup_epochs.isdecimal():
-                raise ValueError(f"Expected epochs or 'auto'. Received: warmup_epochs={self.warmup_epochs!r}")
             int_in(int(self.warmup_epochs), f"[0, {self.epochs - 1}]", "warmup_epochs")
         elif self.epochs < 2:
             raise ValueError("Expected an epoch after those of full rank. Received: warmup_epochs='auto', epochs=1")
@@ -185,6 +203,23 @@ class TrainConfig:
                 "Expected either a trained model to start from or full-rank warm-up. "
                 f"Received: initial_model={self.initial_model!r}, warmup_epochs={self.warmup_epochs!r}"
             )
+        self._check_teacher()
+        if self.calibration_examples and self.initial_model is None:
+            raise ValueError(
+                "Expected a trained model to fit to data: pass --initial_model. "
+                f"Received: calibration_examples={self.calibration_examples}"
+            )
+        if self.ema is not None and self.orthogonality == "stiefel":
+            raise ValueError(
+                "Expected a penalty beside averaged weights: an average of orthonormal factors is not orthonormal. "
+                f"Received: ema={self.ema}, orthogonality='stiefel'"
+            )
+        if self.training_macs_of_dense is not None and (self.epochs is not None or self.warms_up):
+            raise ValueError(
+                "Expected training_macs_of_dense alone: it decides the epochs, and the MACs of all of them have to be "
+                f"known at the start. Received: training_macs_of_dense={self.training_macs_of_dense}, "
+                f"epochs={self.epochs}, warmup_epochs={self.warmup_epochs!r}"
+            )
         if self.format == AUTO:
             if self.rank_plan is not None:
                 raise ValueError(
@@ -203,6 +238,14 @@ class TrainConfig:
                         "Expected trained weights to read: pass --initial_model or --warmup_epochs. "
                         f"Received: {name}={needs!r}"
                     )
+
+    def _check_teacher(self):
+        changed = [
+            name for name in ("teacher_weight", "temperature") if getattr(self, name) != getattr(type(self), name)
+        ]
+        if self.teacher is None and changed:
+            values = ", ".join(f"{name}={getattr(self, name)}" for name in changed)
+            raise ValueError(f"Expected a teacher with it, such as --teacher=RUN_DIR. Received: {values}")
 
     @property
     def warms_up(self):

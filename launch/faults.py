@@ -15,8 +15,11 @@ from elrt_keras.launch import checkpoints
 from elrt_keras.launch.checkpoints import Progress
 
 
-class Stopped(Exception):
-    """The process was told to stop; the message says where the run goes on."""
+class Stopped(BaseException):
+    """The process was told to stop; the message says where the run goes on.
+
+    Like `KeyboardInterrupt` it is no `Exception`: it can come anywhere, and handlers of errors have to let it pass.
+    """
 
 
 class WorkerLost(ValueError):
@@ -45,11 +48,15 @@ class StopRequest:
         """Within it SIGTERM ends the work by `Stopped`: there is no step to finish, and nothing to save."""
         self._at_once = True
         try:
-            if self.received:
-                self.note()
+            self._heed()
             yield
+            self._heed()  # one that came where Python drops exceptions, such as in `__del__`
         finally:
             self._at_once = False
+
+    def _heed(self):
+        if self.received:
+            self.note()
 
 
 @contextlib.contextmanager

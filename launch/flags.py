@@ -51,7 +51,26 @@ _SPECS = {
         "'vbmf' and 'stable_rank' read trained weights, 'vbmf' needs no budget, 'latency' goes with --max_latency.",
     ),
     "multiple_of": ("integer", "Ranks are multiples of this; 8 if not given, which SIMD units like."),
-    "initial_model": ("string", "A trained dense --model (.keras, or a finished run) to decompose and fine-tune."),
+    "initial_model": (
+        "string",
+        "A trained --model (.keras, or a finished run) to start from: a dense one is decomposed, a low-rank one is "
+        "shrunk to the budget. It is then fine-tuned for --epochs, which may be 0.",
+    ),
+    "calibration_examples": (
+        "integer",
+        "Training images, augmented, to which the kernels of --initial_model are fitted, and from which batch-norm "
+        "statistics are taken.",
+    ),
+    "teacher": (
+        "string",
+        "A trained model (.keras, or a finished run) whose predictions the model learns beside the labels.",
+    ),
+    "teacher_weight": ("float", "Weight of the divergence from the teacher, beside 1 for the labels."),
+    "temperature": (
+        "float",
+        "Temperature that softens both predictions for the divergence; above 1 the teacher's small probabilities "
+        "count more.",
+    ),
     "warmup_epochs": (
         "string",
         "Full-rank epochs before the model is decomposed and trained on; 'auto' switches when the stable ranks of "
@@ -94,7 +113,17 @@ _SPECS = {
         f"Comma list of {', '.join(config_module.AUGMENTATIONS)}; 'none'; 'auto' picks by data set. "
         "On streamed images crop is the Inception crop.",
     ),
-    "epochs": ("integer", "Epochs."),
+    "ema": (
+        "float",
+        "Momentum of a moving average of the weights, such as 0.999. Every evaluation and the saved model have the "
+        "averaged weights.",
+    ),
+    "epochs": ("integer", "Epochs; 20 if not given."),
+    "training_macs_of_dense": (
+        "float",
+        "In place of --epochs: train for as many epochs as the training MACs of so many epochs of the dense model pay "
+        "for, those of the teacher included. 200 is: at the cost of 200 dense epochs.",
+    ),
     "batch_size": ("integer", "Global batch size."),
     "seed": ("integer", "Seed of initial weights, data order and augmentation."),
     "precision": (

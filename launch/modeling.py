@@ -8,9 +8,13 @@ from absl import logging
 
 import elrt_keras as elrt
 from elrt_keras import RankPlan
+from elrt_keras.distillation import student_of
+from elrt_keras.graph.configs import copy_arguments
 from elrt_keras.graph.paths import iterate_layers
 from elrt_keras.launch import rundir
 from elrt_keras.launch.optimization import add_kernel_regularizer, frobenius_decay, learning_rate, make_optimizer
+from elrt_keras.layers import FactorizedLayer
+from elrt_keras.ranks import methods
 
 
 def new_model(config, data, steps):
@@ -21,7 +25,71 @@ def new_model(config, data, steps):
     return model
 
 
-def build_model(config, dense, plan):
+def starting_model(config, dense, data):
+    """The model that a run starts with, and its `RankPlan`: planned for the dense model, or shrunk from a low-rank one.
+
+    Raises:
+        ValueError: for a low-rank model that no budget is given for, or that cannot be shrunk to it.
+    """
+    examples = calibration_data(config, data)
+    trained = initial_low_rank(config)
+    if trained is None:
+        plan = rank_plan(config, dense, examples)
+        return build_model(config, dense, RankPlan() if config.warms_up else plan, examples), plan
+    if config.max_macs is None and config.max_params is None:
+        raise ValueError(
+            "Expected max_macs or max_params for a low-rank model, to which it is shrunk. "
+            f"Received: initial_model={config.initial_model!r} with neither"
+        )
+    budgets = {"max_macs": config.max_macs, "max_params": config.max_params}
+    shrunk = elrt.shrink(trained, **budgets, multiple_of=config.multiple_of, calibration_data=examples)
+    model = with_penalties(config, shrunk)
+    layers = {path: layer for path, layer in iterate_layers(model) if isinstance(layer, FactorizedLayer)}
+    return model, RankPlan({path: (layer.format_name, layer.ranks) for path, layer in layers.items()})
+
+
+def calibration_data(config, data):
+    """Training images as the run sees them, `calibration_examples` of them or a few more; `None` for none."""
+    if not config.calibration_examples:
+        return None
+    return data.train_batches(config).take(-(-config.calibration_examples // config.batch_size))
+
+
+def initial_low_rank(config):
+    """The low-rank model that a run starts from, or `None`."""
+    if config.initial_model is None:
+        return None
+    trained = rundir.load_model(config.initial_model)
+    is_low_rank = any(isinstance(layer, FactorizedLayer) for _, layer in iterate_layers(trained))
+    return trained if is_low_rank else None
+
+
+def with_penalties(config, low_rank):
+    """A copy of a low-rank model with the run's regularizers in the place of its own."""
+    decay = frobenius_decay(config)
+    own = {
+        "factor_regularizer": _orthogonality(config),
+        "factor_constraint": _constraint(config),
+        "kernel_regularizer": decay,
+        "recompute": config.recompute,
+    }
+
+    def copied(layer):
+        overrides = own if isinstance(layer, FactorizedLayer) else {}
+        return type(layer).from_config({**copy_arguments(layer), **overrides})
+
+    model = keras.models.clone_model(low_rank, clone_function=copied)
+    model.set_weights(low_rank.get_weights())
+    if decay is not None:
+        add_kernel_regularizer(model, decay)
+    return model
+
+
+def _constraint(config):
+    return elrt.constraints.Stiefel() if config.orthogonality == "stiefel" else None
+
+
+def build_model(config, dense, plan, calibration_data=None):
     """The model of a run: `dense` itself, or its low-rank twin under `plan`, with the run's regularizers."""
     decay = frobenius_decay(config)
     if not plan.factorized():
@@ -32,9 +100,10 @@ def build_model(config, dense, plan):
             plan,
             factor_initializer=_seeded(config),
             factor_regularizer=_orthogonality(config),
-            factor_constraint=elrt.constraints.Stiefel() if config.orthogonality == "stiefel" else None,
+            factor_constraint=_constraint(config),
             kernel_regularizer=decay,
             recompute=config.recompute,
+            calibration_data=calibration_data,
         )
     if decay is not None:
         add_kernel_regularizer(model, decay)
@@ -51,18 +120,70 @@ def dense_model(config, data):
         width=config.width,
     )
     if config.initial_model is not None:
-        trained = rundir.load_model(config.initial_model)
+        trained = initial_low_rank(config)
+        trained = rundir.load_model(config.initial_model) if trained is None else elrt.merge(trained)
         shapes = [[tuple(w.shape) for w in model.weights] for model in (dense, trained)]
         if shapes[0] != shapes[1]:
             raise ValueError(
-                f"Expected a dense {config.model} for {len(data.class_names)} classes. "
+                f"Expected a {config.model} for {len(data.class_names)} classes. "
                 f"Received: initial_model={config.initial_model!r} with other weights"
             )
         dense.set_weights(trained.get_weights())
     return dense
 
 
-def rank_plan(config, dense):
+def load_teacher(config, dense, data):
+    """The teacher of a run, or `None` for a run without one.
+
+    Raises:
+        ValueError: for a teacher that is missing, or of other classes or inputs than the run's.
+    """
+    if config.teacher is None:
+        return None
+    teacher = rundir.load_model(config.teacher)
+    rundir.check_classes(config.teacher, data)
+    with_teacher(config, dense, teacher)
+    return teacher
+
+
+def with_teacher(config, model, teacher):
+    """The model to train: `model` itself, or taught by a teacher where there is one."""
+    if teacher is None:
+        return model
+    try:
+        return elrt.Taught(model, teacher, config.teacher_weight, config.temperature)
+    except ValueError as error:
+        raise ValueError(f"In --teacher={config.teacher}: {error}") from error
+
+
+def training_macs(model):
+    """MACs of a training step for one image: three times those of inference, and once those of the teacher.
+
+    The gradients of inputs and of weights cost as much as the forward pass each.
+    """
+    macs = 3 * elrt.count_costs(student_of(model)).macs
+    return macs + elrt.count_costs(model.teacher).macs if isinstance(model, elrt.Taught) else macs
+
+
+def with_epochs(config, model, dense):
+    """The configuration with the number of epochs that `training_macs_of_dense` pays for.
+
+    Raises:
+        ValueError: where it pays for none.
+    """
+    if config.training_macs_of_dense is None:
+        return config
+    dense_epochs = training_macs(model) / training_macs(dense)
+    epochs = int(config.training_macs_of_dense / dense_epochs)
+    if not epochs:
+        raise ValueError(
+            f"Expected training MACs for an epoch, which costs {dense_epochs:.2f} epochs of the dense model. "
+            f"Received: training_macs_of_dense={config.training_macs_of_dense}"
+        )
+    return dataclasses.replace(config, epochs=epochs, training_macs_of_dense=None)
+
+
+def rank_plan(config, dense, calibration_data=None):
     """The `RankPlan` of a run: all dense, read from a file, or planned under the budget."""
     if config.format == "dense":
         return RankPlan({row.name: None for row in elrt.count_costs(dense).layers if row.macs})
@@ -87,6 +208,7 @@ def rank_plan(config, dense):
         max_latency=config.max_latency,
         method=config.rank_method,
         multiple_of=config.multiple_of,
+        calibration_data=calibration_data if methods.get(config.rank_method).weighs_kernels else None,
     )
 
 
@@ -125,8 +247,8 @@ def accuracy():
 
 
 def _cross_entropy(config):
-    """The loss without penalties as a metric, for the runs whose loss has some."""
-    if frobenius_decay(config) is None and _orthogonality(config) is None:
+    """The loss over the labels alone as a metric, for the runs whose loss has more in it."""
+    if config.teacher is None and frobenius_decay(config) is None and _orthogonality(config) is None:
         return []
     # By the configuration, not by the model: full-rank warm-up has the columns of the low-rank epochs.
     return [keras.metrics.CategoricalCrossentropy(name="cross_entropy", label_smoothing=config.label_smoothing)]

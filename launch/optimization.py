@@ -65,7 +65,8 @@ class _RunOptimizer:
     """Adds to an optimizer what a run needs, in a way that its saved configuration cannot lose.
 
     `gradient_norms` holds ‖gradient‖ of each variable at the last step where all were finite. Decoupled weight decay
-    leaves variables with one axis alone: biases and batch-norm.
+    leaves variables with one axis alone: biases and batch-norm. Averaged weights (`use_ema`) stay apart from the
+    weights until `use_averages`: Keras would put them in place after each `fit`, of which a resumed run has two.
     """
 
     def build(self, variables):
@@ -74,6 +75,21 @@ class _RunOptimizer:
         self.gradient_norms = self.add_variable(
             (len(variables),), "zeros", "float32", aggregation="mean", name="gradient_norms"
         )
+
+    def add_optimizer_variables(self, trainable_variables, name, initializer="zeros"):
+        added = super().add_optimizer_variables(trainable_variables, name, initializer)
+        if name == "average":
+            # Keras starts the averages in step 0, and low-rank training after full-rank warm-up starts in a later one.
+            for average, variable in zip(added, trainable_variables):
+                average.assign(keras.ops.copy(variable))  # on JAX they would share a buffer, which a step uses up
+        return added
+
+    def finalize_variable_values(self, var_list):
+        """Leaves the weights as they are; see `use_averages`."""
+
+    def use_averages(self, variables):
+        """Puts the averaged weights in the place of the weights, where the run has some."""
+        super().finalize_variable_values(variables)
 
     def apply(self, grads, trainable_variables=None):
         grads = list(grads)
@@ -122,10 +138,12 @@ def make_optimizer(config, steps_per_epoch):
     """The optimizer of a run. Decoupled decay leaves biases and batch-norm alone (all variables with one axis)."""
     decay = config.weight_decay if config.weight_decay_kind == "decoupled" and config.weight_decay else None
     rate = learning_rate(config, steps_per_epoch)
+    averages = {} if config.ema is None else {"use_ema": True, "ema_momentum": config.ema}
     if config.optimizer == "sgd":
-        optimizer = NotingSGD(rate, momentum=config.momentum, nesterov=config.momentum > 0, weight_decay=decay)
+        nesterov = config.momentum > 0
+        optimizer = NotingSGD(rate, momentum=config.momentum, nesterov=nesterov, weight_decay=decay, **averages)
     else:
-        optimizer = NotingAdamW(rate, weight_decay=decay or 0.0)
+        optimizer = NotingAdamW(rate, weight_decay=decay or 0.0, **averages)
     return LossScaling(optimizer) if config.precision == "mixed_float16" else optimizer
 
 

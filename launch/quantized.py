@@ -56,7 +56,7 @@ def run(run_dir, epochs, learning_rate, data_dir=None):
     model, path = rundir.load_model(rundir.model_path(run_dir)), os.path.join(folder, "model.tflite")
     aware = export.quantization_aware(model, representative_data=examples.pop("representative_data"))
     with rundir.held(folder):
-        _fit(aware, config, data, folder, **settings)
+        _fit(aware, config, data, folder, finished["epochs"], **settings)
         report = export.to_litert(aware, path, "int8", max_examples=_CHECK_EXAMPLES, **examples)
         summary = {**settings, "float_accuracy": finished["test_accuracy"], **dataclasses.asdict(report)}
         exporting.write_report(path, report, FOLDER)
@@ -81,7 +81,7 @@ def _prepared(folder, settings):
     return rundir.read_summary(folder, ("path", "accuracy", "float_accuracy", "size_bytes"))
 
 
-def _fit(aware, config, data, folder, epochs, learning_rate):
+def _fit(aware, config, data, folder, epochs_before, epochs, learning_rate):
     import tensorflow as tf
 
     tf_keras = import_tf_keras()
@@ -114,7 +114,7 @@ def _fit(aware, config, data, folder, epochs, learning_rate):
     with data_module.plain_errors(data):
         aware.fit(
             # Epochs count on from those of the run, so that images come in another order than at its start.
-            data.train_batches(config, config.epochs + first_epoch),
+            data.train_batches(config, epochs_before + first_epoch),
             steps_per_epoch=steps,
             initial_epoch=first_epoch,
             epochs=epochs,

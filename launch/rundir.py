@@ -44,6 +44,10 @@ def check(config, run_dir):
     Raises:
         ValueError: with what was found.
     """
+    for name in ("initial_model", "teacher"):
+        path = getattr(config, name)
+        if path is not None and os.path.realpath(path) in map(os.path.realpath, (run_dir, model_path(run_dir))):
+            raise ValueError(f"Expected the model of another run. Received: {name}={path!r}, run_dir={run_dir!r}")
     if not os.path.lexists(run_dir):
         _check_creatable(run_dir)
         return
@@ -190,6 +194,15 @@ def read_summary(run_dir, needed=_SUMMARIZED):
     return summary
 
 
+def read_history(run_dir):
+    """The rows of `history.csv`, a dict of texts for each epoch; none for a run without training."""
+    path = history_path(run_dir)
+    if not os.path.exists(path):
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def truncate_history(run_dir, epochs):
     """Drops rows of `history.csv` from epoch `epochs` on: a run killed before its checkpoint repeats that epoch."""
     path = history_path(run_dir)
@@ -240,7 +253,8 @@ def finish(config, run_dir, summary):
     """Writes the summary and the plot; the checkpoints have served. Returns the summary."""
     write_text(summary_path(run_dir), json.dumps(summary, indent=2) + "\n")
     title = f"{config.model}, {config.dataset}"
-    _draw(plot_curves, history_path(run_dir), path=os.path.join(run_dir, "curves.png"), title=title)
+    if read_history(run_dir):
+        _draw(plot_curves, history_path(run_dir), path=os.path.join(run_dir, "curves.png"), title=title)
     checkpoints.clear(run_dir)
     return summary
 

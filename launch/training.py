@@ -1,7 +1,6 @@
 """`run`: one training run in one directory, from a `TrainConfig` to a saved, measured model; resumes by itself."""
 
 import contextlib
-import csv
 import dataclasses
 import os
 
@@ -9,6 +8,7 @@ import keras
 
 import elrt_keras as elrt
 from elrt_keras import RankPlan
+from elrt_keras.distillation import student_of
 from elrt_keras.graph.paths import iterate_layers
 from elrt_keras.launch import checkpoints, faults, modeling, rundir
 from elrt_keras.launch import data as data_module
@@ -98,12 +98,14 @@ def _make_first_checkpoint(job):
         # A plan that was measured once would come out a little different the next time.
         rundir.prepare(config, run_dir, None)
         return
+    teacher = modeling.load_teacher(config, job.dense, job.data)  # ahead of long work
     if config.max_latency is not None and not config.warms_up:
         _tell(job, "timing layers on LiteRT for --max_latency")
-    plan = modeling.rank_plan(config, job.dense)
-    model = modeling.build_model(config, job.dense, RankPlan() if config.warms_up else plan)
+    model, plan = modeling.starting_model(config, job.dense, job.data)
+    trained = modeling.with_teacher(config, model, teacher)
+    job = dataclasses.replace(job, config=modeling.with_epochs(config, trained, job.dense))
     rundir.prepare(config, run_dir, None if config.warms_up else plan)
-    _save_compiled(job, model, Progress())
+    _save_compiled(job, trained, Progress())
 
 
 def _save_compiled(job, model, progress, iterations=0):
@@ -129,7 +131,7 @@ def _train(job):
 
 
 def _train_from_checkpoint(job, rollbacks):
-    model, progress = _load(job, rollbacks)
+    job, model, progress = _load(job, rollbacks)
     if job.distribution.is_chief:
         rundir.truncate_history(job.run_dir, progress.epoch)
     _tell(job, _headline(job, model, f"resuming at epoch {progress.epoch + 1}" if progress.epoch else ""))
@@ -140,31 +142,33 @@ def _train_from_checkpoint(job, rollbacks):
             with job.request.at_once():
                 _switch(job, model, progress)
         job.distribution.wait_for_all()
-        model, progress = _load(job, rollbacks)
+        job, model, progress = _load(job, rollbacks)
         _tell(job, _headline(job, model, f"low-rank from epoch {progress.epoch + 1}"))
     _fit(job, model, progress, job.config.epochs)
 
 
 def _load(job, rollbacks):
-    """The compiled model and the `Progress` of the newest checkpoint."""
+    """The job with its number of epochs, and the compiled model and the `Progress` of the newest checkpoint."""
     with job.distribution.scope():
         model, progress = checkpoints.newest(job.run_dir)
+    job = dataclasses.replace(job, config=modeling.with_epochs(job.config, model, job.dense))
     progress = dataclasses.replace(progress, rollbacks=max(rollbacks, progress.rollbacks))
     elrt.fuse_batch_norm(model)  # which no file says
     if progress.rollbacks:
         modeling.slow_down(model, job.config, job.steps, progress.rollbacks)
     if job.distribution.strategy is not None:
         modeling.synchronize_batch_norm(model, job.config.sync_batch_norm)
-    return model, progress
+    return job, model, progress
 
 
 def _switch(job, dense, progress):
     """Saves the low-rank model that goes on where full-rank warm-up ends: its weights decomposed, the same step."""
     trained = modeling.dense_model(job.config, job.data)
-    trained.set_weights(dense.get_weights())
+    trained.set_weights(student_of(dense).get_weights())
     plan = modeling.rank_plan(job.config, trained)
     rundir.prepare(job.config, job.run_dir, plan)
     model = modeling.build_model(job.config, trained, plan)
+    model = modeling.with_teacher(job.config, model, getattr(dense, "teacher", None))
     progress = Progress(progress.epoch, rollbacks=progress.rollbacks)
     _save_compiled(job, model, progress, keras.ops.convert_to_numpy(dense.optimizer.iterations))
 
@@ -225,13 +229,14 @@ def _format(job):
 
 
 def _is_low_rank(model):
-    return any(isinstance(layer, elrt.layers.FactorizedLayer) for _, layer in iterate_layers(model))
+    return any(isinstance(layer, elrt.layers.FactorizedLayer) for _, layer in iterate_layers(student_of(model)))
 
 
 def _callbacks(job, progress, warms_up):
     config, run_dir = job.config, job.run_dir
     callbacks = [
         faults.NonFiniteGuard(run_dir, progress),
+        *([] if config.ema is None else [keras.callbacks.SwapEMAWeights()]),
         # Ahead of those that add to the logs what is for the CSV file and TensorBoard.
         keras.callbacks.ProgbarLogger(),
         elrt.callbacks.OrthogonalityLogger(),
@@ -257,43 +262,51 @@ def _callbacks(job, progress, warms_up):
 
 def evaluate(model, data, config):
     """`{"accuracy", "loss"}` of a model on the test images (loss: cross-entropy alone)."""
-    model.compile(loss="categorical_crossentropy", metrics=[modeling.accuracy()], jit_compile=modeling.jit_compile())
+    # The loss that Keras reports has the penalties of the layers in it.
+    metrics = [modeling.accuracy(), keras.metrics.CategoricalCrossentropy(name="cross_entropy")]
+    model.compile(loss="categorical_crossentropy", metrics=metrics, jit_compile=modeling.jit_compile())
     with data_module.plain_errors(data):
         results = model.evaluate(data.test_batches(config), verbose=0, return_dict=True)
-    return {"accuracy": float(results["accuracy"]), "loss": float(results["loss"])}
+    return {"accuracy": float(results["accuracy"]), "loss": float(results["cross_entropy"])}
 
 
 def _headline(job, model, note):
-    config, costs, dense_costs = job.config, elrt.count_costs(model), elrt.count_costs(job.dense)
+    config, costs, dense_costs = job.config, elrt.count_costs(student_of(model)), elrt.count_costs(job.dense)
+    taught = "" if config.teacher is None else f", taught by {config.teacher}"
     return (
         f"{config.model} on {config.dataset}, {_format(job)}{note and f', {note}'}: "
         f"{costs.macs / 1e6:.2f} M MACs ({costs.macs / dense_costs.macs:.1%} of dense), "
-        f"{costs.params:,} params ({costs.params / dense_costs.params:.1%})"
+        f"{costs.params:,} params ({costs.params / dense_costs.params:.1%}), {config.epochs} epochs{taught}"
     )
 
 
 def _publish(job):
     """Writes `model.keras`, the model alone and ready for use, measures it and finishes the run."""
     model, progress = checkpoints.newest(job.run_dir)
-    rundir.save_model(modeling.ready_for_use(model), rundir.model_path(job.run_dir))
-    rundir.finish(job.config, job.run_dir, {**_summary(job), "rollbacks": progress.rollbacks})
+    getattr(model.optimizer, "inner_optimizer", model.optimizer).use_averages(model.trainable_variables)
+    step_macs = modeling.training_macs(model)
+    rundir.save_model(modeling.ready_for_use(student_of(model)), rundir.model_path(job.run_dir))
+    rundir.finish(job.config, job.run_dir, {**_summary(job, step_macs), "rollbacks": progress.rollbacks})
 
 
-def _summary(job):
+def _summary(job, step_macs):
+    """Results and costs of the finished run; `step_macs`: MACs of a training step for one image."""
     config, run_dir, dense_costs = job.config, job.run_dir, elrt.count_costs(job.dense)
     model = keras.models.load_model(rundir.model_path(run_dir), compile=False)
     results = evaluate(model, job.data, config)
     costs = elrt.count_costs(model)
-    with open(rundir.history_path(run_dir), newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = rundir.read_history(run_dir)
     seconds = sorted(float(row["seconds"]) for row in rows if bool(int(row["low_rank"])) == (config.format != "dense"))
+    full_rank_epochs = sum(not int(row["low_rank"]) for row in rows)
+    of_full_rank = full_rank_epochs * 3 * (dense_costs.macs - costs.macs)  # what they cost beyond low-rank ones
     return {
         "model": config.model,
         "dataset": config.dataset,
         "class_names": list(job.data.class_names),
         "format": _format(job),
-        "epochs": config.epochs,
-        "full_rank_epochs": sum(not int(row["low_rank"]) for row in rows),
+        "epochs": len(rows),
+        "full_rank_epochs": full_rank_epochs,
+        "training_macs": job.steps * config.batch_size * (len(rows) * step_macs + of_full_rank),
         "seed": config.seed,
         "precision": config.precision,
         "replicas": job.distribution.replicas,
@@ -307,7 +320,7 @@ def _summary(job):
         "macs": costs.macs,
         "dense_macs": dense_costs.macs,
         "macs_fraction": costs.macs / dense_costs.macs,
-        "seconds_per_epoch": seconds[len(seconds) // 2],
+        "seconds_per_epoch": seconds[len(seconds) // 2] if seconds else 0.0,
         "bad_images": len(job.data.bad_images),
         "bad_image_names": list(job.data.bad_images),
         "orthogonality_error": elrt.callbacks.factor_errors(model),

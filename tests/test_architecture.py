@@ -21,7 +21,7 @@ FLOORS = [
     ("atomic", "checks", "terminal"),
     ("formats",),
     ("initializers", "regularizers", "constraints", "graph"),
-    ("layers", "litert"),
+    ("layers", "litert", "distillation"),
     ("ranks",),
     ("conversion", "callbacks", "plot"),
     ("export", "models"),

@@ -9,8 +9,8 @@ import pytest
 import elrt_keras as elrt
 from elrt_keras.atomic import move_folder
 from elrt_keras.export import checks
-from elrt_keras.export.examples import take_inputs
 from elrt_keras.litert import INPUT, Interface
+from elrt_keras.litert.examples import take_inputs
 
 pytestmark = pytest.mark.tensorflow
 IMAGES = np.random.default_rng(3).uniform(0, 255, (5, 12, 12, 3)).astype("float32")

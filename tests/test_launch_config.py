@@ -78,6 +78,9 @@ def test_dense_run_has_no_penalty():
         ({"dataset": "folder:a", "data_dir": "b"}, r"says where its images are. Received: data_dir='b'"),
         ({"factor_initializer": "best"}, r"Received: factor_initializer='best'"),
         ({"epochs": 0}, r"epochs.*Received: epochs=0"),
+        ({"epochs": -1, "initial_model": "m.keras"}, r"Received: epochs=-1"),
+        ({"calibration_examples": 64}, r"pass --initial_model. Received: calibration_examples=64"),
+        ({"calibration_examples": -1}, r"Received: calibration_examples=-1"),
         ({"epochs": 10**400}, r"epochs.*Received: epochs=1000"),
         ({"batch_size": -1}, r"Received: batch_size=-1"),
         ({"learning_rate": float("nan")}, r"Received: learning_rate=nan"),
@@ -97,6 +100,16 @@ def test_dense_run_has_no_penalty():
         ({"rank_method": "vbmf", "rank_plan": "p.json", "warmup_epochs": "1"}, r"no ranks to choose"),
         ({"multiple_of": 4, "rank_plan": "p.json"}, r"no ranks to choose.*multiple_of=4"),
         ({"max_macs": 1.4}, r"Received: max_macs=1.4"),
+        ({"teacher": "run", "temperature": 0.0}, r"a number above 0. Received: temperature=0.0"),
+        ({"teacher": "run", "teacher_weight": -1.0}, r"Received: teacher_weight=-1.0"),
+        ({"temperature": 4.0}, r"a teacher with it.*Received: temperature=4.0"),
+        ({"teacher_weight": 0.5}, r"a teacher with it.*Received: teacher_weight=0.5"),
+        ({"ema": 1.0}, r"a number in \(0, 1\).*Received: ema=1.0"),
+        ({"ema": 0.0}, r"Received: ema=0.0"),
+        ({"ema": 0.99, "orthogonality": "stiefel"}, r"is not orthonormal. Received: ema=0.99"),
+        ({"training_macs_of_dense": 0.0}, r"Received: training_macs_of_dense=0.0"),
+        ({"training_macs_of_dense": 9.0, "epochs": 3}, r"decides the epochs.*training_macs_of_dense=9.0, epochs=3"),
+        ({"training_macs_of_dense": 9.0, "warmup_epochs": "2"}, r"decides the epochs.*warmup_epochs='2'"),
         ({"format": "dense", "max_macs": 0.5}, r"no budget.*Received: \['max_macs'\]"),
         ({"rank_plan": "p.json", "max_params": 0.5}, r"either a budget or a rank plan"),
         ({"max_macs": 0.5, "max_params": 0.5, "max_latency": 0.5}, "at most two budgets"),
@@ -148,7 +161,11 @@ def test_flag_file_round_trip_with_every_field_changed():
         lr_step_factor=0.5,
         lr_warmup_epochs=1.5,
         rank_method="stable_rank",
+        teacher="runs/teacher",
+        teacher_weight=0.5,
+        temperature=4.0,
         warmup_epochs="auto",
+        ema=0.999,
         weight_decay=1e-4,
         weight_decay_kind="decoupled",
         label_smoothing=0.1,
@@ -164,8 +181,12 @@ def test_flag_file_round_trip_with_every_field_changed():
     )
     defaults = TrainConfig()
     same = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) == getattr(defaults, f.name)]
-    # A third budget is one too many, the plan excludes a budget, the initial model warm-up, a smoke test long runs.
-    assert same == ["format", "max_latency", "rank_plan", "initial_model", "smoke"]
+    # A third budget is one too many, the plan excludes a budget, the initial model, its examples and epochs by their
+    # cost exclude warm-up, a smoke test long runs.
+    assert same == [
+        *("format", "max_latency", "rank_plan", "initial_model", "calibration_examples"),
+        *("training_macs_of_dense", "smoke"),
+    ]
     assert flags.from_flagfile(flags.to_flagfile(config)) == config
 
 

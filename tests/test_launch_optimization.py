@@ -45,6 +45,29 @@ def test_the_cross_entropy_is_the_loss_without_penalties():
     assert results["loss"] == pytest.approx(expected + float(sum(model.losses)), rel=1e-4)
 
 
+@pytest.mark.backends
+def test_averaged_weights_stay_apart_until_they_are_asked_for():
+    x, y = np.eye(4)[[0, 1, 2, 3] * 4], np.eye(3)[[0, 1, 2, 0, 1, 1, 2, 2] * 2]
+    plain, averaged = (keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "softmax")]) for _ in range(2))
+    averaged.set_weights(plain.get_weights())
+    for model, momentum in ((plain, None), (averaged, 0.5)):
+        config = TrainConfig(format="dense", ema=momentum, learning_rate=1.0, lr_schedule="constant")
+        modeling.compile_model(model, config, 4)
+    seen = []
+    for start in range(0, 16, 4):
+        plain.train_on_batch(x[start : start + 4], y[start : start + 4])
+        seen.append(plain.get_weights())
+    averaged.fit(x, y, batch_size=4, shuffle=False, verbose=0)
+    after, expected = averaged.get_weights(), seen[0]
+    averaged.optimizer.use_averages(averaged.trainable_variables)
+    for weights in seen[1:]:
+        expected = [(average + weight) / 2 for average, weight in zip(expected, weights)]
+    for weight, last, used, average in zip(after, seen[-1], averaged.get_weights(), expected, strict=True):
+        np.testing.assert_allclose(weight, last, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(used, average, rtol=1e-5, atol=1e-6)
+        assert np.abs(used - last).max() > 1e-3
+
+
 def test_cosine():
     expected = 0.1 * 0.5 * (1 + np.cos(np.pi * np.arange(40) / 40))
     np.testing.assert_allclose(rates(lr_schedule="cosine", learning_rate=0.1, epochs=4), expected, rtol=1e-5, atol=1e-8)

@@ -9,6 +9,7 @@ from benchmarks.measure import (  # noqa: F401, each of which registers measurem
     growth,
     inference,
     kernels,
+    latency_plans,
     layers,
     once,
     peers,

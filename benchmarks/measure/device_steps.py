@@ -62,8 +62,11 @@ def functional_step(model):
     """
 
     def loss_of(trainable, fixed, images, targets):
-        outputs, fixed, losses = model.stateless_call(trainable, fixed, images, training=True, return_losses=True)
-        return model.loss(targets, outputs) + sum(losses), (outputs, fixed)
+        metrics = [variable.value for variable in model.metrics_variables]
+        loss, (_, outputs, fixed, _) = model.compute_loss_and_updates(
+            trainable, fixed, metrics, images, targets, None, training=True
+        )
+        return loss, (outputs, fixed)
 
     def step(state, images, targets):
         trainable, fixed, slots = state

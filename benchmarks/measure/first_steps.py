@@ -39,6 +39,25 @@ def first_steps(settings):
         return result | {"revision": settings.revision}
 
 
+@measurement("ci")
+def ci(settings):
+    """Times `.ci/run` on a fresh clone, installation included, and each of its parts.
+
+    Nothing else should run on the machine meanwhile.
+    """
+    del settings
+    with tempfile.TemporaryDirectory() as folder:
+        clone = pathlib.Path(folder) / "clone"
+        subprocess.run(["git", "clone", "--quiet", str(_ROOT), str(clone)], check=True)
+        seconds, output = _seconds(".ci/run", clone)
+    return {"seconds": round(seconds), "parts": seconds_by_part(output)}
+
+
+def seconds_by_part(output):
+    """`{target of make: seconds}` of what `.ci/run` prints."""
+    return {part: int(seconds) for part, seconds in re.findall(r"^== make ([\w-]+): (\d+) s$", output, re.M)}
+
+
 def _seconds(command, folder):
     """Runs a shell command and shows its output; returns `(seconds, output)`."""
     print(f"$ {command}", flush=True)

@@ -7,17 +7,24 @@ import time
 import numpy as np
 
 from benchmarks.measure.runner import Flag, measurement
-from benchmarks.measure.variants import BUDGETS, builders, litert_seconds
+from benchmarks.measure.variants import BUDGETS, builders, litert_seconds, variants_flag, variants_of
 
 _VARIANTS = ("dense", *(f"low_rank_{budget}" for budget in BUDGETS), "thin_0.4")
 
 
-@measurement("inference", models=builders(), runs=Flag(50, "Inferences of each file."))
+@measurement(
+    "inference",
+    models=builders(),
+    runs=Flag(50, "Inferences of each file."),
+    variants=variants_flag(*_VARIANTS),
+    threads=Flag((1, 2), "CPU threads.", int),
+)
 def inference(settings):
     """Times inference on LiteRT: dense, low-rank and thinned models in float32 and int8, with one and two threads.
 
       python -m benchmarks.measure inference --models=resnet20 --runs=200
       python -m benchmarks.measure inference --models=resnet20 --name=amx   # beside the results of another processor
+      python -m benchmarks.measure inference --variants=formats --threads=1 --name=formats
 
     One image at a time; all files of a model take turns. Weights are random: they do not change the time.
     """
@@ -26,14 +33,15 @@ def inference(settings):
     from elrt_keras import litert
 
     name, rows = settings.model, []
-    models = {variant: make(name, variant) for variant in _VARIANTS}
+    models = {variant: make(name, variant) for variant in variants_of(settings)}
     images = _images(models["dense"], 8)
     for kind, quantization in {"float32": None, "int8": "int8"}.items():
         calibration = images if quantization else None
         contents = {v: litert.model_to_litert(model, quantization, calibration) for v, model in models.items()}
-        for threads in (1, 2):
+        sizes = {variant: len(content) for variant, content in contents.items()}
+        for threads in settings.threads:
             seconds = litert_seconds(contents, threads, settings.runs, f"{name} {kind}, {threads} threads")
-            rows.append({"quantization": kind, "threads": threads, "seconds": seconds})
+            rows.append({"quantization": kind, "threads": threads, "seconds": seconds, "bytes": sizes})
     macs = {variant: elrt.count_costs(model).macs for variant, model in models.items()}
     return {"model": name, "macs": macs, "rows": rows}
 

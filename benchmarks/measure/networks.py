@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 import elrt_keras as elrt
+from benchmarks.measure.variants import FORMATS
 
 _STRENGTH = 0.01  # of double soft orthogonality, the default of elrt-train
 
@@ -14,7 +15,8 @@ def make(name, variant):
     """The builder `name` as one of `variants.NAMES`, or `composed_` and a budget.
 
     `low_rank` is what a user gets: uniform Tucker-2 ranks and ELRT's penalty. `stock_layers` is the same chain as three
-    `Conv2D`, without the penalty, as is `without_penalty`. `recomputed` is `low_rank` with `recompute=True`, `composed`
+    `Conv2D`, without the penalty, as is `without_penalty`.
+    A format's name, or `auto`, is `low_rank` in it. `recomputed` is `low_rank` with `recompute=True`, `composed`
     with `execution="compose"`: a dense convolution by the kernel that the factors make. `thin` is the dense network
     with fewer channels. Batch-norm is fused in all but `unfused`: the dense network (1.0) or a low-rank one as Keras
     runs it.
@@ -31,7 +33,8 @@ def make(name, variant):
         model = thinned(name, elrt.count_costs(make(name, f"without_penalty_{budget}")).macs)
     else:
         penalty = None if kind in ("without_penalty", "stock_layers") else "dso"
-        model = low_rank(dense, float(budget), penalty, recompute=kind == "recomputed")
+        form = kind if kind in FORMATS else "tucker2"
+        model = low_rank(dense, float(budget), penalty, recompute=kind == "recomputed", form=form)
         model = {"stock_layers": elrt.expand, "composed": composed}.get(kind, lambda model: model)(model)
     return elrt.fuse_batch_norm(model)
 
@@ -42,10 +45,10 @@ def built(name):
     return elrt.models.build(name)
 
 
-def low_rank(dense, max_macs, regularizer="dso", multiple_of=None, recompute=False):
-    """The low-rank twin of a model at uniform Tucker-2 ranks."""
+def low_rank(dense, max_macs, regularizer="dso", multiple_of=None, recompute=False, form="tucker2"):
+    """The low-rank twin of a model, at uniform ranks unless the format is `auto`."""
     penalty = elrt.regularizers.BY_NAME[regularizer](_STRENGTH) if regularizer else None
-    plan = elrt.plan_ranks(dense, max_macs=max_macs, multiple_of=multiple_of)
+    plan = elrt.plan_ranks(dense, format=form, max_macs=max_macs, multiple_of=multiple_of)
     return elrt.factorize(dense, plan, factor_regularizer=penalty, recompute=recompute)
 
 

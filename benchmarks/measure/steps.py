@@ -7,7 +7,7 @@ import resource
 
 from benchmarks.measure.machine import on_host
 from benchmarks.measure.runner import Flag, measurement
-from benchmarks.measure.variants import BATCHES, BUDGETS, NAMES, builders, interleaved
+from benchmarks.measure.variants import BATCHES, BUDGETS, NAMES, builders, interleaved, variants_flag, variants_of
 
 
 @measurement(
@@ -15,7 +15,7 @@ from benchmarks.measure.variants import BATCHES, BUDGETS, NAMES, builders, inter
     models=builders(),
     rounds=15,
     name="cpu",
-    variants=Flag(NAMES, "What takes turns; the first is what the others are compared with."),
+    variants=variants_flag(*NAMES),
     batch_size=Flag(None, "Images to a step; by default 128 of 32×32, 16 of 224×224.", int),
     precision=Flag("float32", "Dtype policy."),
     steps_per_call=Flag(None, "Train so many steps in one compiled call; JAX alone.", int),
@@ -41,7 +41,7 @@ def steps(settings):
     name, count = settings.model, settings.steps_per_call
     batch_size = settings.batch_size or BATCHES[name]
     with on_host() if count else contextlib.nullcontext():
-        models = {variant: make(name, variant) for variant in settings.variants}
+        models = {variant: make(name, variant) for variant in variants_of(settings)}
     if count:
         from benchmarks.measure.device_steps import compiled_steps
 
@@ -118,7 +118,7 @@ _STEPS = 5
 _OF_MEMORY = ("dense", *(f"{kind}_{budget}" for budget in BUDGETS for kind in ("low_rank", "recomputed")))
 
 
-@measurement("training_memory", models=builders(), rounds=1)
+@measurement("training_memory", models=builders(), rounds=1, variants=variants_flag(*_OF_MEMORY))
 def training_memory(settings):
     """Measures the peak memory of training: dense, low-rank, low-rank with recomputation.
 
@@ -126,12 +126,12 @@ def training_memory(settings):
     less what the process held before the model was built. It is taken at the full batch and at a batch of two: the
     difference is what grows with the batch, the rest are weights and the compiled graph.
     """
-    name = settings.model
+    name, variants = settings.model, variants_of(settings)
     sizes = (_SMALL_BATCH, BATCHES[name])
-    taken = {size: {variant: [] for variant in _OF_MEMORY} for size in sizes}
+    taken = {size: {variant: [] for variant in variants} for size in sizes}
     for _ in range(settings.rounds):
         for size in sizes:
-            for variant in _OF_MEMORY:
+            for variant in variants:
                 with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
                     taken[size][variant].append(fresh.submit(training_bytes, name, variant, size).result())
                 print(name, variant, size, f"{taken[size][variant][-1] / 2**20:.0f} MiB", flush=True)

@@ -14,7 +14,25 @@ _LOW_RANK = tuple(f"low_rank_{budget}" for budget in BUDGETS)
 _OTHERS = tuple(f"{kind}_0.4" for kind in ("without_penalty", "stock_layers", "recomputed"))
 _THIN = tuple(f"thin_{budget}" for budget in BUDGETS)
 NAMES = ("dense", *_LOW_RANK, *_OTHERS, "unfused_1.0", "unfused_0.4", *_THIN)
+# Formats that are compared, `auto` included, and the part of the dense MACs that all of them have on each network.
+FORMATS = ("tucker2", "spatial_svd", "cp", "svd", "tensor_train", "auto")
+_BUDGETS_OF_FORMATS = {"resnet20": 0.28, "resnet56": 0.38, "vgg16_cifar": 0.14, "resnet18": 0.4, "resnet50": 0.4}
 _TOLD_EVERY_S = 10
+
+
+def variants_flag(*default):
+    """The flag `--variants`, by default those given."""
+    return Flag(
+        default,
+        "What takes turns, the base of comparison first. `formats`: every format at equal MACs.",
+    )
+
+
+def variants_of(settings):
+    """The variants that a measurement's flag names for its model."""
+    if settings.variants != ("formats",):
+        return settings.variants
+    return ("dense", *(f"{name}_{_BUDGETS_OF_FORMATS[settings.model]}" for name in FORMATS))
 
 
 def builders(*default):

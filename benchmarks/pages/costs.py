@@ -32,20 +32,57 @@ def alternatives():
     return numbers.section(f"{header} | processor minutes", rows, found.values(), picture=picture)
 
 
+# What a shrunk model went through: kind, epochs of recovery, whether it was taught → heading.
+_SHRUNK = {
+    ("plain", 0, False): "truncated",
+    ("recalibrated", 0, False): "and recalibrated",
+    ("fitted", 0, False): "fitted to data",
+    ("plain", 1, False): "truncated, 1 epoch",
+    ("fitted", 1, False): "fitted, 1 epoch",
+    ("fitted", 1, True): "fitted, 1 epoch, taught",
+}
+# Grid, run that was shrunk, runs that were trained at lower budgets.
+_PARENTS = (
+    ("resnet20", "elrt_half", ("elrt_0.4", "elrt", "elrt_0.2")),
+    ("deeper", "vgg16_half", ("vgg16_elrt_0.28", "vgg16_elrt")),
+)
+
+
 def shrink():
-    """One training at half the MACs, shrunk, beside networks trained at those budgets."""
-    groups = runs_of("resnet20")
-    if "elrt_half" not in groups:
-        return None
-    shrunk, rows = groups["elrt_half"][0]["shrunk"], []
-    trained = [groups[name][0] for name in ("elrt_half", "elrt_0.4", "elrt") if name in groups]
-    own = {run["summary"]["macs_fraction"]: run["summary"]["test_accuracy"] for run in trained}
-    for part, accuracy_there in [(point["macs_fraction"], point["accuracy"]) for point in shrunk]:
-        nearest = min(own, key=lambda fraction: abs(fraction - part))
-        close = f"{100 * own[nearest]:.2f}" if abs(nearest - part) < 0.02 else ""
-        rows.append(f"{part:.1%} | {100 * accuracy_there:.2f} | {close}")
-    header = "MACs | shrunk, test accuracy, % | trained there, %"
-    return numbers.section(header, rows, [trained], picture=partial(figures.shrink, shrunk, own))
+    """Trainings at half the MACs, shrunk, beside networks trained at those budgets."""
+    rows, of, curves = [], [], {}
+    for grid, name, others in _PARENTS:
+        groups = runs_of(grid)
+        if name not in groups:
+            continue
+        parent, trained = groups[name][0], [groups[other][0] for other in others if other in groups]
+        network, points = parent["summary"]["model"], _shrunk_points(parent)
+        own = {run["summary"]["macs_fraction"]: run["summary"]["test_accuracy"] for run in trained}
+        whole = 100 * parent["summary"]["test_accuracy"]
+        rows.append(cells(network, f"{parent['summary']['macs_fraction']:.1%}", *[f"{whole:.2f}"] * len(_SHRUNK), ""))
+        for part in sorted({fraction for found in points.values() for fraction in found}, reverse=True):
+            close = [f"{100 * value:.2f}" for fraction, value in own.items() if abs(fraction - part) < 0.02]
+            found = [_at(points.get(key, {}), part) for key in _SHRUNK]
+            rows.append(cells(network, f"{part:.1%}", *found, *(close[:1] or [""])))
+        of += [[parent, *trained]] * (len(rows) - len(of))
+        curves[network] = {_SHRUNK[key]: found for key, found in points.items()} | {"trained there": own}
+    header = cells("network", "MACs", *_SHRUNK.values(), "trained there")
+    return numbers.section(header, rows, of, picture=partial(figures.shrink, curves)) if rows else None
+
+
+def _shrunk_points(parent):
+    """`{kind, epochs, taught: {part of the MACs: accuracy}}` of a run that was shrunk."""
+    points = {}
+    for point in parent["shrunk"]:
+        key = (point.get("kind", "plain"), point.get("epochs", 0), point.get("taught", False))
+        if key in _SHRUNK:
+            # Kinds differ a little in their MACs; those of one budget share a row.
+            points.setdefault(key, {})[round(point["macs_fraction"], 2)] = point["accuracy"]
+    return points
+
+
+def _at(found, part):
+    return f"{100 * found[part]:.2f}" if part in found else ""
 
 
 def defaults():

@@ -146,16 +146,41 @@ def accuracy_over_cost(points, path):
     figures.finish(figure, path)
 
 
-def shrink(points, trained, path):
-    """Accuracies over MACs of a shrunk model, beside those of models `{part of the MACs: accuracy}` trained there."""
-    figure = figures.new(2.6)
-    axis = figure.subplots()
-    shrunk = {point["macs_fraction"]: point["accuracy"] for point in points}
-    for label, found, style in (("shrunk", shrunk, "o-"), ("trained there", dict(sorted(trained.items())), "s--")):
-        parts, values = ([100 * value for value in of] for of in (found, found.values()))
-        axis.plot(parts, values, style, label=label, markersize=4)
-    _label(axis, "MACs (% of dense)", "test accuracy (%)")
-    axis.legend(fontsize=figures.SMALL)
+def formats(networks, path):
+    """Test accuracy over the speed-up on LiteRT, a panel for each network and kind of file, a point for each format.
+
+    Args:
+        networks: dict from network to a dict from format to `(speed-up in float32, in int8, accuracy in percent)`.
+        path: path of the picture.
+    """
+    figure = figures.new(0.4 + 2.1 * len(networks))
+    panels = figure.subplots(len(networks), 2, sharey="row", squeeze=False)
+    for row, (network, points) in zip(panels, networks.items()):
+        for kind, (axis, label) in enumerate(zip(row, ("float32", "int8"))):
+            for number, (name, values) in enumerate(points.items()):
+                axis.plot(values[kind], values[2], "os^Dvp*"[number % 7], color=f"C{number}", label=name)
+            axis.set_title(f"{network}, {label}", fontsize=figures.MEDIUM)
+            _label(axis, "speed-up on LiteRT (×)", "" if kind else "test accuracy (%)")
+    figures.add_legend(figure, "outside lower center", 4)
+    figures.finish(figure, path)
+
+
+def shrink(networks, path):
+    """Accuracies over MACs, a panel for each network and a line for each way to get there.
+
+    Args:
+        networks: dict from network to a dict from label to `{part of the MACs: accuracy}`.
+        path: path of the picture.
+    """
+    figure = figures.new(0.6 + 2.4 * len(networks))
+    for axis, (network, curves) in zip(figure.subplots(len(networks), 1, squeeze=False)[:, 0], networks.items()):
+        for number, (label, found) in enumerate(curves.items()):
+            parts, values = ([100 * value for value in of] for of in zip(*sorted(found.items())))
+            style = "s--" if label == "trained there" else "o-"
+            axis.plot(parts, values, style, color=f"C{number}", label=label, markersize=4, linewidth=1)
+        axis.set_title(network, fontsize=figures.MEDIUM)
+        _label(axis, "MACs (% of dense)", "test accuracy (%)")
+    figures.add_legend(figure, "outside lower center", 2)
     figures.finish(figure, path)
 
 

@@ -4,14 +4,17 @@ import pathlib
 
 import jinja2
 
-from benchmarks.pages import comparisons, costs, layers, litert, networks, numbers, steps, walks
+from benchmarks.pages import comparisons, costs, formats, layers, litert, networks, numbers, steps, walks
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = ("performance", "results", "models", "first-hour")
 # Pages of which a part, between marks, is made from a template: template, page.
-PARTS = {"first-steps-readme": "README.md", "first-steps-reliability": "docs/reliability.md"}
-MARK = "<!-- first steps, made by `python -m benchmarks.pages` -->"
-_MODULES = (comparisons, costs, layers, litert, networks, numbers, steps, walks)
+PARTS = {
+    "first-steps-readme": "README.md",
+    "first-steps-reliability": "docs/reliability.md",
+    "formats-measured": "docs/formats.md",
+}
+_MODULES = (comparisons, costs, formats, layers, litert, networks, numbers, steps, walks)
 MODULES = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 
 
@@ -45,10 +48,11 @@ def drawn(images):
     return draw
 
 
-def renewed(page, text):
-    """A page with the text between its marks."""
-    before, _, after = page.split(MARK)
-    return f"{before}{MARK}\n{text.lstrip()}{MARK}{after}"
+def renewed(page, name, text):
+    """A page with the text between the marks of the part `name`."""
+    mark = f"<!-- {name}, made by `python -m benchmarks.pages` -->"
+    before, _, after = page.split(mark)
+    return f"{before}{mark}\n{text.lstrip()}{mark}{after}"
 
 
 def write(name):
@@ -57,6 +61,6 @@ def write(name):
     path = ROOT / PARTS[name] if name in PARTS else docs / f"{name}.md"
     text = render(name, drawn(docs / "images"))
     if name in PARTS:
-        text = renewed(path.read_text(encoding="utf-8"), text)
+        text = renewed(path.read_text(encoding="utf-8"), name, text)
     path.write_text(text, encoding="utf-8")
     return path

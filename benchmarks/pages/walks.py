@@ -46,6 +46,17 @@ def first_hour():
     return {"walk": section(results, "step | seconds", overview), "steps": steps}
 
 
+def _integration():
+    """Minutes of `.ci/run` and of its parts as text; empty before it was measured."""
+    parts = [
+        f"{result['seconds'] / 60:.0f} minutes from a fresh clone to the end ("
+        + ", ".join(f"`make {name}` {seconds / 60:.1f}" for name, seconds in result["parts"].items())
+        + ")"
+        for result in read("ci").values()
+    ]
+    return "".join(parts)
+
+
 def first_steps():
     """Numbers of `make demo` and `make test` on a fresh clone; None until it was measured before and now."""
     results = read("first_steps")
@@ -67,5 +78,6 @@ def first_steps():
         "test_minutes": f"{statistics.median(minutes):.0f}",
         "all_minutes": [f"{value:.1f}" for value in minutes],
         "tests": [f"{number:,} on {backend}" for backend, number in now["tests"].items()],
+        "integration": _integration(),
         **taken([before, now]),
     }

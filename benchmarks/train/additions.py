@@ -1,9 +1,6 @@
-"""Parts of a run that `elrt-train` does not have: a teacher, a rate of the factors, ranks by stage."""
+"""Parts of a run that `elrt-train` does not have: a rate of the factors, ranks by stage."""
 
 import re
-
-import keras
-from keras import ops
 
 import elrt_keras as elrt
 from elrt_keras.graph.view import View
@@ -12,34 +9,6 @@ from elrt_keras.ranks.budget import Budget
 from elrt_keras.ranks.planner import validated_multiple
 from elrt_keras.ranks.survey import survey
 from elrt_keras.ranks.uniform import ScaledRanks
-
-
-class Taught(keras.Model):
-    """A model that is `student`, and whose training loss has `weight · KL(teacher ‖ student)`, the batch's mean, in it.
-
-    Args:
-        student, teacher: models with the same inputs, whose outputs are probabilities. The teacher is not trained.
-        weight: what the divergence counts beside the loss over the labels.
-    """
-
-    def __init__(self, student, teacher, weight):
-        super().__init__()
-        teacher.trainable = False
-        self.student, self.teacher, self._weight = student, teacher, weight
-        self.built = True
-
-    def call(self, images, training=None):
-        """The student's probabilities."""
-        outputs = self.student(images, training=training)
-        if training:
-            teacher, student = (_probabilities(p) for p in (self.teacher(images, training=False), outputs))
-            divergence = ops.sum(teacher * (ops.log(teacher) - ops.log(student)), axis=-1)
-            self.add_loss(self._weight * ops.mean(divergence))
-        return outputs
-
-
-def _probabilities(outputs):
-    return ops.clip(ops.cast(outputs, "float32"), 1e-7, 1.0)
 
 
 def scale_factor_rate(model, multiple):

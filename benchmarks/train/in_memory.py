@@ -5,6 +5,7 @@ trains batch by batch.
 On the other backends NumPy makes the batches.
 """
 
+import contextlib
 import io
 import pathlib
 import struct
@@ -91,6 +92,8 @@ class JaxEpochs:
     def __init__(self, model, config, data):
         import jax
 
+        if config.ema is not None:
+            raise ValueError(f"Expected TensorFlow or PyTorch with averaged weights. Received: ema={config.ema} on JAX")
         self._model, self._config, self._data = model, config, data
         self._steps = len(data.train_images) // config.batch_size
         model.optimizer.build(model.trainable_variables)
@@ -226,10 +229,32 @@ class KerasEpochs:
     def evaluate(self, batch_size=1000):
         """`{"val_accuracy", "val_loss"}` on the test images."""
         outputs = []
-        for start in range(0, len(self._data.test_images), batch_size):
-            images = self._data.test_images[start : start + batch_size].astype("float32")
-            outputs.append(self._model.predict_on_batch(images))
+        with _averaged(self._model):
+            for start in range(0, len(self._data.test_images), batch_size):
+                images = self._data.test_images[start : start + batch_size].astype("float32")
+                outputs.append(self._model.predict_on_batch(images))
         return _scores(np.concatenate(outputs), self._data.test_labels)
+
+
+@contextlib.contextmanager
+def _averaged(model):
+    """Within it the model has its averaged weights, if its optimizer keeps some."""
+    if not getattr(model.optimizer, "use_ema", False):
+        yield
+        return
+    swap = keras.callbacks.SwapEMAWeights()
+    swap.set_model(model)
+    swap.on_test_begin()
+    yield
+    swap.on_test_end()
+
+
+def augmented_batches(data, config, count):
+    """Batches of augmented training images as floats, of the epoch after the last, at least `count` of them."""
+    for number, (images, _) in enumerate(_batches(data, config, config.epochs)):
+        if number * config.batch_size >= count:
+            return
+        yield images
 
 
 def _batches(data, config, epoch):

@@ -13,8 +13,9 @@ import numpy as np
 
 import elrt_keras as elrt
 from benchmarks.measure import machine
-from benchmarks.train.additions import Taught, plan_by_stage, scale_factor_rate
+from benchmarks.train.additions import plan_by_stage, scale_factor_rate
 from benchmarks.train.in_memory import epochs_of
+from benchmarks.train.shrunk import shrunk
 from elrt_keras.atomic import replacing
 from elrt_keras.launch import modeling
 from elrt_keras.launch.config import TrainConfig, parse_schedule
@@ -35,13 +36,15 @@ class Run:
     * `distillation`: what the divergence from that dense network counts in the loss, which then stays as a teacher.
     * `factor_learning_rate`: the learning rate of the orthogonal factors, as a multiple of that of all else.
     * `stage_ranks`: numbers as text, one per stage of a ResNet: parts of the full ranks there, relative to one another.
-    * `shrink_to`: budgets of MACs as text, at which the trained model is tried after `elrt_keras.shrink`.
+    * `shrink_to`: budgets of MACs as text, at which the trained model is tried after `elrt_keras.shrink`; `recovers`:
+      whether also after an epoch of fine-tuning.
     """
 
     def __init__(self, name, fields, data, state_path):
         fields = dict(fields)
         self.name, self.data, self._path = name, data, pathlib.Path(state_path)
         self._budgets = [float(text) for text in fields.pop("shrink_to", "").split(",") if text]
+        self._recovers = fields.pop("recovers", False)
         self._distillation = fields.pop("distillation", None)
         self._factor_rate = fields.pop("factor_learning_rate", None)
         self._stage_weights = [float(text) for text in fields.pop("stage_ranks", "").split(",") if text]
@@ -92,13 +95,14 @@ class Run:
         model = modeling.build_model(self.config, dense, self.plan)
         trained, macs = model, elrt.count_costs(model).macs
         if self._distillation is not None:
-            trained = Taught(model, dense, self._distillation)
-            macs += elrt.count_costs(dense).macs / 3  # the teacher goes forward alone
+            trained = elrt.Taught(model, dense, self._distillation)
+            macs = modeling.training_macs(trained) / 3
         done = len(self.history) if self.config.warms_up and not resumes_low_rank else 0
         self._compile(trained, self.config, done * self._steps)
         if not self._epochs(trained, self.config, self._end, stop_at, macs):
             return None
         self._keep(trained)  # also at the end, since what follows may fail
+        getattr(trained.optimizer, "inner_optimizer", trained.optimizer).use_averages(trained.trainable_variables)
         return self._evidence(model)
 
     def _plain(self):
@@ -219,23 +223,10 @@ class Run:
             "ranks": {path: layer.ranks for path, layer in layers.items() if hasattr(layer, "factors")},
             "summary": summary,
             "history": self.history,
-            "shrunk": self._shrunk(model),
+            "shrunk": self._budgets and shrunk(model, self._budgets, config, self.data, self._recovers, self.name),
             "int8_accuracy": self._int8_accuracy(model),
             "machine": machine.describe(),
         }
-
-    def _shrunk(self, model):
-        """Accuracies at the budgets of `shrink_to`, without further training."""
-        if not self._budgets:
-            return []
-        labels = self.data.test_labels
-        images = self.data.test_images.astype("float32")
-
-        def accuracy(low_rank):
-            return np.mean(np.argmax(low_rank.predict(images, batch_size=500, verbose=0), axis=-1) == labels)
-
-        curve = elrt.shrink_curve(model, self._budgets, evaluate=accuracy)
-        return [{"macs_fraction": p.macs / curve.dense_macs, "accuracy": p.metric} for p in curve.points]
 
     def _int8_accuracy(self, model):
         """Test accuracy as an int8 LiteRT file, `None` where there is no converter; `model` is used up."""

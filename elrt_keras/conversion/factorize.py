@@ -2,12 +2,14 @@
 
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import keras
 import numpy as np
 
 from elrt_keras import constraints, initializers, regularizers
 from elrt_keras.checks import Identifier
+from elrt_keras.conversion.recalibrate import Calibration
 from elrt_keras.graph.rebuild import check_convertible, rebuild
 from elrt_keras.graph.view import View
 from elrt_keras.layers.convolutions import STOCK, twin_of
@@ -24,6 +26,7 @@ def factorize(
     kernel_regularizer: Identifier | None = None,
     factor_constraint: Identifier | None = None,
     recompute: bool = False,
+    calibration_data: Any = None,
 ) -> keras.Model:
     """The low-rank twin of a model: every layer that the plan factorises is replaced, all others are kept as they are.
 
@@ -43,13 +46,18 @@ def factorize(
         kernel_regularizer: regularizer of the composed kernels; `None` keeps each layer's own.
         factor_constraint: constraint of the orthogonal factors, `"stiefel"` or an object.
         recompute: whether training computes what lies between the factors again for the gradient, to save memory.
+        calibration_data: some thousand examples of the training data, for `factor_initializer="decomposed"`, as
+            `recalibrate_batch_norm` takes them. The decompositions then minimise the error of each layer's outputs,
+            ‖(W − Ŵ)ᵀx‖² by the second moments of its inputs, and the batch-norm statistics are taken anew where that
+            brings the model's outputs on the data closer to those of `model`; a line on the standard error says so.
 
     Returns:
         A `keras.Model` of the same kind.
 
     Raises:
         ValueError: before anything is built, if the plan names a layer that the model lacks, factorises nothing, or
-            asks for a layer or ranks that are not possible; the message names the layer.
+            asks for a layer or ranks that are not possible; the message names the layer. For calibration data that do
+            not fit the model, or without `"decomposed"`.
 
     Example:
 
@@ -61,6 +69,11 @@ def factorize(
     plan = plan if isinstance(plan, RankPlan) else RankPlan(plan)
     check_convertible(model)
     decomposed = isinstance(factor_initializer, str) and factor_initializer == "decomposed"
+    if calibration_data is not None and not decomposed:
+        raise ValueError(
+            "Expected factor_initializer='decomposed' with calibration data. "
+            f"Received: factor_initializer={factor_initializer!r}"
+        )
     initializer = initializers.get("zeros" if decomposed else factor_initializer)
     overrides = {
         "factor_regularizer": regularizers.get(factor_regularizer),
@@ -71,6 +84,10 @@ def factorize(
         overrides["kernel_regularizer"] = keras.regularizers.get(kernel_regularizer)
     view = View(model)
     replacements = _checked_replacements(view, plan)
+    calibration = None if calibration_data is None else Calibration(model, calibration_data)
+    weightings = (
+        calibration.weightings(view, [one for _, one in view.layers if id(one) in replacements]) if calibration else {}
+    )
 
     def low_rank_twin(layer):
         index, twin, entry = replacements[id(layer)]
@@ -79,7 +96,7 @@ def factorize(
 
         def set_weights(low_rank):
             if decomposed:
-                low_rank.assign_kernel(layer.kernel)
+                low_rank.assign_kernel(layer.kernel, weightings.get(id(layer)))
                 # From zeros, which were no more than a place to put these, a model made anew could not be trained.
                 low_rank.factor_initializer = initializers.OrthogonalFactors(
                     layer.kernel_initializer or "glorot_uniform"
@@ -89,7 +106,10 @@ def factorize(
         return [(low_rank, set_weights)]
 
     track = functools.partial(progress_bar, told="decomposing kernels") if decomposed else iter
-    return rebuild(view, lambda layer: id(layer) in replacements, low_rank_twin, track)
+    low_rank = rebuild(view, lambda layer: id(layer) in replacements, low_rank_twin, track)
+    if calibration:
+        calibration.settle_batch_norm(low_rank)
+    return low_rank
 
 
 def _seeded(initializer, index):

@@ -14,13 +14,13 @@ import keras
 from elrt_keras.atomic import Path, check_file, check_folder, move_folder, write_file
 from elrt_keras.checks import int_in
 from elrt_keras.export import checks
-from elrt_keras.export.examples import check_batches, check_range
 from elrt_keras.export.onnx_bytes import to_onnx_bytes
 from elrt_keras.export.onnx_twins import with_twins
 from elrt_keras.graph.calls import InputShape
 from elrt_keras.graph.costs import count_costs
 from elrt_keras.litert import INPUT, for_inference, interface
 from elrt_keras.litert.convert import plain_errors, save_archive
+from elrt_keras.litert.examples import check_batches, check_range
 
 
 @dataclasses.dataclass(frozen=True)

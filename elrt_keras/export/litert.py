@@ -10,12 +10,12 @@ from elrt_keras import litert
 from elrt_keras.atomic import Path, check_file, write_file
 from elrt_keras.checks import one_of
 from elrt_keras.export import checks
-from elrt_keras.export.examples import check_batches, check_range, take_inputs
 from elrt_keras.export.tfmot import is_quantization_aware, strip, wrappers
 from elrt_keras.graph.calls import InputShape
 from elrt_keras.graph.costs import count_costs
 from elrt_keras.graph.paths import is_of_tf_keras
 from elrt_keras.litert.convert import Quantization
+from elrt_keras.litert.examples import check_batches, check_range, take_inputs
 from elrt_keras.litert.metadata import with_metadata
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ import numpy as np
 
 from elrt_keras.checks import int_in, number_in, one_of
 from elrt_keras.export.calibration import calibrate
-from elrt_keras.export.examples import take_inputs
 from elrt_keras.export.legacy import copied, import_optional, import_tf_keras, to_tf_keras
 from elrt_keras.litert import interface
+from elrt_keras.litert.examples import take_inputs
 
 if TYPE_CHECKING:
     import tf_keras

@@ -16,6 +16,7 @@ from elrt_keras import constraints, formats, initializers, regularizers
 from elrt_keras.checks import Identifier, one_of
 from elrt_keras.formats.arrays import Tensor
 from elrt_keras.formats.base import Ranks
+from elrt_keras.formats.weighting import InputWeighting
 from elrt_keras.graph.configs import copy_arguments, plain, serialized
 from elrt_keras.layers import penalties
 
@@ -325,11 +326,12 @@ class FactorizedLayer(keras.layers.Layer):
             f"Received: {self.name!r}, a {type(self).__name__}, which stays as it is"
         )
 
-    def assign_kernel(self, kernel: Tensor) -> None:
+    def assign_kernel(self, kernel: Tensor, weighting: InputWeighting | None = None) -> None:
         """Sets the factors to the best approximation of a dense kernel at the layer's ranks.
 
         Args:
             kernel: array or tensor of shape `(*kernel_size, C_in, C_out)`.
+            weighting: what the layer's inputs are; the approximation then fits the outputs.
 
         Raises:
             ValueError: for another shape, or values that are not finite.
@@ -349,7 +351,11 @@ class FactorizedLayer(keras.layers.Layer):
             raise ValueError(f"Expected a kernel of shape {self.kernel_shape}. Received: kernel.shape={kernel.shape}")
         if not np.all(np.isfinite(kernel)):
             raise ValueError(f"Expected a kernel of finite numbers for '{self.name}'. Received: NaN or infinity in it")
-        for variable, factor in zip(self.factors, self.format.decompose(kernel, self.ranks)):
+        if weighting is None:
+            factors = self.format.decompose(kernel, self.ranks)
+        else:
+            factors = weighting.decompose(self.format, kernel, self.ranks)
+        for variable, factor in zip(self.factors, factors):
             variable.assign(factor)
 
     @classmethod

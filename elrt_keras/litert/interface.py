@@ -98,18 +98,19 @@ def _unique(names):
     return unique
 
 
-def outputs_of(model: "keras.Model | tf_keras.Model", inputs: Any) -> list[Tensor]:
-    """Runs a model in inference; returns its outputs as a flat list, in the order of its interface.
+def outputs_of(model: "keras.Model | tf_keras.Model", inputs: Any, training: bool = False) -> list[Tensor]:
+    """Runs a model; returns its outputs as a flat list, in the order of its interface.
 
     Args:
         model: the model.
         inputs: a batch of the one input, or `{name: batch}`.
+        training: whether layers run as in training.
     """
     if isinstance(inputs, Mapping):
         flat = [inputs[name] for name in _input_names(model)]
         structured = not isinstance(model, keras.Sequential)
         inputs = keras.tree.pack_sequence_as(model.input, flat) if structured else flat[0]
-    return keras.tree.flatten(model(inputs, training=False))
+    return keras.tree.flatten(model(inputs, training=training))
 
 
 def _input_names(model):

@@ -12,6 +12,7 @@ import numpy as np
 from elrt_keras import formats
 from elrt_keras.formats.chain import Stage, chain_costs, dense_stage
 from elrt_keras.formats.errors import Errors
+from elrt_keras.formats.weighting import InputWeighting
 from elrt_keras.layers.factorized import Execution, FactorizedLayer
 from elrt_keras.ranks.budget import grid
 from elrt_keras.ranks.plan import LayerPlan
@@ -26,7 +27,7 @@ class Candidate:
     `sizes` holds the spatial sizes of the inputs it is called on, with how often each occurs in one example; a dense
     layer has no spatial axes, and counts the positions it is applied at instead. `limits` are the largest ranks it may
     take, the full ones or less; `choices` are the ranks it has to choose from, `None` for all of a grid; `execution` is
-    that of the low-rank layer.
+    that of the low-rank layer. Where there is a `weighting`, errors are those of the layer's outputs.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Candidate:
     layer: keras.layers.Layer = dataclasses.field(compare=False, repr=False)
     choices: tuple[tuple[int, ...], ...] | None = None
     execution: Execution = "auto"
+    weighting: InputWeighting | None = dataclasses.field(default=None, compare=False, repr=False)
 
     @property
     def dense(self) -> "Candidate":
@@ -121,11 +123,26 @@ class Candidate:
 
     @functools.cached_property
     def errors(self) -> Errors:
-        """`Format.errors` of the kernel, as the kernel is at the first use."""
+        """`Format.errors` of the kernel, as the kernel is at the first use; of its outputs where it is weighted."""
         kernel = self.kernel()
         if not isinstance(self.layer, FactorizedLayer):
-            return self.format.errors(kernel)
-        return self.format.errors_of_factors([keras.ops.convert_to_numpy(factor) for factor in self.layer.factors])
+            return self.weighting.errors(self.format, kernel) if self.weighting else self.format.errors(kernel)
+        factors = [keras.ops.convert_to_numpy(factor) for factor in self.layer.factors]
+        if self.weighting:
+            return self.weighting.errors_of_factors(self.format, factors)
+        return self.format.errors_of_factors(factors)
+
+    def truncated(self, factors: list[np.ndarray], ranks: tuple[int, ...]) -> tuple[list[np.ndarray], float]:
+        """Returns factors at lower ranks, and the part of the kernel, or of the layer's outputs, that is lost."""
+        if self.weighting is None:
+            lower = self.format.truncate(factors, ranks)
+        else:
+            lower = self.weighting.truncate(self.format, factors, ranks)
+        kernels = [keras.ops.convert_to_numpy(self.format.compose(some)).astype("float64") for some in (factors, lower)]
+        if self.weighting is not None:
+            return lower, self.weighting.relative_error(*kernels)
+        norm = np.sum(kernels[0] ** 2)
+        return lower, float(np.sum((kernels[0] - kernels[1]) ** 2) / norm) if norm > 0 else 0.0
 
     def loss(self, ranks: tuple[int, ...]) -> float:
         """−log of the part of the kernel that a decomposition at `ranks` keeps."""
@@ -135,6 +152,10 @@ class Candidate:
     def parts(self) -> "list[Candidate]":
         """The layer in each format that it may take; itself alone here."""
         return [self]
+
+    def weighted(self, weightings: Mapping[int, InputWeighting]) -> "Candidate":
+        """Returns the candidate with the weighting of its layer, by the layer's id, if there is one."""
+        return dataclasses.replace(self, weighting=weightings.get(id(self.layer)))
 
     def entry(self, ranks: tuple[int, ...]) -> LayerPlan:
         """Returns the plan's entry for the layer at `ranks`."""
@@ -163,6 +184,10 @@ class MixedCandidate:
     def parts(self) -> list[Candidate]:
         """The layer in each format that it may take."""
         return list(self.by_format.values())
+
+    def weighted(self, weightings: Mapping[int, InputWeighting]) -> "MixedCandidate":
+        """As `Candidate.weighted`."""
+        return MixedCandidate({name: one.weighted(weightings) for name, one in self.by_format.items()})
 
     @property
     def dense(self) -> Candidate:

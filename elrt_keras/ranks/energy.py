@@ -258,7 +258,7 @@ def _exchange(state):
     return False
 
 
-@method("energy", mixes_formats=True, kept_dense="the budget is better spent on it whole")
+@method("energy", weighs_kernels=True, kept_dense="the budget is better spent on it whole")
 def energy(problem: Problem) -> Solution:
     """The ranks that lose least of the layers' kernels under the budget."""
     settings = problem.multiple_of, problem.break_even, problem.judged_by

@@ -336,7 +336,7 @@ def _total(content, candidates, table):
 @method(
     "latency",
     measures_time=True,
-    mixes_formats=True,
+    weighs_kernels=True,
     kept_dense="faster dense, or the budget is better spent on it whole",
 )
 def plan_latency(problem: Problem) -> Solution:

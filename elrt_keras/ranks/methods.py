@@ -78,7 +78,8 @@ class Method:
         needs_budget: whether it cannot do without a budget or a fraction.
         takes_fraction: whether it takes a fraction of the full ranks in the place of a budget.
         measures_time: whether it is the one for `max_latency`.
-        mixes_formats: whether layers may choose among several formats.
+        weighs_kernels: whether it weighs ranks by what decompositions keep of the kernels: layers may then choose among
+            several formats, and calibration data count.
         kept_dense: reason given for a layer that it leaves dense.
     """
 
@@ -88,7 +89,7 @@ class Method:
     needs_budget: bool = True
     takes_fraction: bool = False
     measures_time: bool = False
-    mixes_formats: bool = False
+    weighs_kernels: bool = False
     kept_dense: str = "would not get cheaper"
 
 
@@ -153,7 +154,7 @@ def chosen_name(name: str | None, max_latency: float | None, mixes: bool = False
         raise ValueError(
             f"`max_latency` and method='latency' belong together. Received: max_latency={max_latency}, method={name!r}"
         )
-    if mixes and not get(name).mixes_formats:
-        able = [one for one in names() if _METHODS[one].mixes_formats]
+    if mixes and not get(name).weighs_kernels:
+        able = [one for one in names() if _METHODS[one].weighs_kernels]
         raise ValueError(f"Expected one of the methods {able} with format='auto'. Received: method={name!r}")
     return name

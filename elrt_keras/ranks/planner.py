@@ -15,6 +15,7 @@ from elrt_keras.litert.convert import Quantization
 from elrt_keras.ranks import energy, methods
 from elrt_keras.ranks.budget import SIMD_MULTIPLE, Budget
 from elrt_keras.ranks.candidate import MixedCandidate
+from elrt_keras.ranks.moments import input_weightings
 from elrt_keras.ranks.plan import DENSE, RankPlan
 from elrt_keras.ranks.survey import AUTO, survey
 
@@ -34,6 +35,7 @@ def plan_ranks(
     input_shape: Sequence[int] | None = None,
     threads: int = 1,
     quantization: Quantization | None = None,
+    calibration_data: Any = None,
 ) -> RankPlan:
     """Chooses a format and ranks for each convolution and dense layer of a model, under a budget.
 
@@ -84,14 +86,18 @@ def plan_ranks(
         threads: int, CPU threads for measured times.
         quantization: what the timed files are, as for `export.to_litert`: `None` for float32, `"int8"`, `"float16"` or
             `"dynamic_int8"`.
+        calibration_data: some hundred examples of the training data, for trained weights and method `"energy"` or
+            `"latency"`: a layer then keeps the part of its *outputs* that a decomposition fitted to the second moments
+            of its inputs keeps, as `factorize(…, calibration_data=)` fits it. An array `(N, …)`, a tuple `(inputs,
+            labels)`, a `tf.data.Dataset`, a `keras.utils.PyDataset` or an iterable of batches.
 
     Returns:
         A `RankPlan` with an entry for every convolution and dense layer.
 
     Raises:
         ValueError: for a budget that cannot be met (the message says what can), an `exclude` or `format` pattern that
-            matches nothing, a model without a factorisable layer, weights that are not finite, or arguments out of
-            range.
+            matches nothing, a model without a factorisable layer, weights that are not finite, arguments out of
+            range, or calibration data that do not fit the model or the method.
         ImportError: for `max_latency` without the `litert` extra.
 
     Example:
@@ -109,6 +115,11 @@ def plan_ranks(
     """
     mixes = AUTO in (format.values() if isinstance(format, Mapping) else [format])
     solver = methods.get(methods.chosen_name(method, max_latency, mixes))
+    if calibration_data is not None and not solver.weighs_kernels:
+        raise ValueError(
+            "Expected method='energy', or a budget of time, with calibration data. "
+            f"Received: method={solver.name!r} with calibration_data"
+        )
     fractions = _validated_fractions(fraction, max_macs, max_params, max_latency, solver)
     if quantization is not None and not solver.measures_time:
         raise ValueError(
@@ -128,6 +139,9 @@ def plan_ranks(
         raise ValueError(
             f"Expected a model with layers that can be factorised. Received: model={model.name!r}, {reasons}"
         )
+    if calibration_data is not None:
+        weightings = input_weightings(view, [candidate.dense.layer for candidate in candidates], calibration_data)
+        candidates = [candidate.weighted(weightings) for candidate in candidates]
     totals = dataclasses.asdict(costs_of(view))
     counted = {resource: part for resource, part in fractions.items() if resource != "latency"}
     budget = Budget(candidates, totals, counted)
@@ -200,7 +214,7 @@ def _to_plan(view, solution, reasons, solver, multiple_of, resource):
                 **dense,
                 **{f"planned_{name}": planned[name] for name in dense},
             }
-            if ranks is not None and solver.mixes_formats:
+            if ranks is not None and solver.weighs_kernels:
                 costs[path]["kept"] = math.exp(-candidate.loss(ranks))
             if ranks is not None and isinstance(candidate, MixedCandidate):
                 costs[path]["rivals"] = energy.rivals(candidate, ranks, multiple_of, resource)

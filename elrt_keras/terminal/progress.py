@@ -1,10 +1,10 @@
 """A bar for what takes minutes."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 
-def progress_bar(items: Sequence, told: str) -> Iterable:
+def progress_bar(items: Iterable, told: str) -> Iterable:
     """The items one after another, with a bar on a terminal that goes away at the end.
 
     Args:

@@ -25,10 +25,12 @@ keras.utils.set_random_seed(0)
 with distribution.scope():
     dense = modeling.dense_model(config, digits)
     model = modeling.build_model(config, dense, modeling.rank_plan(config, dense))
+    model = modeling.with_teacher(config, model, modeling.load_teacher(config, dense, digits))
     modeling.compile_model(model, config, 20)
 if distribution.strategy is not None:
     modeling.synchronize_batch_norm(model, True)
 history = model.fit(batches, steps_per_epoch=int(steps), epochs=1, verbose=0, shuffle=False)
+model.optimizer.use_averages(model.trainable_variables)
 arrays = {variable.path: keras.ops.convert_to_numpy(variable) for variable in model.weights}
 np.savez(output, loss=history.history["loss"], **arrays)
 print("replicas", distribution.replicas)

@@ -14,7 +14,7 @@ from common import thorough_but
 import elrt_keras as elrt
 from benchmarks.train import driver as accuracy
 from benchmarks.train import in_memory
-from benchmarks.train.additions import Taught, plan_by_stage, scale_factor_rate
+from benchmarks.train.additions import plan_by_stage, scale_factor_rate
 from benchmarks.train.runs import Run
 from elrt_keras.launch import data as launch_data
 from elrt_keras.launch.config import TrainConfig
@@ -292,22 +292,6 @@ def test_runs_that_begin_with_the_same_dense_network_train_it_once(few_images, t
     assert without_times(second) == without_times(alone)
 
 
-@pytest.mark.backends
-def test_distillation_adds_the_divergence_and_leaves_the_teacher_alone():
-    rng = np.random.default_rng(0)
-    images, labels = rng.normal(size=(6, 4)).astype("float32"), np.eye(3, dtype="float32")[[0, 1, 2, 0, 1, 2]]
-    student, teacher = (keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "softmax")]) for _ in range(2))
-    model = Taught(student, teacher, 0.7)
-    model.compile(keras.optimizers.SGD(0.1), "categorical_crossentropy")
-    p, q = (np.asarray(m.predict(images, verbose=0), dtype="float64") for m in (teacher, student))
-    entropy, divergence = -np.mean(np.log(q[labels == 1])), np.mean(np.sum(p * np.log(p / q), axis=1))
-    before = [np.array(w) for w in teacher.get_weights()]
-    loss = model.fit(images, labels, batch_size=6, verbose=0).history["loss"][0]
-    assert loss == pytest.approx(entropy + 0.7 * divergence, rel=1e-5)
-    assert all(np.array_equal(a, b) for a, b in zip(before, teacher.get_weights()))
-    np.testing.assert_array_equal(model.predict(images, verbose=0), student.predict(images, verbose=0))
-
-
 def test_factors_train_at_a_rate_of_their_own():
     rng = np.random.default_rng(0)
     images, labels = rng.normal(size=(6, 8, 8, 4)).astype("float32"), np.eye(3, dtype="float32")[[0, 1, 2, 0, 1, 2]]
@@ -364,9 +348,15 @@ def test_a_run_has_the_precision_it_asks_for(few_images, tmp_path):
 
 @pytest.mark.thorough
 def test_a_trained_run_is_tried_at_lower_ranks_and_as_int8(few_images, tmp_path):
-    run = Run("run", {**SHORT, "epochs": 1, "max_macs": 0.5, "shrink_to": "0.4,0.3"}, few_images, tmp_path / "run.npz")
+    fields = {**SHORT, "epochs": 1, "max_macs": 0.5, "shrink_to": "0.4,0.3", "recovers": True}
+    run = Run("run", fields, few_images, tmp_path / "run.npz")
     found = run.train()
-    assert [point["macs_fraction"] for point in found["shrunk"]] == pytest.approx([0.5, 0.4, 0.3], abs=0.03)
+    kinds = [(point["kind"], point["epochs"], point["taught"]) for point in found["shrunk"]]
+    each = [(kind, *how) for kind in ("plain", "recalibrated", "fitted") for how in ((0, False), (1, False), (1, True))]
+    each = [one for one in each if one[0] != "recalibrated" or one[1] == 0]
+    assert kinds == [("whole", 0, False), *each, *each]
+    budgets = [0.5, *[0.4] * len(each), *[0.3] * len(each)]
+    assert [point["macs_fraction"] for point in found["shrunk"]] == pytest.approx(budgets, abs=0.03)
     assert found["shrunk"][0]["accuracy"] == found["summary"]["test_accuracy"]
     assert all(point["accuracy"] * 8 == int(point["accuracy"] * 8) for point in found["shrunk"])
     assert (found["int8_accuracy"] is None) == (keras.backend.backend() != "tensorflow")

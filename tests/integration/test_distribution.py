@@ -16,12 +16,17 @@ import numpy as np
 import pytest
 from common import DIVERGING
 
+import elrt_keras as elrt
 from elrt_keras.launch import checkpoints, rundir, strategies, training
 
 HERE = pathlib.Path(__file__).resolve().parent
 
 
 def on_devices(count, folder, precision="float32", steps=1, **fields):
+    if "teacher" in fields:
+        fields["teacher"] = str(folder / "teacher.keras")
+        if not os.path.exists(fields["teacher"]):
+            elrt.models.build("resnet8", (8, 8, 1), 10).save(fields["teacher"])
     output = folder / f"{count}.npz"
     arguments = [sys.executable, HERE / "replicas.py", count, precision, steps, output, json.dumps(fields)]
     done = subprocess.run(list(map(str, arguments)), capture_output=True, text=True, timeout=300)
@@ -40,12 +45,13 @@ def largest_difference(one, other):
     "fields",
     [
         {"orthogonality": "dso", "orthogonality_strength": 0.1, "weight_decay_kind": "frobenius", "weight_decay": 1e-2},
+        pytest.param({"teacher": "another network", "temperature": 4.0, "ema": 0.5}, marks=pytest.mark.tensorflow),
         pytest.param(
             {"orthogonality": "stiefel", "augmentation": "crop,cutout,mixup"},
             marks=[pytest.mark.tensorflow, pytest.mark.slow],
         ),
     ],
-    ids=["penalties", "constraint"],
+    ids=["penalties", "teacher", "constraint"],
 )
 def test_replicas_give_the_weights_of_one(tmp_path, fields):
     # In float64, where a rounding cannot turn a ReLU on or off: in float32 that alone makes 1e-4 after a few steps.

@@ -6,11 +6,12 @@ import numbers
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
+import keras
 import numpy as np
 
 from elrt_keras.checks import int_in
-from elrt_keras.litert import INPUT, Interface
 from elrt_keras.litert.convert import Examples
+from elrt_keras.litert.interface import INPUT, Interface
 
 _BATCH = 64
 Labels: TypeAlias = np.ndarray | None
@@ -82,24 +83,30 @@ def _random_inputs(ends, input_range, count):
 
 
 def batches(
-    data: Any, ends: Interface, limit: int | None = None, labelled: bool = False
+    data: Any, ends: Interface, limit: int | None = None, labelled: bool = False, batch_size: int = _BATCH
 ) -> Iterator[tuple[Examples, Labels]]:
     """Batches of `(inputs, class numbers or None)`: `(B, …)` of the types of a model's inputs, and ints `(B,)`.
 
     Args:
-        data: array `(N, …)`, or a tuple `(inputs, labels)` of arrays; or a `tf.data.Dataset`, another iterable, or a
-            function that returns one: of batches, or of tuples `(inputs, labels, …)`. A single example counts as a
-            batch of one. Inputs of a model that has several are dicts `{name: array}`. Labels are class numbers, or
-            rows of probabilities such as one-hot ones; of a model with one output they are 0 or 1.
+        data: array `(N, …)`, or a tuple `(inputs, labels)` of arrays; or a `tf.data.Dataset`, a
+            `keras.utils.PyDataset`, another iterable, or a function that returns one: of batches, or of tuples
+            `(inputs, labels, …)`. A single example counts as a batch of one. Inputs of a model that has several are
+            dicts `{name: array}`. Labels are class numbers, or rows of probabilities such as one-hot ones; of a model
+            with one output they are 0 or 1.
         ends: the inputs and outputs of the model.
         limit: int, the most examples; `None` for all.
         labelled: whether labels count; otherwise they may be anything, such as masks.
+        batch_size: the most examples of a batch. Larger batches of the data are divided.
 
     Raises:
-        ValueError: for no examples, inputs of other names or shapes, NaN or infinity, or labels that are no classes.
+        ValueError: for data without an end and no limit, no examples, inputs of other names or shapes, NaN or infinity,
+            or labels that are no classes.
     """
     count = 0
-    for inputs, labels in _elements(data() if callable(data) else data, labelled):
+    data = data() if callable(data) else data
+    if limit is None and _is_endless(data):
+        raise ValueError(f"Expected data that ends, such as dataset.take(20). Received: {data!r}")
+    for inputs, labels in _elements(data, labelled):
         inputs = _by_name(inputs, ends)
         if all(x.shape == ends.inputs[name] for name, x in inputs.items()):
             inputs = {name: x[None] for name, x in inputs.items()}
@@ -110,8 +117,8 @@ def batches(
         keep = size if limit is None else min(size, limit - count)
         inputs = {name: _typed(x[:keep], ends.dtypes[name]) for name, x in inputs.items()}
         labels = _class_numbers(labels, size, ends)
-        for start in range(0, keep, _BATCH):
-            part = slice(start, min(start + _BATCH, keep))
+        for start in range(0, keep, batch_size):
+            part = slice(start, min(start + batch_size, keep))
             taken = {name: x[part] for name, x in inputs.items()}
             yield taken if len(taken) > 1 else taken[INPUT], None if labels is None else labels[part]
         count += keep
@@ -121,10 +128,20 @@ def batches(
         raise ValueError(f"Expected examples of shape {_shapes(ends)}. Received: none")
 
 
+def _is_endless(data: Any) -> bool:
+    """Reports if a dataset says that it has no end."""
+    if isinstance(data, keras.utils.PyDataset):
+        return data.num_batches is None
+    # `tf.data.INFINITE_CARDINALITY`; other iterables do not say.
+    return hasattr(data, "cardinality") and int(data.cardinality()) == -1
+
+
 def _elements(data: Any, labelled: bool) -> Iterator[tuple[Any, Labels]]:
     """`(inputs, labels or None)`, element by element."""
     if isinstance(data, (tuple, Mapping)) or hasattr(data, "__array__"):
         data = [data]
+    elif isinstance(data, keras.utils.PyDataset):
+        data = map(data.__getitem__, range(data.num_batches))
     for element in data:
         parts = list(element) if isinstance(element, (tuple, list)) else [element]
         labels = parts[1] if labelled and len(parts) > 1 else None
