@@ -34,7 +34,10 @@ def make(name, variant):
     else:
         penalty = None if kind in ("without_penalty", "stock_layers") else "dso"
         form = kind if kind in FORMATS else "tucker2"
-        model = low_rank(dense, float(budget), penalty, recompute=kind == "recomputed", form=form)
+        # Its ranks are few: multiples of 8 do not reach the smaller budgets.
+        multiple_of = 4 if form == "svd" else None
+        options = {"multiple_of": multiple_of, "recompute": kind == "recomputed", "form": form}
+        model = low_rank(dense, float(budget), penalty, **options)
         model = {"stock_layers": elrt.expand, "composed": composed}.get(kind, lambda model: model)(model)
     return elrt.fuse_batch_norm(model)
 
