@@ -19,7 +19,7 @@ from elrt_keras.conversion import expand, factorize, merge, recalibrate_batch_no
 from elrt_keras.distillation import Taught
 from elrt_keras.graph.costs import LayerCosts, ModelCosts, count_costs
 from elrt_keras.layers.batch_norm import fuse_batch_norm
-from elrt_keras.ranks import LayerPlan, RankPlan, plan_ranks
+from elrt_keras.ranks import LayerPlan, RankPlan, export_timing_set, plan_ranks
 
 __version__ = "0.1.0"
 
@@ -34,11 +34,13 @@ __all__ = [
     "count_costs",
     "expand",
     "export",
+    "export_timing_set",
     "factorize",
     "formats",
     "fuse_batch_norm",
     "initializers",
     "layers",
+    "litert",
     "merge",
     "models",
     "plan_ranks",
@@ -50,7 +52,7 @@ __all__ = [
 ]
 
 # Higher rooms of the package: there after one import, loaded when first used.
-_LAZY = ("export", "models", "plot")
+_LAZY = ("export", "litert", "models", "plot")
 
 _HERE = pathlib.Path(__file__).parent
 if not (_HERE / "models").exists():

@@ -7,6 +7,7 @@ from elrt_keras import export as export
 from elrt_keras import formats as formats
 from elrt_keras import initializers as initializers
 from elrt_keras import layers as layers
+from elrt_keras import litert as litert
 from elrt_keras import models as models
 from elrt_keras import plot as plot
 from elrt_keras import regularizers as regularizers
@@ -23,6 +24,7 @@ from elrt_keras.graph.costs import count_costs as count_costs
 from elrt_keras.layers.batch_norm import fuse_batch_norm as fuse_batch_norm
 from elrt_keras.ranks import LayerPlan as LayerPlan
 from elrt_keras.ranks import RankPlan as RankPlan
+from elrt_keras.ranks import export_timing_set as export_timing_set
 from elrt_keras.ranks import plan_ranks as plan_ranks
 
 __version__: str

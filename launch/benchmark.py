@@ -2,6 +2,7 @@
 
   elrt-benchmark litert runs/dense runs/r20 --plot=latency.png         # what elrt-export wrote there
   elrt-benchmark litert dense.tflite low_rank.tflite --threads=4 --output=latency.json
+  elrt-benchmark litert runs/dense runs/r20 --timer=adb    # on an Android device
   elrt-benchmark data --dataset=cifar10 --data_dir=DIR     # input pipeline against the training step of ResNet-20
   elrt-benchmark data --dataset=folder:photos --model=resnet18 --output=throughput.json
 
@@ -22,10 +23,10 @@ from absl import flags as absl_flags
 
 from elrt_keras.atomic import check_file, write_file
 from elrt_keras.checks import suggestion
-from elrt_keras.launch import cli
+from elrt_keras.launch import cli, timing
 from elrt_keras.terminal.tables import render_table
 
-_OF_LITERT = ("threads", "runs", "plot")
+_OF_LITERT = ("threads", "runs", "plot", "timer", "device")
 _FIELDS = ("model", "dataset", "data_dir", "download", "image_size", "augmentation", "batch_size", "format", "max_macs")
 _OF_DATA = ("seconds", "rounds", *_FIELDS)
 
@@ -36,6 +37,8 @@ def define():
 
     absl_flags.DEFINE_integer("threads", 1, "litert: CPU threads.", lower_bound=1)
     absl_flags.DEFINE_integer("runs", 50, "litert: inferences of each file.", lower_bound=1)
+    absl_flags.DEFINE_string("timer", None, "litert: where to measure, as for elrt-plan; this machine if not given.")
+    absl_flags.DEFINE_string("device", None, "litert: name of the device of --timer.")
     absl_flags.DEFINE_string("plot", None, "litert: where to draw accuracy over latency (PNG, SVG, PDF).")
     absl_flags.DEFINE_float("seconds", 5.0, "data: how long each measurement lasts at least.", lower_bound=0.01)
     absl_flags.register_validator("seconds", math.isfinite, "expected a finite number")
@@ -69,12 +72,15 @@ def _measure_litert(sources, values):
     paths = latency.find_files(sources)
     if values.plot is not None:
         latency.check_plot(paths, values.plot)
-    rows = latency.measure(paths, values.threads, values.runs)
+    rows = latency.measure(paths, values.threads, values.runs, timing.timer(values.timer, values.device))
     print(latency.table(rows))
+    for line in latency.predictions(sources, rows):
+        print(line)
     if values.plot is not None:
         latency.plot(rows, values.plot)
         print(f"Wrote {values.plot}")
-    print(latency.android_commands(paths, values.threads, values.runs))
+    if values.timer is None:
+        print(latency.android_commands(paths, values.threads, values.runs))
     return rows
 
 

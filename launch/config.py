@@ -44,6 +44,8 @@ class TrainConfig:
     max_macs: float | None = None
     max_params: float | None = None
     max_latency: float | None = None
+    timer: str | None = None
+    times: str | None = None
     rank_plan: str | None = None
     rank_method: str | None = None
     multiple_of: int | None = None
@@ -204,6 +206,10 @@ class TrainConfig:
                 f"Received: initial_model={self.initial_model!r}, warmup_epochs={self.warmup_epochs!r}"
             )
         self._check_teacher()
+        given = self._given("timer", "times")
+        if len(given) > (self.max_latency is not None):
+            told = ", ".join(f"{name}={getattr(self, name)!r}" for name in given)
+            raise ValueError(f"Expected max_latency with a timer, or with times alone. Received: {told}")
         if self.calibration_examples and self.initial_model is None:
             raise ValueError(
                 "Expected a trained model to fit to data: pass --initial_model. "

@@ -44,6 +44,14 @@ _SPECS = {
         "float",
         "Take at most this part of the dense model's time on LiteRT, measured layer by layer on this processor.",
     ),
+    "timer": (
+        "string",
+        "Where --max_latency is measured: 'adb', 'ssh:HOST' or a command, see elrt-plan; this machine if not given.",
+    ),
+    "times": (
+        "string",
+        "Times for --max_latency that elrt-plan --save_times wrote, or a folder of --export_timing_set.",
+    ),
     "rank_plan": ("string", "Rank plan (JSON) to use instead of a budget."),
     "rank_method": (
         tuple(config_module.methods.names()),

@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import os
+import pathlib
 import re
 import shlex
 import warnings
 
 from elrt_keras.plot import figures, tradeoff
+from elrt_keras.ranks import RankPlan
 from elrt_keras.terminal.tables import render_table, short_names
 
 # 10–90 % range over the median, which single runs exceed where other programs want the same cores.
@@ -41,11 +43,11 @@ def find_files(sources):
     return found
 
 
-def measure(paths, threads, runs):
-    """Rows of results: what `benchmark_litert` measures, with the accuracy that `elrt-export` wrote down."""
+def measure(paths, threads, runs, timer=None):
+    """Rows of results: what `benchmark_litert` or a timer measures, with the accuracy that `elrt-export` wrote down."""
     from elrt_keras.export import benchmark_litert
 
-    results = benchmark_litert(paths, threads, runs)
+    results = benchmark_litert(paths, threads, runs) if timer is None else _measured_by(timer, paths, threads, runs)
     names = zip(short_names(paths), results)
     scattered = [name for name, one in names if one.high_ms - one.low_ms > _SCATTER * one.median_ms]
     if scattered:
@@ -55,6 +57,35 @@ def measure(paths, threads, runs):
             stacklevel=2,
         )
     return [{**dataclasses.asdict(result), **_exported(result.path)} for result in results]
+
+
+def _measured_by(timer, paths, threads, runs):
+    """Results of files on another device; the spread is that of the quartiles."""
+    from elrt_keras.export.benchmark import LatencyResult
+
+    contents = [pathlib.Path(path).read_bytes() for path in paths]
+    return [
+        LatencyResult(path, len(content), threads, runs, 1e3 * middle, 1e3 * low, 1e3 * high, None)
+        for path, content, (low, middle, high) in zip(paths, contents, timer.measure(contents, threads).T)
+    ]
+
+
+def predictions(sources, rows):
+    """Lines that compare the time a plan predicted with the measured one, for runs that were planned for a latency."""
+    lines = []
+    for source in sources:
+        path = os.path.join(source, "rank_plan.json")
+        plan = RankPlan.load(path) if os.path.isdir(source) and os.path.exists(path) else None
+        if plan is None or plan.latency is None:
+            continue
+        dense, planned = (1e3 * plan.latency[name] for name in ("dense", "planned"))
+        own = [row for row in rows if os.path.dirname(os.path.dirname(row["path"])) == os.path.normpath(source)]
+        measured = [f"{os.path.basename(row['path'])} {row['median_ms']:.3f} ms" for row in own]
+        lines.append(
+            f"{source}: planned for {planned:.3f} ms, where the dense model takes {dense:.3f} ms "
+            f"({dense / planned:.2f}×); measured: {', '.join(measured)}"
+        )
+    return lines
 
 
 def _exported(path):

@@ -11,7 +11,7 @@ from elrt_keras import RankPlan
 from elrt_keras.distillation import student_of
 from elrt_keras.graph.configs import copy_arguments
 from elrt_keras.graph.paths import iterate_layers
-from elrt_keras.launch import rundir
+from elrt_keras.launch import rundir, timing
 from elrt_keras.launch.optimization import add_kernel_regularizer, frobenius_decay, learning_rate, make_optimizer
 from elrt_keras.layers import FactorizedLayer
 from elrt_keras.ranks import methods
@@ -208,6 +208,8 @@ def rank_plan(config, dense, calibration_data=None):
         max_latency=config.max_latency,
         method=config.rank_method,
         multiple_of=config.multiple_of,
+        timer=timing.timer(config.timer),
+        times=config.times,
         calibration_data=calibration_data if methods.get(config.rank_method).weighs_kernels else None,
     )
 

@@ -6,6 +6,8 @@
   elrt-plan --model=vgg16 --max_latency=0.5                           # half the time, measured layer by layer on LiteRT
   elrt-plan --model=vgg16 --max_latency=0.5 --quantization=int8       # half the time of the int8 file
   elrt-plan --model=resnet18 --image_size=96 --classes=2 --max_latency=0.5 --output=plan.json
+  elrt-plan --model=resnet18 --max_latency=0.5 --timer=adb --save_times=pixel8.json      # on the phone in your hand
+  elrt-plan --model=resnet18 --max_latency=0.6 --times=pixel8.json                       # on times of that phone
   elrt-plan --model=resnet20 --format='stage1*:svd,*:tucker2' --max_params=0.3 --exclude='stem*,classifier'
 
 The JSON can be edited by hand; elrt-train takes it by --rank_plan.
@@ -18,7 +20,7 @@ from absl import flags
 
 from elrt_keras.atomic import check_file
 from elrt_keras.checks import suggestion
-from elrt_keras.launch import cli, parsing
+from elrt_keras.launch import cli, parsing, timing
 from elrt_keras.ranks import methods
 
 _PASSED = ("fraction", "max_macs", "max_params", "max_latency", "multiple_of", "exclude", "threads", "quantization")
@@ -40,14 +42,6 @@ def define():
     flags.DEFINE_float("fraction", None, "Fraction of the full ranks, instead of a budget.")
     flags.DEFINE_float("max_macs", None, "Keep at most this part of the dense MACs, in (0, 1].")
     flags.DEFINE_float("max_params", None, "Keep at most this part of the dense parameters, in (0, 1].")
-    flags.DEFINE_float("max_latency", None, "Take at most this part of the dense time, on LiteRT on this machine.")
-    flags.DEFINE_integer("threads", 1, "CPU threads for measured times.", lower_bound=1)
-    flags.DEFINE_enum(
-        "quantization",
-        None,
-        ["float16", "dynamic_int8", "int8"],
-        "What is timed for --max_latency, as of elrt-export; float32 if not given.",
-    )
     reading = ", ".join(methods.reading_weights())
     flags.DEFINE_enum(
         "method", None, methods.names(), f"How ranks are chosen; uniform by default, {reading} read weights."
@@ -56,6 +50,7 @@ def define():
     flags.DEFINE_list("exclude", None, "Names or patterns to keep dense; default: first convolution and classifier.")
     flags.DEFINE_bool("break_even", True, "Keep layers dense that would not get cheaper.")
     flags.DEFINE_string("output", None, "Where to write the plan (JSON).")
+    timing.define()
     flags.register_validator("model", lambda model: model is not None, "expected a builder's name, a file or a run")
 
 
@@ -65,22 +60,27 @@ def run(argv):
     import elrt_keras as elrt
 
     values = flags.FLAGS
-    if values.max_latency is None and values["threads"].present:
-        raise ValueError(f"--threads is for times, which --max_latency asks for. Received: threads={values.threads}")
     if values.output is not None:
         check_file(values.output, "output")
+    timing.check(values)
     shape = parsing.input_shape(values.input_shape, values.image_size)
     model = _model(values, shape)
+    if values.export_timing_set is not None:
+        return timing.export_set(model, values, shape)
+    timer = timing.timer(values.timer, values.device)
     plan = elrt.plan_ranks(
         model,
         format=parsing.formats_by_layer(values.format),
         method=values.method,
         break_even=values.break_even,
         input_shape=shape,
+        timer=timer,
+        times=values.times,
         **{name: getattr(values, name) for name in _PASSED},
     )
     if values.output is not None:
         plan.save(values.output)
+    timing.save(values, timer)
     print(plan)
     print(cli.plan_totals(elrt.count_costs(model, shape), plan))
     if values.output is not None:

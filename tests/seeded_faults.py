@@ -785,6 +785,45 @@ CONVERSION = [
         ),
     ),
     *_in(
+        "elrt_keras/litert/timers.py",
+        (
+            "Times of a device that slows down are taken as they are",
+            "quartiles[:, place] * middle[1] / ((before + after) / 2)",
+            "quartiles[:, place]",
+            "test_timers",
+        ),
+        (
+            "Times that drift are accepted",
+            "        if drift > self._max_drift:",
+            "        if drift > 1e9:",
+            "test_timers",
+        ),
+        (
+            "Times in another order than the files are accepted",
+            "if one.model not in (None, name)]",
+            "if one.model in (None,)]",
+            "test_timers",
+        ),
+    ),
+    *_in(
+        "elrt_keras/litert/readings.py",
+        (
+            "The time of the warm-up is read as the time of a file",
+            "series = {name: value for name, value in _NUMBER.findall(line)}",
+            "series = series or {name: value for name, value in _NUMBER.findall(line)}",
+            "test_timers",
+        ),
+    ),
+    *_in(
+        "elrt_keras/ranks/times.py",
+        (
+            "Times of another quantisation are accepted",
+            "if (table.threads, table.quantization) != (threads, quantization):",
+            "if table.threads != threads:",
+            "test_timers",
+        ),
+    ),
+    *_in(
         "elrt_keras/distillation.py",
         (
             "The divergence from a teacher lacks the square of the temperature",

@@ -16,6 +16,7 @@ from elrt_keras.ranks import energy, latency
 from elrt_keras.ranks.budget import Budget
 from elrt_keras.ranks.candidate import MixedCandidate
 from elrt_keras.ranks.survey import survey
+from elrt_keras.ranks.times import TimeTable
 
 layers = keras.layers
 
@@ -124,7 +125,7 @@ def test_with_measured_times_the_faster_format_is_taken(monkeypatch, quick_forma
 
     monkeypatch.setattr(latency, "_times", times)
     candidates, _ = survey(View(network(channels=32)), "auto", None)
-    timed = latency.time_candidates(candidates, 8, latency.TimeTable(1))
+    timed = latency.time_candidates(candidates, 8, TimeTable(1))
     mixed = [one for one in timed if isinstance(one, MixedCandidate)]
     assert len(mixed) == 3
     budget = Budget(timed, {"latency": sum(one.dense.times[None] for one in timed)}, {"latency": 0.5})

@@ -17,6 +17,7 @@ from elrt_keras.litert import timing
 from elrt_keras.ranks import energy, latency
 from elrt_keras.ranks.budget import Budget
 from elrt_keras.ranks.survey import survey
+from elrt_keras.ranks.times import TimeTable, chain_key
 
 pytestmark = pytest.mark.tensorflow
 pytest.importorskip("ai_edge_litert")
@@ -55,7 +56,7 @@ def test_a_layer_that_is_called_twice_takes_the_time_of_two_calls(monkeypatch):
     inputs, shared = keras.Input((20, 20, 64)), keras.layers.Conv2D(64, 3, padding="same", name="shared")
     candidates, _ = survey(View(keras.Model(inputs, shared(shared(inputs)))), "tucker2", [])
     monkeypatch.setattr(latency, "_times", lambda candidate, choices, size, table: dict.fromkeys(choices, 0.5))
-    (timed,) = latency.time_candidates(candidates, 32, latency.TimeTable(1))
+    (timed,) = latency.time_candidates(candidates, 32, TimeTable(1))
     assert len(timed.times) > 1 and set(timed.times.values()) == {1.0}
 
 
@@ -91,7 +92,7 @@ def test_plans_hardly_change_with_times_that_are_five_percent_off(monkeypatch):
             return {ranks: seconds(candidate, ranks) * math.exp(random.normal(0, noise)) for ranks in choices}
 
         monkeypatch.setattr(latency, "_times", times)
-        timed = latency.time_candidates(candidates, 8, latency.TimeTable(1))
+        timed = latency.time_candidates(candidates, 8, TimeTable(1))
         budget = Budget(timed, {"latency": sum(candidate.times[None] for candidate in timed)}, {"latency": 0.6})
         chosen = energy.solve(timed, budget, 8, True, ["latency"])
         captured = [1 - c.errors(chosen[c.name]) if chosen[c.name] else 1.0 for c in candidates]
@@ -114,16 +115,16 @@ def candidates_of(model):
 def written(cache, times):
     """A table on disk with times of our own choice: `times` is a function of a candidate and its ranks."""
     for candidate in candidates_of(small_model()):
-        table = latency.TimeTable(1)
+        table = TimeTable(1)
         for ranks in [None, *latency.measured_ranks(candidate, 8)]:
-            key = latency._key(candidate.stages(ranks), (20, 20), "same")
+            key = chain_key(candidate.stages(ranks), (20, 20), "same")
             table.add({key: times(candidate, ranks)})
 
 
 def test_tables_from_before_there_were_groups_are_read():
     plain, grouped = (Stage((3, 3), 4, 8, (1, 1), (1, 1), groups=groups) for groups in (1, 2))
-    assert latency._key([plain], (8, 8), "same") == '[[8, 8], "same", [[[3, 3], 4, 8, [1, 1], [1, 1], false]]]'
-    assert latency._key([grouped], (8, 8), "same") == '[[8, 8], "same", [[[3, 3], 4, 8, [1, 1], [1, 1], false, 2]]]'
+    assert chain_key([plain], (8, 8), "same") == '[[8, 8], "same", [[[3, 3], 4, 8, [1, 1], [1, 1], false]]]'
+    assert chain_key([grouped], (8, 8), "same") == '[[8, 8], "same", [[[3, 3], 4, 8, [1, 1], [1, 1], false, 2]]]'
 
 
 def test_chains_compute_what_the_format_says():
@@ -174,7 +175,7 @@ def test_chains_are_timed_quantised(quantization):
 def test_ranks_are_planned_for_the_time_of_int8_files(cache):
     model = small_model()
     float_plan = elrt.plan_ranks(model, max_latency=0.7, multiple_of=16)
-    timed = latency.time_candidates(candidates_of(model), 16, latency.TimeTable(1, "int8"))
+    timed = latency.time_candidates(candidates_of(model), 16, TimeTable(1, "int8"))
     least = sum(min(c.times.values()) for c in timed) / sum(c.times[None] for c in timed)
     machines = sorted(json.loads(path.read_text())["machine"] for path in cache.iterdir())
     assert machines[1] == machines[0] + ", int8"
@@ -187,8 +188,8 @@ def test_ranks_are_planned_for_the_time_of_int8_files(cache):
         assert plan.latency["planned"] <= part * plan.latency["dense"] * (1 + 1e-9)
         assert plan.latency["dense"] != float_plan.latency["dense"]
     dense = candidates_of(model)[0]
-    key = latency._key(dense.stages(None), (20, 20), "same")
-    assert latency.TimeTable(1, "int8").get(key) != latency.TimeTable(1).get(key) is not None
+    key = chain_key(dense.stages(None), (20, 20), "same")
+    assert TimeTable(1, "int8").get(key) != TimeTable(1).get(key) is not None
 
 
 def test_times_are_measured_once_and_kept(cache):
@@ -202,10 +203,10 @@ def test_times_are_measured_once_and_kept(cache):
     for name in ("a", "b"):
         assert first.costs[name]["latency"] == pytest.approx(second.costs[name]["latency"], rel=0.5)
     # One file per number of threads; damage costs a measurement and no more.
-    assert latency.TimeTable(2).path != str(path)
+    assert TimeTable(2).path != str(path)
     for damage in ("{ damaged", *(f'{{"seconds": {{"anything": {time}}}}}' for time in ("0", "-1", "NaN", "Infinity"))):
         path.write_text(damage)
-        assert latency.TimeTable(1).get("anything") is None
+        assert TimeTable(1).get("anything") is None
 
 
 INTEL = """processor : 0
@@ -232,7 +233,7 @@ def test_times_hold_for_processors_that_can_do_the_same(text, more, tmp_path, mo
     def place(**fields):
         (tmp_path / "cpuinfo").write_text(text.format(**{"more": "", "mhz": 1999, **fields}))
         monkeypatch.setattr(timing, "_CPUINFO", tmp_path / "cpuinfo")
-        return latency.TimeTable(1).path
+        return TimeTable(1).path
 
     assert place() == place(mhz=3500) != place(more=more)
 
@@ -349,12 +350,14 @@ def test_times_that_scatter_are_told_with_the_remedy(cache, monkeypatch, recwarn
         return bytes(sum(math.prod((*stage.kernel_size, stage.in_channels, stage.out_channels)) for stage in stages))
 
     monkeypatch.setattr(latency.litert, "chain_to_litert", as_long_as_its_weights)
-    monkeypatch.setattr(latency, "measure", lambda contents, threads: np.tile(seconds(contents), (3, 1)))
+    monkeypatch.setattr(
+        litert.LocalTimer, "measure", lambda self, contents, threads: np.tile(seconds(contents), (3, 1))
+    )
     elrt.plan_ranks(small_model(), max_latency=0.95)
-    monkeypatch.setattr(latency, "measure", lambda contents, threads: scattered(seconds(contents)))
+    monkeypatch.setattr(litert.LocalTimer, "measure", lambda self, contents, threads: scattered(seconds(contents)))
     elrt.plan_ranks(small_model(), max_latency=0.95)
     assert "scatter" not in "".join(str(one.message) for one in recwarn)  # the second time read from the table
-    table = latency.TimeTable(1).path
+    table = TimeTable(1).path
     pathlib.Path(table).unlink()
     with pytest.warns(UserWarning, match="scatter by 40% .* stop other programs, remove ") as told:
         elrt.plan_ranks(small_model(), max_latency=0.95)
@@ -386,5 +389,5 @@ def test_the_predicted_speed_up_is_the_measured_one(quantization, max_latency):
     plan = elrt.plan_ranks(model, max_latency=max_latency, quantization=quantization)
     images = np.random.default_rng(0).integers(0, 256, (4, 128, 128, 3)).astype("float32")
     contents = [litert.model_to_litert(m, quantization, images) for m in (model, elrt.factorize(model, plan))]
-    dense, fast = latency.measure(contents, 1)[0]
+    dense, fast = litert.LocalTimer().measure(contents, 1)[0]
     assert dense / fast == pytest.approx(plan.latency["dense"] / plan.latency["planned"], rel=0.15)

@@ -107,6 +107,8 @@ def test_dense_run_has_no_penalty():
         ({"ema": 1.0}, r"a number in \(0, 1\).*Received: ema=1.0"),
         ({"ema": 0.0}, r"Received: ema=0.0"),
         ({"ema": 0.99, "orthogonality": "stiefel"}, r"is not orthonormal. Received: ema=0.99"),
+        ({"timer": "adb"}, r"max_latency with a timer.*Received: timer='adb'"),
+        ({"times": "t.json", "timer": "adb", "max_latency": 0.5}, r"timer='adb', times='t.json'"),
         ({"training_macs_of_dense": 0.0}, r"Received: training_macs_of_dense=0.0"),
         ({"training_macs_of_dense": 9.0, "epochs": 3}, r"decides the epochs.*training_macs_of_dense=9.0, epochs=3"),
         ({"training_macs_of_dense": 9.0, "warmup_epochs": "2"}, r"decides the epochs.*warmup_epochs='2'"),
@@ -184,7 +186,7 @@ def test_flag_file_round_trip_with_every_field_changed():
     # A third budget is one too many, the plan excludes a budget, the initial model, its examples and epochs by their
     # cost exclude warm-up, a smoke test long runs.
     assert same == [
-        *("format", "max_latency", "rank_plan", "initial_model", "calibration_examples"),
+        *("format", "max_latency", "timer", "times", "rank_plan", "initial_model", "calibration_examples"),
         *("training_macs_of_dense", "smoke"),
     ]
     assert flags.from_flagfile(flags.to_flagfile(config)) == config

@@ -87,7 +87,7 @@ def latency(settings):
 def _compared(dense, dense_content, converted, budget, settings, quantization):
     """The dense model, the one that is planned for a budget, and one with uniform ranks and as many MACs."""
     import elrt_keras as elrt
-    from elrt_keras.ranks import latency
+    from elrt_keras import litert
 
     threads, start = settings.threads, time.perf_counter()
     plan = elrt.plan_ranks(dense, max_latency=budget, threads=threads, quantization=quantization)
@@ -96,7 +96,7 @@ def _compared(dense, dense_content, converted, budget, settings, quantization):
     macs_fraction = elrt.count_costs(low).macs / elrt.count_costs(dense).macs
     uniform = elrt.factorize(dense, elrt.plan_ranks(dense, max_macs=macs_fraction))
     contents = [dense_content, converted(low), converted(uniform)]
-    times = np.array([latency.measure(contents, threads)[0] for _ in range(settings.rounds)])
+    times = np.array([litert.LocalTimer().measure(contents, threads)[0] for _ in range(settings.rounds)])
     dense_times, low_times, uniform_times = times.T
     row = {
         "dense_ms": np.round(1e3 * dense_times, 4).tolist(),

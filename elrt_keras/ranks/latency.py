@@ -1,4 +1,4 @@
-"""How long the convolutions of a model take on LiteRT, dense and at a grid of ranks: measured once, kept on disk.
+"""How long the convolutions of a model take on LiteRT, dense and at a grid of ranks: planning for a time.
 
 In float32, or quantised as the model is going to be: what a rank saves differs between the two.
 
@@ -7,29 +7,27 @@ the chains that replace them. Each time is the lower quartile of single inferenc
 layer taking turns, so that other load on the machine hits them alike.
 """
 
+import collections
 import dataclasses
 import functools
-import hashlib
 import itertools
-import json
-import math
-import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from elrt_keras import litert
-from elrt_keras.atomic import write_bytes
 from elrt_keras.checks import int_in, one_of
 from elrt_keras.formats.chain import Stage, chain_costs
+from elrt_keras.graph.view import View
 from elrt_keras.litert.convert import Quantization
 from elrt_keras.ranks import energy
 from elrt_keras.ranks.budget import Budget, on_grid
 from elrt_keras.ranks.candidate import Candidate, MixedCandidate
 from elrt_keras.ranks.methods import Problem, Solution, method
+from elrt_keras.ranks.times import TimeTable, chain_key, open_table, whole_key
 from elrt_keras.terminal.progress import progress_bar
 
 # Ranks that are measured: these fractions of the largest, by the number of ranks of a format.
@@ -40,8 +38,6 @@ _FRACTIONS = {
 _MORE_RANKS = (0.125, 0.25, 0.375, 0.5, 0.75)
 # Fewer of them for the largest layers (VGG's first dense layer has 103 million weights): converting those takes long.
 _LARGE, _FEW_FRACTIONS = 2**24, (0.0625, 0.125, 0.25, 0.5)
-_SECONDS = 1.0  # of measuring per layer, within these numbers of rounds
-_ROUNDS = (5, 40)
 # Interquartile range of single runs over their median, summed over layers. It reaches this with several busy programs
 # to each core; the lower quartiles, which are kept, still agree where it is smaller.
 _SCATTER = 0.25
@@ -63,78 +59,6 @@ class TimedCandidate(Candidate):
 
     def costs(self, ranks: tuple[int, ...] | None) -> dict[str, float]:
         return {**super().costs(ranks), "latency": self.times[ranks]}
-
-
-class TimeTable:
-    """Measured seconds by what was measured, in a JSON file per runtime, processor, threads and quantisation.
-
-    Args:
-        threads: int, CPU threads of the interpreter.
-        quantization: one of `litert.QUANTIZATIONS`: what the files are that are timed.
-        folder: where the file lies; `None` for `$ELRT_CACHE_DIR`, or else `~/.cache/elrt_keras`.
-    """
-
-    def __init__(self, threads: int, quantization: Quantization | None = None, folder: str | None = None):
-        folder = folder or os.environ.get("ELRT_CACHE_DIR") or os.path.join(_user_cache(), "elrt_keras")
-        self.threads: int
-        self.quantization: Quantization | None
-        self.path: str
-        self.threads, self.quantization, self._machine = threads, quantization, litert.machine_key(threads)
-        if quantization is not None:
-            self._machine += f", {quantization}"
-        name = hashlib.sha256(self._machine.encode()).hexdigest()[:16]
-        self.path = os.path.join(folder, f"latency_{name}.json")
-        try:
-            os.makedirs(folder, exist_ok=True)
-        except OSError as error:
-            raise ValueError(
-                f"Cannot keep measured times; $ELRT_CACHE_DIR says where. Received: {folder!r}: {error}"
-            ) from error
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise ValueError(
-                f"Expected a folder for measured times that can be written; $ELRT_CACHE_DIR says which. "
-                f"Received: {folder!r}"
-            )
-        self._seconds = self._read()
-        self._ranges, self._medians = 0.0, 0.0
-
-    @property
-    def scatter(self) -> float:
-        """The interquartile range of what has been measured since the table was opened, as a part of the median."""
-        return self._ranges / self._medians if self._medians else 0.0
-
-    def note(self, quartiles: np.ndarray) -> None:
-        """Takes down how far the single runs of a measurement lie apart; `quartiles` as `measure` returns them."""
-        low, middle, high = quartiles.sum(axis=1)
-        self._ranges, self._medians = self._ranges + float(high - low), self._medians + float(middle)
-
-    def get(self, key: str) -> float | None:
-        """The seconds of a key, or `None`."""
-        return self._seconds.get(key)
-
-    def add(self, measured: Mapping[str, float]) -> None:
-        """Takes in a dict of seconds and writes the file.
-
-        What another process has written stays, but for what both write in the same moment: that is measured again.
-        """
-        self._seconds = {**self._read(), **self._seconds, **measured}
-        document = {"machine": self._machine, "seconds": self._seconds}
-        try:
-            write_bytes(self.path, json.dumps(document, indent=1, sort_keys=True).encode())
-        except OSError as error:
-            raise ValueError(f"Cannot keep measured times. Received: {self.path!r}: {error}") from error
-
-    def _read(self):
-        try:
-            with open(self.path, encoding="utf-8") as file:
-                seconds = {key: float(value) for key, value in json.load(file)["seconds"].items()}
-            return {key: value for key, value in seconds.items() if 0 < value < math.inf}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return {}  # none yet, or damaged: it is measured anew
-
-
-def _user_cache():
-    return os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
 
 
 def time_candidates(
@@ -203,7 +127,7 @@ def measured_ranks(candidate: Candidate, multiple_of: int) -> list[tuple[int, ..
 
 def _times(candidate, choices, size, table):
     chains = {ranks: candidate.stages(ranks) for ranks in choices}
-    keys = {ranks: _key(chain, size, candidate.padding) for ranks, chain in chains.items()}
+    keys = {ranks: chain_key(chain, size, candidate.padding) for ranks, chain in chains.items()}
     missing = [ranks for ranks in choices if table.get(keys[ranks]) is None]
     if missing:
         shape = size, candidate.padding, table.quantization
@@ -211,8 +135,7 @@ def _times(candidate, choices, size, table):
         for part in _parts([ranks for ranks in missing if ranks is not None], candidate, size):
             contents = [litert.chain_to_litert(chains[ranks], *shape) for ranks in part]
             # The dense layer takes part each time: it is what the others are compared with.
-            seconds, *_ = quartiles = measure([dense, *contents], table.threads)
-            table.note(quartiles)
+            seconds, *_ = table.measure([dense, *contents])
             scale = (table.get(keys[None]) or seconds[0]) / seconds[0]
             measured = zip([None, *part], seconds)
             table.add({keys[ranks]: float(scale * value) for ranks, value in measured})
@@ -232,29 +155,13 @@ def _parts(choices, candidate, size):
     return parts
 
 
-def _key(stages, size, padding):
-    """What decides the time of a chain, as text."""
-    fields = [dataclasses.astuple(stage) for stage in stages]
-    # Without the number of groups where it is one, as in tables from before there were any.
-    return json.dumps([list(size), padding, [one[:-1] if one[-1] == 1 else one for one in fields]])
-
-
-def measure(contents: Sequence[bytes], threads: int) -> np.ndarray:
-    """Seconds of one inference of each of several LiteRT models (bytes): the three quartiles of interleaved runs."""
-    runners = [litert.Runner(content, threads) for content in contents]
-    one_round = float(litert.time_interleaved(runners, runs=1, warmup=1).sum())
-    rounds = int(np.clip(math.ceil(_SECONDS / one_round), *_ROUNDS))
-    return np.quantile(litert.time_interleaved(runners, rounds, warmup=1), (0.25, 0.5, 0.75), axis=1)
-
-
 def timed(
     model: keras.Model,
     budget: Budget,
     part: float,
     multiple_of: int,
-    threads: int,
+    table: TimeTable,
     input_shape: Sequence[int] | None = None,
-    quantization: Quantization | None = None,
 ) -> tuple[list[Any], Budget]:
     """The candidates of a budget with their times, and the budget with a limit of the model's time.
 
@@ -263,38 +170,24 @@ def timed(
         budget: a `Budget` of counted resources.
         part: float, the part of the dense model's time that may be spent.
         multiple_of: step of the rank grid.
-        threads: int, CPU threads of the interpreter.
+        table: the times; what it lacks is measured, if it can be.
         input_shape: shape of one example, for a model that leaves sizes open.
-        quantization: one of `litert.QUANTIZATIONS`: what the files are that are timed.
 
     Returns:
         `(candidates, budget)`.
 
     Raises:
         ValueError: for another backend than TensorFlow, a model that LiteRT cannot take or that has several inputs or
-            outputs, threads below 1, or an unknown quantisation.
+            outputs, or a table that can neither tell nor measure the times.
         ImportError: without the `litert` extra.
     """
-    if keras.backend.backend() != "tensorflow":
-        raise ValueError(
-            f"Latency is measured on LiteRT, which needs the TensorFlow backend. "
-            f"Received: backend {keras.backend.backend()!r}"
-        )
-    int_in(threads, "[1, inf)", "threads")
-    if len(model.inputs) != 1 or len(model.outputs) != 1:
-        raise ValueError(
-            "Times are measured of models with one input and one output. "
-            f"Received: {model.name!r} with {len(model.inputs)} and {len(model.outputs)}"
-        )
-    one_of(quantization, litert.QUANTIZATIONS, "quantization")
-    litert.require_runtime()
-    ends = litert.interface(model, input_shape)
-    # Times do not depend on them; whole numbers may be indices, which are from 0 on.
-    examples = np.abs(np.random.default_rng(0).standard_normal((2, *ends.inputs[litert.INPUT]), "float32"))
-    examples = examples.astype(ends.dtypes[litert.INPUT])
-    # Ahead of the times of layers: whatever LiteRT cannot take is told before these minutes.
-    content = litert.model_to_litert(model, quantization, examples, "float32", input_shape)
-    table = TimeTable(int(threads), quantization)
+    view = View(model, input_shape)
+    if table.can_measure:
+        content = _content(model, table.quantization, input_shape)
+        table.check()
+    else:
+        content = b""
+        _refuse_missing(budget.candidates, multiple_of, table, whole_key(view))
     candidates = time_candidates(
         budget.candidates, multiple_of, table, functools.partial(progress_bar, told="timing layers")
     )
@@ -304,13 +197,69 @@ def timed(
             f"faster: stop other programs, remove {table.path!r}, and plan again",
             stacklevel=4,  # the caller of `plan_ranks`
         )
-    total = _total(content, candidates, table)
+    total = _total(content, candidates, table, whole_key(view))
     dense = sum(candidate.dense.times[None] for candidate in candidates)
     if dense > total:
         # Alone, layers take a little longer than in the model; then all of them are shortened alike.
         candidates = [_scaled(candidate, total / dense) for candidate in candidates]
     totals, fractions = {**budget.totals, "latency": total}, {**budget.fractions, "latency": part}
     return candidates, Budget(candidates, totals, fractions)
+
+
+def _content(model, quantization, input_shape):
+    """The dense model as LiteRT bytes. Whatever LiteRT cannot take is told here, before the minutes of timing."""
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError(
+            f"Latency is measured on LiteRT, which needs the TensorFlow backend. "
+            f"Received: backend {keras.backend.backend()!r}"
+        )
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise ValueError(
+            "Times are measured of models with one input and one output. "
+            f"Received: {model.name!r} with {len(model.inputs)} and {len(model.outputs)}"
+        )
+    litert.require_runtime()
+    ends = litert.interface(model, input_shape)
+    # Times do not depend on them; whole numbers may be indices, which are from 0 on.
+    examples = np.abs(np.random.default_rng(0).standard_normal((2, *ends.inputs[litert.INPUT]), "float32"))
+    examples = examples.astype(ends.dtypes[litert.INPUT])
+    return litert.model_to_litert(model, quantization, examples, "float32", input_shape)
+
+
+def chains_to_time(
+    candidates: Sequence[Candidate | MixedCandidate], multiple_of: int
+) -> Iterator[tuple[str, str, Sequence[Stage], tuple[int, ...], str]]:
+    """Yields `(layer, key, stages, input size, padding)` of all chains whose times a plan reads, dense layers first."""
+    for candidate in [part for one in candidates for part in one.parts()]:
+        for size, _ in candidate.sizes:
+            for ranks in (None, *measured_ranks(candidate, multiple_of)):
+                stages = candidate.stages(ranks)
+                yield candidate.name, chain_key(stages, size, candidate.padding), stages, size, candidate.padding
+
+
+def _refuse_missing(candidates, multiple_of, table, whole):
+    """Raises a `ValueError` for a table that lacks times and cannot measure."""
+    lacking = collections.Counter(
+        name for name, key, *_ in chains_to_time(candidates, multiple_of) if table.get(key) is None
+    )
+    layers = [f"{name!r} ({count} chains)" for name, count in lacking.items()]
+    layers += [] if table.get(whole) is not None else ["the whole dense model"]
+    if layers:
+        raise ValueError(
+            "Expected times of every layer; elrt-plan --export_timing_set=DIR writes the files to be timed. "
+            f"Received: {table.path!r} without those of {', '.join(layers)}"
+        )
+
+
+def timing_set(
+    view: View, candidates: Sequence[Candidate | MixedCandidate], multiple_of: int, quantization: Quantization | None
+) -> dict[str, bytes]:
+    """Returns the LiteRT models whose times a plan reads, by key: the whole dense model first, then single chains."""
+    files = {whole_key(view): _content(view.model, quantization, view.input_shape)}
+    for _, key, stages, size, padding in progress_bar(list(chains_to_time(candidates, multiple_of)), "converting"):
+        if key not in files:
+            files[key] = litert.chain_to_litert(stages, size, padding, quantization)
+    return files
 
 
 def _scaled(candidate, factor):
@@ -320,17 +269,23 @@ def _scaled(candidate, factor):
     return dataclasses.replace(candidate, times={ranks: factor * time for ranks, time in candidate.times.items()})
 
 
-def _total(content, candidates, table):
+def _total(content: bytes, candidates: Sequence[Any], table: TimeTable, key: str) -> Any:
     """Seconds of the whole dense model, on a machine as busy as when its layers were timed."""
+    if not table.can_measure:
+        return table.get(key)
     if not candidates:
-        return float(measure([content], table.threads)[0, 0])
-    slowest = max((candidate.dense for candidate in candidates), key=lambda candidate: candidate.times[None])
-    (size, _), *_ = slowest.sizes
-    stages = slowest.stages(None)
-    layer = litert.chain_to_litert(stages, size, slowest.padding, table.quantization)
-    # The times of layers may be old. The slowest of them takes turns with the model, and says what has changed.
-    whole, now = measure([content, layer], table.threads)[0]
-    return float(whole * table.get(_key(stages, size, slowest.padding)) / now)
+        total = float(table.measure([content])[0, 0])
+    else:
+        slowest = max((candidate.dense for candidate in candidates), key=lambda candidate: candidate.times[None])
+        (size, _), *_ = slowest.sizes
+        stages = slowest.stages(None)
+        layer = litert.chain_to_litert(stages, size, slowest.padding, table.quantization)
+        # The times of layers may be old. The slowest of them takes turns with the model, and says what has changed.
+        whole, now = table.measure([content, layer])[0]
+        total = float(whole * table.get(chain_key(stages, size, slowest.padding)) / now)
+    if table.get(key) is None:  # for files that travel
+        table.add({key: total})
+    return total
 
 
 @method(
@@ -341,7 +296,10 @@ def _total(content, candidates, table):
 )
 def plan_latency(problem: Problem) -> Solution:
     """As the method `energy`, with measured time in the place of MACs; only ranks that are faster than dense."""
-    settings = problem.multiple_of, problem.threads, problem.input_shape, problem.quantization
+    one_of(problem.quantization, litert.QUANTIZATIONS, "quantization")
+    threads = int_in(problem.threads, "[1, inf)", "threads")
+    table = open_table(threads, problem.quantization, problem.timer, problem.times)
+    settings = problem.multiple_of, table, problem.input_shape
     candidates, budget = timed(problem.model, problem.budget, problem.fractions["latency"], *settings)
     chosen = energy.solve(candidates, budget, problem.multiple_of, True, ["latency"])
     return Solution(chosen, candidates, {"dense": budget.totals["latency"], "planned": budget.spent(chosen)["latency"]})

@@ -10,8 +10,10 @@ from typing import Any, TypeAlias
 
 import keras
 
+from elrt_keras.atomic import Path
 from elrt_keras.checks import one_of
 from elrt_keras.litert.convert import Quantization
+from elrt_keras.litert.timers import Timer
 from elrt_keras.ranks.budget import Budget, Chosen
 from elrt_keras.ranks.candidate import Candidate
 
@@ -33,6 +35,8 @@ class Problem:
         input_shape: shape of one example, for a model that leaves sizes open, or `None`.
         threads: CPU threads for measured times.
         quantization: kind of the timed files, or `None` for float32.
+        timer: what measures times, or `None` for the interpreter of this process.
+        times: path of times that were measured before, or `None`.
     """
 
     model: keras.Model
@@ -45,6 +49,8 @@ class Problem:
     input_shape: Sequence[int] | None = None
     threads: int = 1
     quantization: Quantization | None = None
+    timer: Timer | None = None
+    times: Path | None = None
 
     @property
     def judged_by(self) -> list[str]:

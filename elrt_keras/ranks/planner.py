@@ -7,17 +7,20 @@ from typing import Any
 
 import keras
 
-from elrt_keras.checks import int_in, number_in
+from elrt_keras.atomic import Path
+from elrt_keras.checks import int_in, number_in, one_of
 from elrt_keras.graph.costs import costs_of
 from elrt_keras.graph.view import View
 from elrt_keras.layers import FactorizedLayer
-from elrt_keras.litert.convert import Quantization
-from elrt_keras.ranks import energy, methods
+from elrt_keras.litert.convert import QUANTIZATIONS, Quantization
+from elrt_keras.litert.timers import Timer
+from elrt_keras.ranks import energy, latency, methods
 from elrt_keras.ranks.budget import SIMD_MULTIPLE, Budget
 from elrt_keras.ranks.candidate import MixedCandidate
 from elrt_keras.ranks.moments import input_weightings
 from elrt_keras.ranks.plan import DENSE, RankPlan
 from elrt_keras.ranks.survey import AUTO, survey
+from elrt_keras.ranks.times import write_set
 
 
 def plan_ranks(
@@ -36,6 +39,8 @@ def plan_ranks(
     threads: int = 1,
     quantization: Quantization | None = None,
     calibration_data: Any = None,
+    timer: Timer | None = None,
+    times: Path | None = None,
 ) -> RankPlan:
     """Chooses a format and ranks for each convolution and dense layer of a model, under a budget.
 
@@ -90,6 +95,10 @@ def plan_ranks(
             `"latency"`: a layer then keeps the part of its *outputs* that a decomposition fitted to the second moments
             of its inputs keeps, as `factorize(…, calibration_data=)` fits it. An array `(N, …)`, a tuple `(inputs,
             labels)`, a `tf.data.Dataset`, a `keras.utils.PyDataset` or an iterable of batches.
+        timer: what measures times for `max_latency`: a `litert.CommandTimer` runs the files on another device. `None`
+            for the LiteRT interpreter of this process. Times are kept for each device.
+        times: path of times that were measured before, in the place of a timer: a file that `elrt-plan --save_times`
+            wrote, or a folder of `export_timing_set` with its results.
 
     Returns:
         A `RankPlan` with an entry for every convolution and dense layer.
@@ -115,6 +124,8 @@ def plan_ranks(
     """
     mixes = AUTO in (format.values() if isinstance(format, Mapping) else [format])
     solver = methods.get(methods.chosen_name(method, max_latency, mixes))
+    if not solver.measures_time and (timer is not None or times is not None):
+        raise ValueError(f"Expected max_latency with times. Received: timer={timer!r}, times={times!r} without it")
     if calibration_data is not None and not solver.weighs_kernels:
         raise ValueError(
             "Expected method='energy', or a budget of time, with calibration data. "
@@ -147,11 +158,59 @@ def plan_ranks(
     budget = Budget(candidates, totals, counted)
     grid = multiple_of, break_even
     solution = solver.solve(
-        methods.Problem(model, candidates, budget, fractions, fraction, *grid, input_shape, threads, quantization)
+        methods.Problem(
+            *(model, candidates, budget, fractions, fraction, *grid),
+            *(input_shape, threads, quantization, timer, times),
+        )
     )
     plan = _to_plan(view, solution, reasons, solver, multiple_of, [*fractions, "macs"][0])
     plan.latency = solution.latency
     return plan
+
+
+def export_timing_set(
+    model: keras.Model,
+    folder: Path,
+    *,
+    format: str | Mapping[str, str] = "tucker2",
+    multiple_of: int | None = None,
+    exclude: str | Sequence[str] | None = None,
+    input_shape: Sequence[int] | None = None,
+    threads: int = 1,
+    quantization: Quantization | None = None,
+) -> list[str]:
+    """Writes the LiteRT files whose times `plan_ranks(max_latency=…)` reads, to be timed anywhere.
+
+    The files are the dense model and every distinct layer, dense and at a grid of ranks. `manifest.json` in the folder
+    says what each is. Time them on the device, write what `benchmark_model` prints, or lines `{"model": NAME,
+    "seconds": [SECONDS, …]}`, into `times.txt` there, and plan with `times=FOLDER`.
+
+    Args:
+        model, format, multiple_of, exclude, input_shape, quantization: as for `plan_ranks`.
+        folder: a new or empty folder.
+        threads: CPU threads that the files are to be timed with.
+
+    Returns:
+        Paths of the files.
+
+    Raises:
+        ValueError: as `plan_ranks`; for a folder that holds something or cannot be written.
+        ImportError: without the `litert` extra.
+
+    Example:
+
+    >>> # elrt_keras.export_timing_set(model, "for_the_phone", quantization="int8")
+    >>> # plan = elrt_keras.plan_ranks(model, max_latency=0.5, quantization="int8", times="for_the_phone")
+    """
+    one_of(quantization, QUANTIZATIONS, "quantization")
+    view, multiple_of = View(model, input_shape), validated_multiple(multiple_of)
+    candidates, reasons = survey(view, format, exclude)
+    if not candidates:
+        raise ValueError(
+            f"Expected a model with layers that can be factorised. Received: model={model.name!r}, {reasons}"
+        )
+    files = latency.timing_set(view, candidates, multiple_of, quantization)
+    return write_set(folder, files, quantization, int_in(threads, "[1, inf)", "threads"))
 
 
 def _validated_fractions(fraction, max_macs, max_params, max_latency, solver):

@@ -29,7 +29,7 @@ def render_table(header: Sequence[str], rows: Sequence[Sequence[str]], last_is_t
     text = io.StringIO()
     # Names in brackets or between colons are no markup.
     console = Console(
-        file=text, width=200, color_system=None, force_jupyter=False, markup=False, emoji=False, highlight=False
+        file=text, width=240, color_system=None, force_jupyter=False, markup=False, emoji=False, highlight=False
     )
     console.print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines() if line.strip())

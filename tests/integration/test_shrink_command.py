@@ -65,6 +65,7 @@ def test_it_recovers_with_the_parent_as_teacher(parent, tmp_path):
     assert config.orthogonality == "dso" and config.max_macs == 0.25
 
 
+@pytest.mark.thorough
 def test_the_command_prints_a_table_and_draws(parent, tmp_path):
     options = ("--max_macs=0.3,0.2", "--calibration_examples=256", f"--output={tmp_path / 'out'}")
     done = commands.run("shrink", parent, *options, cwd=tmp_path)

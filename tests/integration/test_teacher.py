@@ -10,7 +10,7 @@ import pytest
 from test_faults import assert_same_weights, finish, history, start, wait_until
 
 import elrt_keras as elrt
-from elrt_keras.launch import checkpoints, training
+from elrt_keras.launch import checkpoints, modeling, rundir, training
 from elrt_keras.launch.config import TrainConfig
 
 pytestmark = pytest.mark.tensorflow
@@ -82,8 +82,9 @@ def test_epochs_at_the_cost_of_the_dense_network(tmp_path, teacher, capsys):
     assert summary["training_macs"] <= 1.5 * 1436 * 3 * summary["dense_macs"]
     again = training.run(TrainConfig(**fields), str(tmp_path / "run"))
     assert again == summary
-    taught = training.run(TrainConfig(**fields, teacher=teacher), str(tmp_path / "taught"))
-    assert taught["epochs"] == int(1.5 * 3 / (3 * taught["macs_fraction"] + 1)) == 2
+    low, dense = (rundir.load_model(path) for path in (str(tmp_path / "run"), teacher))
+    taught = modeling.with_epochs(TrainConfig(**fields, teacher=teacher), elrt.Taught(low, dense), dense)
+    assert taught.epochs == int(1.5 * 3 / (3 * summary["macs_fraction"] + 1)) == 2
     with pytest.raises(ValueError, match=r"costs 0.39 epochs.*training_macs_of_dense=0.1"):
         training.run(TrainConfig(**{**fields, "training_macs_of_dense": 0.1}), str(tmp_path / "none"))
     assert not (tmp_path / "none").exists()

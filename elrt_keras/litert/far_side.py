@@ -1,0 +1,66 @@
+"""Times LiteRT files on a device with Python, NumPy and ai-edge-litert. A program of its own, sent there with them.
+
+python far_side.py pack FILE…                 # here: this program, the files and their order as a tar archive
+python far_side.py run FOLDER THREADS RUNS    # there: a line {"model": NAME, "seconds": […]} for each file, in order
+"""
+
+import io
+import json
+import os
+import sys
+import tarfile
+import time
+
+_ORDER = "order.json"
+_WARMUP = 2
+
+
+def pack(paths: list[str], archive) -> None:
+    """Writes a tar archive to a stream: this program, files and their order, in which a file may come again."""
+    with tarfile.open(fileobj=archive, mode="w|") as tar:
+        for path in dict.fromkeys([os.path.abspath(__file__), *paths]):
+            tar.add(path, os.path.basename(path))
+        order = json.dumps([os.path.basename(path) for path in paths]).encode()
+        member = tarfile.TarInfo(_ORDER)
+        member.size = len(order)
+        tar.addfile(member, io.BytesIO(order))
+
+
+def run(folder: str, threads: int, runs: int) -> None:
+    """Times the files of an unpacked folder and prints a line for each."""
+    with open(os.path.join(folder, _ORDER), encoding="utf-8") as file:
+        names = json.load(file)
+    for name in names:
+        seconds = seconds_of(os.path.join(folder, name), threads, runs)
+        print(json.dumps({"model": name, "seconds": seconds}), flush=True)
+
+
+def seconds_of(path: str, threads: int, runs: int) -> list[float]:
+    """Seconds of single inferences of a file, on random inputs."""
+    import numpy as np
+
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError:
+        # What the runtime was called before.
+        from tflite_runtime.interpreter import Interpreter  # pyright: ignore[reportMissingImports]
+
+    interpreter = Interpreter(path, num_threads=threads)
+    interpreter.allocate_tensors()
+    random = np.random.default_rng(0)
+    for details in interpreter.get_input_details():
+        values = random.uniform(0, 1, details["shape"])
+        interpreter.set_tensor(details["index"], values.astype(details["dtype"]))
+    seconds = []
+    for _ in range(_WARMUP + runs):
+        start = time.perf_counter()
+        interpreter.invoke()
+        seconds.append(time.perf_counter() - start)
+    return seconds[_WARMUP:]
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "pack":
+        pack(sys.argv[2:], sys.stdout.buffer)
+    else:
+        run(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

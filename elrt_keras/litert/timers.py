@@ -1,0 +1,273 @@
+"""Timers: what measures LiteRT files, on this machine or, by a command, on another device."""
+
+import contextlib
+import math
+import pathlib
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from elrt_keras.checks import int_in, number_in
+from elrt_keras.litert.interpreter import Runner, require_runtime
+from elrt_keras.litert.readings import Reading, read_result_file, read_text
+from elrt_keras.litert.timing import machine_key, time_interleaved
+
+_SECONDS = 1.0  # of measuring on this machine per call, within these numbers of rounds
+_ROUNDS = (5, 40)
+_TURN = 8  # files between two measurements of the first one
+_FAR_SIDE = pathlib.Path(__file__).with_name("far_side.py")
+_DEVICE_FOLDER = "/data/local/tmp"
+
+
+class Timer:
+    """What measures LiteRT files. Subclasses say where.
+
+    Example:
+
+    >>> elrt_keras.litert.LocalTimer().device(threads=1).split(",")[0].split()[0]
+    'ai-edge-litert'
+    """
+
+    def device(self, threads: int) -> str:
+        """Returns what times hold for, as text: runtime, processor, threads. Tables of times are kept apart by it."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raises an `ImportError` or `ValueError` where the timer cannot measure, before any work."""
+
+    def measure(self, contents: Sequence[bytes], threads: int) -> np.ndarray:
+        """Returns the three quartiles of seconds of one inference of each model, an array `(3, models)`.
+
+        Args:
+            contents: LiteRT models; the first is the one that the others are compared with.
+            threads: CPU threads.
+        """
+        raise NotImplementedError
+
+
+class LocalTimer(Timer):
+    """Measures with the LiteRT interpreter of this process, one inference of each model in every round."""
+
+    def device(self, threads: int) -> str:
+        return machine_key(threads)
+
+    def check(self) -> None:
+        require_runtime()
+
+    def measure(self, contents: Sequence[bytes], threads: int) -> np.ndarray:
+        runners = [Runner(content, threads) for content in contents]
+        one_round = float(time_interleaved(runners, runs=1, warmup=1).sum())
+        rounds = int(np.clip(math.ceil(_SECONDS / one_round), *_ROUNDS))
+        return np.quantile(time_interleaved(runners, rounds, warmup=1), (0.25, 0.5, 0.75), axis=1)
+
+
+class CommandTimer(Timer):
+    """Measures by a command, which may run the files anywhere: on a phone, on a board, in a device farm.
+
+    The command is run by the shell, with these words in braces filled in:
+
+    - `{model}`: path of one file; the command runs once for each file; or `{models}`: paths of all files, divided by
+      spaces; the command runs once for all of them; `{names}` are then their names without folders;
+    - `{threads}`, `{runs}`: CPU threads, and inferences of each file;
+    - `{result}`: with `{model}`, a path where the command may leave the result file of `benchmark_model`.
+
+    Times are read from its standard output: what LiteRT's `benchmark_model` prints, or a line
+    `{"model": NAME, "seconds": [SECONDS, …]}` for each file, in the order of the files. The first file takes turns with
+    the others, and what it says of the device at that moment is taken out of their times. A command that fails, or
+    times that drift, are tried once more.
+
+    Args:
+        command: text of the command.
+        device: name of the device, by which its times are kept; by default the command.
+        runs: int, inferences of each file.
+        timeout_s: seconds after which a command is given up.
+        max_drift: the largest accepted change of the first file's time, from one measurement of it to another.
+
+    Raises:
+        ValueError: for a command with neither or both of `{model}` and `{models}`, or numbers out of range. Measuring
+            raises it for a command that fails twice, prints no times, or times that drift.
+
+    Example:
+
+    >>> timer = elrt_keras.litert.CommandTimer("ssh board run_times {models}", device="board")
+    >>> timer.device(threads=2)
+    'board, 2 threads'
+    """
+
+    def __init__(
+        self,
+        command: str,
+        device: str | None = None,
+        runs: int = 30,
+        timeout_s: float = 600.0,
+        max_drift: float = 0.3,
+    ):
+        holders = [word for word in ("{model}", "{models}") if word in command]
+        if len(holders) != 1:
+            raise ValueError(f"Expected a command with {{model}} or {{models}}. Received: command={command!r}")
+        self._command, self._name, self._is_single = command, device or command, holders == ["{model}"]
+        self._runs = int_in(runs, "[1, inf)", "runs")
+        self._timeout_s = number_in(timeout_s, "(0, inf)", "timeout_s")
+        self._max_drift = number_in(max_drift, "(0, inf)", "max_drift")
+
+    @classmethod
+    def ssh(cls, host: str, python: str = "python3", **options: Any) -> "CommandTimer":
+        """A timer for a board that ssh reaches and that has Python with ai-edge-litert.
+
+        The files and a small program go there and come back as one command; nothing stays on the board.
+
+        Args:
+            host: as for `ssh`, such as `"pi@raspberrypi.local"`.
+            python: Python there.
+            **options: as for `CommandTimer`; `device` is the host if not given.
+        """
+        run = f"{shlex.quote(python)} $d/far_side.py run $d {{threads}} {{runs}}"
+        far = f"d=$(mktemp -d) && tar -x -C $d && {run}; s=$?; rm -r $d; exit $s"
+        pack = f"{shlex.quote(sys.executable)} {shlex.quote(str(_FAR_SIDE))} pack {{models}}"
+        return cls(
+            f"{pack} | ssh -o BatchMode=yes {shlex.quote(host)} {shlex.quote(far)}", **{"device": host, **options}
+        )
+
+    @classmethod
+    def adb(
+        cls,
+        serial: str | None = None,
+        program: str = f"{_DEVICE_FOLDER}/benchmark_model",
+        flags: str = "",
+        **options: Any,
+    ) -> "CommandTimer":
+        """A timer for an Android device with LiteRT's `benchmark_model` on it, by `adb`.
+
+        Args:
+            serial: of the device, where there are several.
+            program: path of `benchmark_model` on the device.
+            flags: further flags of it, such as `"--use_gpu=true"`; times with other flags are kept apart.
+            **options: as for `CommandTimer`; `device` is what `adb` says of the model if not given.
+        """
+        adb = "adb" if serial is None else f"adb -s {shlex.quote(serial)}"
+        folder = f"{_DEVICE_FOLDER}/elrt_times"
+        run = f"{program} --graph=$f --num_threads={{threads}} --num_runs={{runs}} --min_secs=0 {flags}".strip()
+        loop = f"for f in {{names}}; do {run} || exit 1; done"
+        command = (
+            f"{adb} shell rm -rf {folder} && {adb} shell mkdir -p {folder} && {adb} push {{models}} {folder} >&2 && "
+            f"{adb} shell {shlex.quote(f'cd {folder} && {loop}')}; s=$?; {adb} shell rm -rf {folder}; exit $s"
+        )
+        name = options.pop("device", None) or _android_name(adb)
+        return cls(command, device=f"{name} {flags}".strip(), **options)
+
+    def device(self, threads: int) -> str:
+        return f"{self._name}, {threads} threads"
+
+    def measure(self, contents: Sequence[bytes], threads: int) -> np.ndarray:
+        with tempfile.TemporaryDirectory(prefix="elrt_times_") as folder:
+            paths = [pathlib.Path(folder) / f"m{index:04d}.tflite" for index in range(len(contents))]
+            for path, content in zip(paths, contents):
+                path.write_bytes(content)
+            try:
+                return self._in_turns(paths, threads)
+            except ValueError as error:
+                print(f"timing again: {error}", file=sys.stderr)
+                return self._in_turns(paths, threads)
+
+    def _in_turns(self, paths, threads):
+        """Quartiles of all files, corrected by what the first one took before and after each turn."""
+        others = range(1, len(paths))
+        turns = [list(others[start : start + _TURN]) for start in range(0, len(others), _TURN)]
+        order = [0, *(index for turn in turns for index in (*turn, 0))]
+        readings = self._read([paths[index] for index in order], threads)
+        quartiles = np.array([reading.quartiles for reading in readings]).T
+        firsts = [place for place, index in enumerate(order) if index == 0]
+        reference = quartiles[:, firsts]
+        drift = reference[1].max() / reference[1].min() - 1
+        if drift > self._max_drift:
+            raise ValueError(
+                f"Expected times that stay within {self._max_drift:.0%}; let the device cool down, and stop other "
+                f"programs on it. Received: {1e3 * reference[1].min():.3g} to {1e3 * reference[1].max():.3g} ms for "
+                "the same file"
+            )
+        found = np.empty((3, len(paths)))
+        found[:, 0] = middle = np.median(reference, axis=1)
+        for place, index in enumerate(order):
+            if index:
+                before, after = (quartiles[1, p] for p in _around(firsts, place))
+                found[:, index] = quartiles[:, place] * middle[1] / ((before + after) / 2)
+        return found
+
+    def _read(self, paths, threads):
+        """A `Reading` for each path, in their order."""
+        if self._is_single:
+            return [self._one(path, threads) for path in paths]
+        names = " ".join(path.name for path in paths)
+        output = self._run(models=" ".join(shlex.quote(str(path)) for path in paths), names=names, threads=threads)
+        return _checked(read_text(output), [path.name for path in paths], output)
+
+    def _one(self, path, threads):
+        result = path.with_suffix(".result")
+        with contextlib.suppress(FileNotFoundError):
+            result.unlink()
+        output = self._run(model=shlex.quote(str(path)), result=shlex.quote(str(result)), threads=threads)
+        if result.exists():
+            return read_result_file(result)
+        return _checked(read_text(output), [path.name], output)[0]
+
+    def _run(self, **words):
+        command = self._command
+        for name, value in {**words, "runs": self._runs}.items():
+            command = command.replace(f"{{{name}}}", str(value))
+        try:
+            done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=self._timeout_s)
+        except subprocess.TimeoutExpired as error:
+            raise ValueError(
+                f"Expected times within {self._timeout_s:g} s. Received: none of {_short(command)}"
+            ) from error
+        if done.returncode:
+            last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no message"]
+            raise ValueError(f"The timing command failed with status {done.returncode}. Received: {last[0][:300]}")
+        return done.stdout
+
+
+def _around(firsts, place):
+    """The places of the first file before and after a place."""
+    after = next(first for first in firsts if first > place)
+    return firsts[firsts.index(after) - 1], after
+
+
+def _checked(readings: list[Reading], names: list[str], output: str) -> list[Reading]:
+    """The readings, one for each name in order.
+
+    Raises:
+        ValueError: for more, fewer, or others.
+    """
+    if len(readings) != len(names):
+        raise ValueError(
+            f"Expected times of {len(names)} files, as benchmark_model or lines of JSON have them. "
+            f"Received: {len(readings)}, in {output.strip()[:200]!r}"
+        )
+    wrong = [(one.model, name) for one, name in zip(readings, names) if one.model not in (None, name)]
+    if wrong:
+        raise ValueError(f"Expected times in the order of the files. Received: {wrong[0][0]!r} for {wrong[0][1]!r}")
+    return readings
+
+
+def _short(command):
+    return repr(command if len(command) <= 200 else f"{command[:200]}…")
+
+
+def _android_name(adb):
+    """Model and build of a device, as it says itself."""
+    words = " ".join(f"$(getprop {name})" for name in ("ro.product.model", "ro.build.id", "ro.board.platform"))
+    try:
+        done = subprocess.run(
+            f"{adb} shell {shlex.quote(f'echo {words}')}", shell=True, capture_output=True, text=True, timeout=60
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ValueError("Expected an Android device that answers. Received: nothing within 60 s") from error
+    name = " ".join(done.stdout.split())
+    if done.returncode or not name:
+        raise ValueError(f"Expected an Android device. Received: {(done.stderr or done.stdout).strip()[:300]}")
+    return name
