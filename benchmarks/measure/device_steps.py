@@ -61,17 +61,17 @@ def functional_step(model):
     The state is values of trainable variables, of others and of the optimizer's.
     """
 
-    def loss_of(trainable, fixed, images, targets):
+    def loss_of(trainable, fixed, slots, images, targets):
         metrics = [variable.value for variable in model.metrics_variables]
         loss, (_, outputs, fixed, _) = model.compute_loss_and_updates(
-            trainable, fixed, metrics, images, targets, None, training=True
+            trainable, fixed, metrics, images, targets, None, training=True, optimizer_variables=slots
         )
         return loss, (outputs, fixed)
 
     def step(state, images, targets):
         trainable, fixed, slots = state
         gradient = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, (outputs, fixed)), slopes = gradient(trainable, fixed, images, targets)
+        (loss, (outputs, fixed)), slopes = gradient(trainable, fixed, slots, images, targets)
         trainable, slots = model.optimizer.stateless_apply(slots, slopes, trainable)
         return (trainable, fixed, slots), loss, outputs
 

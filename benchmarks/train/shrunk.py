@@ -64,6 +64,8 @@ def _recover(low_rank, teacher, config, data):
     loop = epochs_of(trained, config, data)
     loop.train(0)
     loop.store()
+    if teacher is not None:
+        teacher.trainable = True  # it is shrunk again
 
 
 def _accuracy(model, data):
