@@ -15,7 +15,7 @@ PARENT = "parent"
 
 @dataclasses.dataclass(frozen=True)
 class Recovery:
-    """How a shrunk model recovers.
+    """Recovery of a shrunk model.
 
     Attributes:
         epochs: of fine-tuning, 0 for none.

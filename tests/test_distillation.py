@@ -133,6 +133,14 @@ def test_what_cannot_be_taught_is_refused(make, message):
 
 
 @pytest.mark.tensorflow
+def test_the_config_keeps_every_argument():
+    taught = elrt.Taught(classifier(activation=None), classifier(activation=None), 0.5, 3.0, True, name="school")
+    again = elrt.Taught.from_config(taught.get_config())
+    assert (again.weight, again.temperature, again.from_logits, again.name) == (0.5, 3.0, True, "school")
+    assert [model.name for model in (again.student, again.teacher)] == [taught.student.name, taught.teacher.name]
+
+
+@pytest.mark.tensorflow
 def test_a_teacher_that_takes_any_size_fits():
     inputs = keras.Input((None, None, 3))
     outputs = keras.layers.Dense(CLASSES, activation="softmax")(keras.layers.GlobalAveragePooling2D()(inputs))

@@ -68,6 +68,8 @@ def first_steps():
     rows = [cells(title, *(f"{result[key]:,.0f}" for key in keys)) for title, result in titles.items()]
     header = "`make demo` on a fresh clone installs | seconds | seconds, again | MB"
     minutes = [seconds / 60 for seconds in now["test_seconds"]]
+    # Continuous integration runs it too, and may have done so since.
+    latest = [result["parts"]["test"] / 60 for result in read("ci").values() if "test" in result["parts"]]
     return {
         "now": now,
         "table": table(header, rows, [[before], [now]]),
@@ -75,7 +77,7 @@ def first_steps():
         "demo_gigabytes": f"{now['demo_megabytes'] / 1000:.1f}",
         "demo_again": f"{now['demo_again_seconds']:.0f}",
         "more_gigabytes": f"{(now['test_megabytes'] - now['demo_megabytes']) / 1000:.1f}",
-        "test_minutes": f"{statistics.median(minutes):.0f}",
+        "test_minutes": f"{max([statistics.median(minutes), *latest]):.0f}",
         "all_minutes": [f"{value:.1f}" for value in minutes],
         "tests": [f"{number:,} on {backend}" for backend, number in now["tests"].items()],
         "integration": _integration(),

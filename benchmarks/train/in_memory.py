@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from elrt_keras.launch.data import ImageData
+from elrt_keras.litert.protobuf import fields, varint
 
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -45,38 +46,15 @@ def _records(path):
         position += 16 + length
 
 
-def _fields(message):
-    """`(number, value)` of a protocol-buffer message; values are bytes (type 2) or ints (type 0)."""
-    position = 0
-    while position < len(message):
-        key, position = _varint(message, position)
-        if key & 7 == 0:
-            value, position = _varint(message, position)
-        else:
-            length, position = _varint(message, position)
-            value, position = message[position : position + length], position + length
-        yield key >> 3, value
-
-
-def _varint(message, position):
-    value = shift = 0
-    while True:
-        byte = message[position]
-        value |= (byte & 127) << shift
-        position, shift = position + 1, shift + 7
-        if byte < 128:
-            return value, position
-
-
 def _features(record):
     """The features of a `tf.train.Example`: first value of each, bytes or int."""
-    (_, features), *_ = _fields(record)
+    (_, features), *_ = fields(record)
     result = {}
-    for _, entry in _fields(features):
-        (_, name), (_, feature) = _fields(entry)
-        for kind, values in _fields(feature):
-            first = next((value for _, value in _fields(values)), None)
-            result[name.decode()] = _varint(first, 0)[0] if kind == 3 and isinstance(first, bytes) else first
+    for _, entry in fields(features):
+        (_, name), (_, feature) = fields(entry)
+        for kind, values in fields(feature):
+            first = next((value for _, value in fields(values)), None)
+            result[name.decode()] = varint(first, 0)[0] if kind == 3 and isinstance(first, bytes) else first
     return result
 
 

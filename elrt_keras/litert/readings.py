@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from elrt_keras.litert.protobuf import fields
+
 # Of normal numbers, the quartiles lie that many standard deviations from the middle.
 _QUARTILE = statistics.NormalDist().inv_cdf(0.75)
 _SERIES = re.compile(r"count=\d+.*\bavg=.*")
@@ -70,8 +72,8 @@ def read_result_file(path: pathlib.Path) -> Reading:
         ValueError: for anything else.
     """
     try:
-        found: list[Any] = [value for number, value in _fields(path.read_bytes()) if number == _LATENCY]
-        values = {_FIELDS[number]: value for number, value in _fields(found[0]) if number in _FIELDS}
+        found: list[Any] = [value for number, value in fields(path.read_bytes()) if number == _LATENCY]
+        values = {_FIELDS[number]: value for number, value in fields(found[0]) if number in _FIELDS}
     except (OSError, IndexError, struct.error) as error:
         raise ValueError(f"Expected a result file of benchmark_model. Received: {str(path)!r}: {error}") from error
     return _reading(None, values, 1e-3, str(path))
@@ -109,31 +111,3 @@ def _reading(graph, values: dict[str, Any], unit, source):
 
 def _name(path):
     return re.split(r"[/\\]", path)[-1]
-
-
-def _fields(message: bytes):
-    """`(number, value)` of a protocol-buffer message: ints, floats (32 bits), or bytes."""
-    position = 0
-    while position < len(message):
-        key, position = _varint(message, position)
-        if key & 7 == 0:
-            value, position = _varint(message, position)
-        elif key & 7 == 5:
-            (value,) = struct.unpack_from("<f", message, position)
-            position += 4
-        elif key & 7 == 2:
-            length, position = _varint(message, position)
-            value, position = message[position : position + length], position + length
-        else:
-            raise IndexError(f"a field of kind {key & 7}")
-        yield key >> 3, value
-
-
-def _varint(message, position):
-    value = shift = 0
-    while True:
-        byte = message[position]
-        value |= (byte & 127) << shift
-        position, shift = position + 1, shift + 7
-        if byte < 128:
-            return value, position

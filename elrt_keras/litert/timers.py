@@ -1,9 +1,11 @@
-"""Timers: what measures LiteRT files, on this machine or, by a command, on another device."""
+"""Timers of LiteRT files, on this machine or, by a command, on another device."""
 
 import contextlib
 import math
+import os
 import pathlib
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,7 +27,7 @@ _DEVICE_FOLDER = "/data/local/tmp"
 
 
 class Timer:
-    """What measures LiteRT files. Subclasses say where.
+    """Measures LiteRT files. Subclasses say where.
 
     Example:
 
@@ -54,6 +56,7 @@ class LocalTimer(Timer):
     """Measures with the LiteRT interpreter of this process, one inference of each model in every round."""
 
     def device(self, threads: int) -> str:
+        require_runtime()  # whose absence has a message of its own
         return machine_key(threads)
 
     def check(self) -> None:
@@ -76,7 +79,7 @@ class CommandTimer(Timer):
     - `{threads}`, `{runs}`: CPU threads, and inferences of each file;
     - `{result}`: with `{model}`, a path where the command may leave the result file of `benchmark_model`.
 
-    Times are read from its standard output: what LiteRT's `benchmark_model` prints, or a line
+    Times are read from its output: what LiteRT's `benchmark_model` prints, or a line
     `{"model": NAME, "seconds": [SECONDS, …]}` for each file, in the order of the files. The first file takes turns with
     the others, and what it says of the device at that moment is taken out of their times. A command that fails, or
     times that drift, are tried once more.
@@ -219,16 +222,31 @@ class CommandTimer(Timer):
         command = self._command
         for name, value in {**words, "runs": self._runs}.items():
             command = command.replace(f"{{{name}}}", str(value))
-        try:
-            done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=self._timeout_s)
-        except subprocess.TimeoutExpired as error:
-            raise ValueError(
-                f"Expected times within {self._timeout_s:g} s. Received: none of {_short(command)}"
-            ) from error
-        if done.returncode:
-            last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no message"]
-            raise ValueError(f"The timing command failed with status {done.returncode}. Received: {last[0][:300]}")
-        return done.stdout
+        status, output, errors = _shell(command, self._timeout_s)
+        if status:
+            last = (errors or output).strip().splitlines()[-1:] or ["no message"]
+            raise ValueError(f"The timing command failed with status {status}. Received: {last[0][:300]}")
+        return f"{output}\n{errors}"  # benchmark_model logs to the one or the other
+
+
+def _shell(command: str, timeout_s: float) -> tuple[int, str, str]:
+    """Runs a command by the shell; returns its exit status, output and errors.
+
+    Raises:
+        ValueError: where it takes longer; all processes that it started are then ended, as when this one is told to.
+    """
+    process = subprocess.Popen(
+        command, shell=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        output, errors = process.communicate(timeout=timeout_s)
+    except BaseException as error:
+        os.killpg(process.pid, signal.SIGKILL)  # the shell alone would leave what holds the pipes
+        process.communicate()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise ValueError(f"Expected an end within {timeout_s:g} s. Received: none of {_short(command)}") from error
+        raise
+    return process.returncode, output, errors
 
 
 def _around(firsts, place):
@@ -261,13 +279,8 @@ def _short(command):
 def _android_name(adb):
     """Model and build of a device, as it says itself."""
     words = " ".join(f"$(getprop {name})" for name in ("ro.product.model", "ro.build.id", "ro.board.platform"))
-    try:
-        done = subprocess.run(
-            f"{adb} shell {shlex.quote(f'echo {words}')}", shell=True, capture_output=True, text=True, timeout=60
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ValueError("Expected an Android device that answers. Received: nothing within 60 s") from error
-    name = " ".join(done.stdout.split())
-    if done.returncode or not name:
-        raise ValueError(f"Expected an Android device. Received: {(done.stderr or done.stdout).strip()[:300]}")
+    status, output, errors = _shell(f"{adb} shell {shlex.quote(f'echo {words}')}", 60)
+    name = " ".join(output.split())
+    if status or not name:
+        raise ValueError(f"Expected an Android device. Received: {(errors or output).strip()[:300]}")
     return name

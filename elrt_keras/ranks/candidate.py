@@ -186,7 +186,7 @@ class MixedCandidate:
         return list(self.by_format.values())
 
     def weighted(self, weightings: Mapping[int, InputWeighting]) -> "MixedCandidate":
-        """As `Candidate.weighted`."""
+        """Returns the candidate with the weighting of its layer in each format."""
         return MixedCandidate({name: one.weighted(weightings) for name, one in self.by_format.items()})
 
     @property

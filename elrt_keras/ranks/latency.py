@@ -1,4 +1,4 @@
-"""How long the convolutions of a model take on LiteRT, dense and at a grid of ranks: planning for a time.
+"""Planning for a time: convolutions of a model on LiteRT, dense and at a grid of ranks.
 
 In float32, or quantised as the model is going to be: what a rank saves differs between the two.
 

@@ -69,7 +69,7 @@ class TimeTable:
 
     @property
     def can_measure(self) -> bool:
-        """Whether what is missing can be measured."""
+        """Reports if times that are missing can be measured."""
         return self._timer is not None
 
     @property
