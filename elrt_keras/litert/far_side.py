@@ -10,12 +10,13 @@ import os
 import sys
 import tarfile
 import time
+from typing import IO
 
 _ORDER = "order.json"
 _WARMUP = 2
 
 
-def pack(paths: list[str], archive) -> None:
+def pack(paths: list[str], archive: IO[bytes]) -> None:
     """Writes a tar archive to a stream: this program, files and their order, in which a file may come again."""
     with tarfile.open(fileobj=archive, mode="w|") as tar:
         for path in dict.fromkeys([os.path.abspath(__file__), *paths]):
