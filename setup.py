@@ -18,6 +18,7 @@ ROOMS = (
     "layers",
     "litert",
     "terminal",
+    "tuning",
     "models",
     "plot",
     "ranks",

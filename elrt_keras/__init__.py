@@ -20,6 +20,7 @@ from elrt_keras.distillation import Taught
 from elrt_keras.graph.costs import LayerCosts, ModelCosts, count_costs
 from elrt_keras.layers.batch_norm import fuse_batch_norm
 from elrt_keras.ranks import LayerPlan, RankPlan, export_timing_set, plan_ranks
+from elrt_keras.tuning import TrainingReport, tune_training
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,7 @@ __all__ = [
     "ModelCosts",
     "RankPlan",
     "Taught",
+    "TrainingReport",
     "callbacks",
     "constraints",
     "count_costs",
@@ -49,6 +51,7 @@ __all__ = [
     "regularizers",
     "shrink",
     "shrink_curve",
+    "tune_training",
 ]
 
 # Higher rooms of the package: there after one import, loaded when first used.

@@ -26,5 +26,7 @@ from elrt_keras.ranks import LayerPlan as LayerPlan
 from elrt_keras.ranks import RankPlan as RankPlan
 from elrt_keras.ranks import export_timing_set as export_timing_set
 from elrt_keras.ranks import plan_ranks as plan_ranks
+from elrt_keras.tuning import TrainingReport as TrainingReport
+from elrt_keras.tuning import tune_training as tune_training
 
 __version__: str

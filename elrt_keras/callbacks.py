@@ -8,12 +8,15 @@ import numpy as np
 
 from elrt_keras.checks import int_in, number_in
 from elrt_keras.distillation import student_of
+from elrt_keras.freezing import FactorFreezing
 from elrt_keras.graph.paths import iterate_sublayers
 from elrt_keras.graph.view import View
 from elrt_keras.layers import FactorizedLayer
 from elrt_keras.ranks.estimates import stable_rank
 from elrt_keras.ranks.survey import survey
 from elrt_keras.regularizers import OrthogonalityRegularizer, orthogonality_error
+
+__all__ = ["FactorFreezing", "OrthogonalityLogger", "RegularizationSchedule", "StableRankStopping", "factor_errors"]
 
 
 def factor_errors(model: keras.Model) -> dict[str, float]:

@@ -17,6 +17,7 @@ LR_SCHEDULES = ("cosine", "step", "one_cycle", "constant")
 WEIGHT_DECAYS = ("auto", "decoupled", "frobenius")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 ON_NAN = ("stop", "rollback")
+TUNE_FOR = ("time", "memory")
 # Digits mirrored are no digits.
 _DEFAULT_AUGMENTATION = {"digits": "crop", "svhn_cropped": "crop"}
 _GREY = ("digits", "fashion_mnist")
@@ -77,6 +78,9 @@ class TrainConfig:
     seed: int = 0
     precision: str = "float32"
     recompute: bool = False
+    tune: bool | None = None
+    tune_for: str = "time"
+    freeze_factors: bool = False
     sync_batch_norm: bool = True
     on_nan: str = "stop"
     checkpoint_minutes: float = 15.0
@@ -134,6 +138,7 @@ class TrainConfig:
         one_of(self.weight_decay_kind, WEIGHT_DECAYS, "weight_decay_kind")
         one_of(self.precision, PRECISIONS, "precision")
         one_of(self.on_nan, ON_NAN, "on_nan")
+        one_of(self.tune_for, TUNE_FOR, "tune_for")
         for name in self.augmentations:
             one_of(name, ["none", *AUGMENTATIONS], "augmentation")
         one_of(self.rank_method, methods.names(), "rank_method")
@@ -198,6 +203,15 @@ class TrainConfig:
             )
         if self.dataset in _GREY and "randaugment" in self.augmentations:
             raise ValueError(f"randaugment needs colours. Received: augmentation with dataset={self.dataset!r}")
+        low_rank_only = [name for name in ("tune", "freeze_factors") if getattr(self, name)]
+        if self.format == "dense" and low_rank_only:
+            raise ValueError(f"Expected a low-rank format with {low_rank_only}. Received: format='dense'")
+        if self.freeze_factors and self.ema is not None:
+            raise ValueError(
+                f"Expected frozen factors or averaged weights. Received: freeze_factors=True, ema={self.ema}"
+            )
+        if self.tune is False and self.tune_for != type(self).tune_for:
+            raise ValueError(f"Expected tuning with tune_for. Received: tune=False, tune_for={self.tune_for!r}")
         if self.format == "dense" and self.warms_up:
             raise ValueError(f"--format=dense stays dense. Received: warmup_epochs={self.warmup_epochs!r} with it")
         if self.initial_model is not None and self.warms_up:

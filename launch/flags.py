@@ -142,6 +142,16 @@ _SPECS = {
         "boolean",
         "Compute what lies between the factors again for the gradient: less memory in training, more time.",
     ),
+    "tune": (
+        "boolean",
+        "Time the equal ways to train each low-rank layer, and train it in the fastest one; by default where there is "
+        "an accelerator. It takes a minute or two, once for each device.",
+    ),
+    "tune_for": (config_module.TUNE_FOR, "What tuning looks for: the fastest way, or the one that keeps least memory."),
+    "freeze_factors": (
+        "boolean",
+        "Train cores and other factors of the low-rank layers in turn, from epoch to epoch: less time to a step.",
+    ),
     "sync_batch_norm": ("boolean", "Batch-norm statistics over the batch of all replicas, as one device would see it."),
     "on_nan": (
         config_module.ON_NAN,

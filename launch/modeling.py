@@ -291,6 +291,13 @@ def ready_for_use(model):
     return fresh
 
 
+def is_tuned(config):
+    """Reports if the ways to train are measured: where that is asked for, or there is an accelerator."""
+    if config.tune is not None:
+        return config.tune
+    return any(not device.startswith("cpu") for device in keras.distribution.list_devices())
+
+
 def jit_compile():
     """What `compile` is told about XLA."""
     # On a CPU TensorFlow's XLA makes a ResNet step slower; JAX always compiles.

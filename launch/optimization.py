@@ -96,6 +96,9 @@ class _RunOptimizer:
         super().apply(grads, trainable_variables)
         norms = keras.ops.stack([_norm(grad) for grad in grads])
         finite = keras.ops.all(keras.ops.isfinite(norms))
+        if len(grads) < self.gradient_norms.shape[0]:  # some factors are frozen
+            places = [[index] for index in self._trainable_variables_indices.values()]
+            norms = keras.ops.scatter_update(self.gradient_norms.value, places, norms)
         self.gradient_norms.assign(keras.ops.where(finite, norms, self.gradient_norms.value))
 
 

@@ -34,6 +34,10 @@ def plan_path(run_dir):
     return os.path.join(run_dir, "rank_plan.json")
 
 
+def tuning_path(run_dir):
+    return os.path.join(run_dir, "training_ways.json")
+
+
 def summary_path(run_dir):
     return os.path.join(run_dir, "summary.json")
 

@@ -41,8 +41,8 @@ def run(config, run_dir, distribution=SINGLE):
     Args:
         config: a `TrainConfig`.
         run_dir: directory of the run; made if missing. Afterwards it holds `flags.txt`, `rank_plan.json`,
-            `rank_plan.png` (low-rank runs), `model.keras`, `history.csv`, `summary.json`, `curves.png` and
-            `tensorboard/`; before, also `checkpoints/`.
+            `rank_plan.png` (low-rank runs), `training_ways.json` (tuned ones), `model.keras`, `history.csv`,
+            `summary.json`, `curves.png` and `tensorboard/`; before, also `checkpoints/`.
         distribution: the `Distribution` that `strategies.start` gave. Several workers need to see the same directory.
 
     Returns:
@@ -154,11 +154,26 @@ def _load(job, rollbacks):
     job = dataclasses.replace(job, config=modeling.with_epochs(job.config, model, job.dense))
     progress = dataclasses.replace(progress, rollbacks=max(rollbacks, progress.rollbacks))
     elrt.fuse_batch_norm(model)  # which no file says
+    if _is_low_rank(model) and modeling.is_tuned(job.config):
+        _tune(job, model)
     if progress.rollbacks:
         modeling.slow_down(model, job.config, job.steps, progress.rollbacks)
     if job.distribution.strategy is not None:
         modeling.synchronize_batch_norm(model, job.config.sync_batch_norm)
     return job, model, progress
+
+
+def _tune(job, model):
+    """Has the low-rank layers train in the ways that the run began with; its first start measures them."""
+    path, examples = rundir.tuning_path(job.run_dir), job.config.batch_size // job.distribution.replicas
+    if job.distribution.is_chief and not os.path.exists(path):
+        _tell(job, "timing the ways to train each low-rank layer")
+        with job.request.at_once():
+            report = elrt.tune_training(model, examples, prefer=job.config.tune_for)
+        report.save(path)
+        _tell(job, str(report))
+    job.distribution.wait_for_all()
+    elrt.TrainingReport.load(path).apply(model)
 
 
 def _switch(job, dense, progress):
@@ -242,6 +257,8 @@ def _callbacks(job, progress, warms_up):
         elrt.callbacks.OrthogonalityLogger(),
         EpochNotes(config, warms_up),
     ]
+    if config.freeze_factors and not warms_up:
+        callbacks.append(elrt.callbacks.FactorFreezing())
     schedule = parse_schedule(config.orthogonality_schedule)
     if schedule is not None and not warms_up:
         callbacks.append(elrt.callbacks.RegularizationSchedule(schedule))

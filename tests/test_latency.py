@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import elrt_keras as elrt
-from elrt_keras import litert
+from elrt_keras import kept_times, litert
 from elrt_keras.formats import Stage
 from elrt_keras.graph.view import View
 from elrt_keras.litert import timing
@@ -232,7 +232,7 @@ def test_times_hold_for_processors_that_can_do_the_same(text, more, tmp_path, mo
 
     def place(**fields):
         (tmp_path / "cpuinfo").write_text(text.format(**{"more": "", "mhz": 1999, **fields}))
-        monkeypatch.setattr(timing, "_CPUINFO", tmp_path / "cpuinfo")
+        monkeypatch.setattr(kept_times, "_CPUINFO", tmp_path / "cpuinfo")
         return TimeTable(1).path
 
     assert place() == place(mhz=3500) != place(more=more)

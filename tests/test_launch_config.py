@@ -107,6 +107,11 @@ def test_dense_run_has_no_penalty():
         ({"ema": 1.0}, r"a number in \(0, 1\).*Received: ema=1.0"),
         ({"ema": 0.0}, r"Received: ema=0.0"),
         ({"ema": 0.99, "orthogonality": "stiefel"}, r"is not orthonormal. Received: ema=0.99"),
+        ({"tune": True, "format": "dense"}, r"\['tune'\]. Received: format='dense'"),
+        ({"freeze_factors": True, "format": "dense"}, r"\['freeze_factors'\]. Received: format='dense'"),
+        ({"freeze_factors": True, "ema": 0.9}, r"Received: freeze_factors=True, ema=0.9"),
+        ({"tune_for": "speed"}, r"Received: tune_for='speed'"),
+        ({"tune": False, "tune_for": "memory"}, r"Received: tune=False, tune_for='memory'"),
         ({"timer": "adb"}, r"max_latency with a timer.*Received: timer='adb'"),
         ({"times": "t.json", "timer": "adb", "max_latency": 0.5}, r"timer='adb', times='t.json'"),
         ({"training_macs_of_dense": 0.0}, r"Received: training_macs_of_dense=0.0"),
@@ -177,6 +182,8 @@ def test_flag_file_round_trip_with_every_field_changed():
         seed=3,
         precision="mixed_bfloat16",
         recompute=True,
+        tune=True,
+        tune_for="memory",
         sync_batch_norm=False,
         on_nan="rollback",
         checkpoint_minutes=2.5,
@@ -184,10 +191,10 @@ def test_flag_file_round_trip_with_every_field_changed():
     defaults = TrainConfig()
     same = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) == getattr(defaults, f.name)]
     # A third budget is one too many, the plan excludes a budget, the initial model, its examples and epochs by their
-    # cost exclude warm-up, a smoke test long runs.
+    # cost exclude warm-up, averaged weights frozen factors, a smoke test long runs.
     assert same == [
         *("format", "max_latency", "timer", "times", "rank_plan", "initial_model", "calibration_examples"),
-        *("training_macs_of_dense", "smoke"),
+        *("training_macs_of_dense", "freeze_factors", "smoke"),
     ]
     assert flags.from_flagfile(flags.to_flagfile(config)) == config
 

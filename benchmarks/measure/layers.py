@@ -140,5 +140,5 @@ def _layer_of(name, groups):
     execution = "compose" if name == "composed" else "chain"
     layer = elrt.layers.Tucker2Conv2D(_CHANNELS, 3, ranks=0.5, execution=execution, **options)
     if name.endswith("as convolutions"):
-        layer._run_training = layer._run
+        layer._run_way = lambda way, inputs, factors: layer._run(inputs, *factors)
     return layer

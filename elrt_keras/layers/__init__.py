@@ -16,6 +16,7 @@ from elrt_keras.layers.factorized import FactorizedLayer
 from elrt_keras.layers.factorized_conv import FactorizedConv
 from elrt_keras.layers.low_rank_conv import LowRankConv1D, LowRankConv2D, LowRankConv3D
 from elrt_keras.layers.low_rank_dense import LowRankDense
+from elrt_keras.layers.ways import TrainingWay
 
 __all__ = [
     "CPConv1D",
@@ -31,6 +32,7 @@ __all__ = [
     "SVDConv3D",
     "SpatialSVDConv2D",
     "TensorTrainConv2D",
+    "TrainingWay",
     "Tucker2Conv1D",
     "Tucker2Conv2D",
     "Tucker2Conv3D",

@@ -19,6 +19,7 @@ from elrt_keras.formats.base import Ranks
 from elrt_keras.formats.weighting import InputWeighting
 from elrt_keras.graph.configs import copy_arguments, plain, serialized
 from elrt_keras.layers import penalties
+from elrt_keras.layers.ways import TrainingWay
 
 Execution: TypeAlias = Literal["auto", "chain", "compose"]
 _EXECUTIONS = ("auto", "chain", "compose")
@@ -96,6 +97,7 @@ class FactorizedLayer(keras.layers.Layer):
         self._kernel_shape = None
         self._resolved_ranks = None
         self._runs_chain = True
+        self._way: TrainingWay | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         fixed = (*self._shared, *_LOW_RANK_ONLY)
@@ -184,22 +186,81 @@ class FactorizedLayer(keras.layers.Layer):
             )
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
-        factors = [ops.convert_to_tensor(factor) for factor in self.factors]
-        run = self._run_training if training else self._run
-        if self.recompute and training:
-            # The gradient, which only training takes, recomputes what lies between the stages. On TensorFlow it would
-            # count a variable twice, as an argument and as what is read inside.
-            run, factors = keras.remat(run), [ops.copy(factor.value) for factor in self.factors]
-        outputs = self._add_bias(run(inputs, *factors))
+        if training:
+            # With `recompute` TensorFlow would count a variable twice, as an argument and as what is read inside.
+            read = (lambda factor: ops.copy(factor.value)) if self.recompute else ops.convert_to_tensor
+            outputs = self.run_training(inputs, [read(factor) for factor in self.factors])
+        else:
+            outputs = self._run(inputs, *(ops.convert_to_tensor(factor) for factor in self.factors))
+        outputs = self._add_bias(outputs)
         return outputs if self.activation is None else self.activation(outputs)
 
     def _run(self, inputs, *factors):
         """The inputs through the chain, or through the composed kernel."""
         raise NotImplementedError
 
-    def _run_training(self, inputs, *factors):
-        """The same, in the way whose gradient is quicker, where there is one."""
-        return self._run(inputs, *factors)
+    def run_training(self, inputs: Tensor, factors: Sequence[Tensor], way: TrainingWay | None = None) -> Tensor:
+        """Runs inputs through the factors as a training step does, without bias and activation.
+
+        Args:
+            inputs: tensor.
+            factors: tensors in the shapes of `self.factors`.
+            way: one of `training_ways`; `None` for `training_way`.
+        """
+        way = way or self.training_way
+
+        def run(inputs, *factors):
+            return self._run_way(way, inputs, factors)
+
+        # With `recompute` the gradient computes again what lies between the stages.
+        return (keras.remat(run) if self.recompute else run)(inputs, *factors)
+
+    def _run_way(self, way, inputs, factors):
+        """The inputs through the factors, in one of the equal ways."""
+        raise NotImplementedError
+
+    @property
+    def training_way(self) -> TrainingWay:
+        """The `TrainingWay` in which the layer runs in training; set it to one of `training_ways`.
+
+        The next trace reads it: set it before `compile`, or let `elrt_keras.tune_training` set it. Inference, saved
+        files and exports do not depend on it, and a loaded or cloned layer has the default.
+
+        Raises:
+            ValueError: when set to another value.
+        """
+        self._require_built("training_way")
+        return self._way or self.default_way
+
+    @training_way.setter
+    def training_way(self, way: TrainingWay) -> None:
+        self._require_built("training_way")
+        if way not in self.training_ways:
+            known = "; ".join(str(way.to_json()) for way in self.training_ways)
+            raise ValueError(f"Expected a way to train {self.name!r}: {known}. Received: {way!r}")
+        self._way = way
+
+    @property
+    def default_way(self) -> TrainingWay:
+        """The `TrainingWay` of a layer that was not tuned."""
+        raise NotImplementedError
+
+    @property
+    def training_ways(self) -> list[TrainingWay]:
+        """The ways in which the layer can train on this backend."""
+        raise NotImplementedError
+
+    def way_costs(self, way: TrainingWay, input_shape: Sequence[int]) -> tuple[int, int]:
+        """Returns what a gradient keeps beside inputs and outputs: elements for each example, and for each batch.
+
+        For each example those are the outputs between the convolutions of a way, for each batch the kernels that are
+        made of several factors; with `recompute` neither is kept.
+
+        Args:
+            way: one of `training_ways`.
+            input_shape: shape of the input with a batch axis; sizes must be known.
+        """
+        raise NotImplementedError
 
     def _add_bias(self, outputs):
         return outputs if self.bias is None else ops.add(outputs, self.bias)

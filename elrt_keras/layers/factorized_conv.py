@@ -3,6 +3,7 @@
 The leaves in `convolutions.py` add nothing but a format, a dimension and a docstring.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,9 @@ from elrt_keras.checks import Identifier, int_in
 from elrt_keras.formats.arrays import joined, split
 from elrt_keras.formats.base import Ranks
 from elrt_keras.formats.chain import chain_costs, conv_output_size, dense_stage
+from elrt_keras.layers import ways
 from elrt_keras.layers.factorized import Execution, FactorizedLayer
+from elrt_keras.layers.ways import TrainingWay
 
 
 class FactorizedConv(FactorizedLayer):
@@ -120,32 +123,79 @@ class FactorizedConv(FactorizedLayer):
         self.built = True
 
     def _run(self, inputs, *factors):
-        for stage, kernel in self._convolutions(factors):
+        """Plain convolutions: the chain, or the composed kernel."""
+        convolutions = zip(self._stages, factors)
+        if not self._runs_chain:
+            convolutions = [(self._dense, self.format.compose(list(factors)))]
+        for stage, kernel in convolutions:
             inputs = self._convolve(inputs, kernel, stage)
         return inputs
 
-    def _run_training(self, inputs, *factors):
-        for stage, kernel in self._convolutions(factors):
-            inputs = self._convolve_training(inputs, kernel, stage)
+    def _run_way(self, way, inputs, factors):
+        kernels = ways.folded_kernels(self.format, self._stages, factors, way.sizes)
+        for stage, kernel in zip(self._way_stages(way), kernels):
+            inputs = self._convolve_training(inputs, kernel, stage, way)
         return inputs
 
-    def _convolutions(self, factors):
-        """What inputs run through, as pairs of a stage and its kernel: the chain, or the composed kernel."""
-        return zip(self._stages, factors) if self._runs_chain else [(self._dense, self.format.compose(list(factors)))]
+    def _way_stages(self, way):
+        return ways.folded_stages(self._stages, self._dense, way.sizes)
 
-    def _convolve_training(self, inputs, kernel, stage):
+    def _convolve_training(self, inputs, kernel, stage, way):
         """As `_convolve`, in ways whose gradient is quicker; an exported graph shall have plain convolutions."""
-        if stage.groups > 1 and _trains_groups_slowly():
+        # The time of a grouped convolution's gradient grows with the groups in XLA for CPUs.
+        if stage.groups > 1 and ways.only_cpus("tensorflow", "jax"):
             parts = split(inputs, stage.groups, self._channel_axis), split(kernel, stage.groups, -1)
-            outputs = [self._convolve_training(*part, stage.of_one_group()) for part in zip(*parts)]
+            outputs = [self._convolve_training(*part, stage.of_one_group(), way) for part in zip(*parts)]
             return joined(outputs, self._channel_axis)
-        if self._trains_as_products() and _mixes_channels(stage):
-            return _mix_channels(inputs, kernel, stage)
+        if way.products and ways.mixes_channels(stage):
+            return ways.mix_channels(inputs, kernel, stage)
+        if way.shifts and stage.depthwise and None not in inputs.shape[1:]:
+            return ways.shift_channels(inputs, kernel, stage, *self._padding_of(inputs, stage))
         return self._convolve(inputs, kernel, stage)
 
-    def _trains_as_products(self):
-        """Whether a stage of one position is quicker as a matrix product over the pixels."""
-        return keras.backend.backend() == "tensorflow" and self.data_format == "channels_last"
+    def _padding_of(self, inputs, stage):
+        """Zeros before and after each spatial axis of channels-last inputs."""
+        if self.padding == "same":
+            return ways.same_padding(inputs.shape[1:-1], stage)
+        spans = [dilation * (size - 1) for dilation, size in zip(stage.dilation_rate, stage.kernel_size)]
+        none = [0] * self.spatial_dims
+        return (spans, none) if self.padding == "causal" else (none, none)
+
+    @property
+    def default_way(self) -> TrainingWay:
+        sizes = (1,) * len(self._stages) if self._runs_chain else (len(self._stages),)
+        is_last, jax_on_cpus = self.data_format == "channels_last", ways.only_cpus("jax")
+        products = keras.backend.backend() == "tensorflow" or jax_on_cpus
+        return self._way_of(sizes, is_last and products, is_last and jax_on_cpus)
+
+    @property
+    def training_ways(self) -> list[TrainingWay]:
+        self._require_built("training_ways")
+        # Shifted products take many times as long on TensorFlow and PyTorch, which do not fuse them.
+        options = [(products, shifts) for products in (False, True) for shifts in (False, True)]
+        if self.data_format == "channels_first":
+            options = [(False, False)]
+        elif keras.backend.backend() != "jax":
+            options = [(products, False) for products in (False, True)]
+        found = [self._way_of(sizes, *option) for sizes in ways.foldings(self._stages) for option in options]
+        return list(dict.fromkeys(found))
+
+    def _way_of(self, sizes, products, shifts):
+        """The way without options that none of its convolutions has a use for."""
+        stages = self._way_stages(TrainingWay(sizes))
+        products = products and any(ways.mixes_channels(stage) for stage in stages)
+        return TrainingWay(sizes, products, shifts and any(stage.depthwise for stage in stages))
+
+    def way_costs(self, way: TrainingWay, input_shape: Sequence[int]) -> tuple[int, int]:
+        stages = self._way_stages(way)
+        if self.recompute:
+            return 0, 0
+        size, between = self._spatial_size(input_shape), 0
+        for stage in stages[:-1]:
+            size = conv_output_size(size, stage.kernel_size, stage.strides, self.padding, stage.dilation_rate)
+            between += stage.out_channels * math.prod(size)
+        made = sum(stage.weights for stage, count in zip(stages, way.sizes) if count > 1)
+        return between, made
 
     def _add_bias(self, outputs):
         if self.bias is None:
@@ -239,26 +289,6 @@ class FactorizedConv(FactorizedLayer):
                 f"channels). Received: input_shape={tuple(shape)}"
             )
         return tuple(shape[1:-1] if self.data_format == "channels_last" else shape[2:])
-
-
-def _mixes_channels(stage):
-    """Whether a stage computes each position of its output from that position of its input alone."""
-    is_whole = not stage.depthwise and stage.groups == 1
-    return is_whole and set(stage.kernel_size) == {1} and set(stage.strides) == {1}
-
-
-def _mix_channels(inputs, kernel, stage):
-    """A stage of one position as one matrix product over all positions; channels are the last axis."""
-    matrix = ops.reshape(kernel, (stage.in_channels, stage.out_channels))
-    outputs = ops.matmul(ops.reshape(inputs, (-1, stage.in_channels)), matrix)
-    return ops.reshape(outputs, (*ops.shape(inputs)[:-1], stage.out_channels))
-
-
-def _trains_groups_slowly():
-    """Whether the time of a grouped convolution's gradient grows with the groups: XLA's, where there are but CPUs."""
-    if keras.backend.backend() not in ("tensorflow", "jax"):
-        return False
-    return all(device.startswith("cpu") for device in keras.distribution.list_devices())
 
 
 _DEPTHWISE = {1: keras.layers.DepthwiseConv1D, 2: keras.layers.DepthwiseConv2D}

@@ -12,6 +12,7 @@ from elrt_keras.checks import Identifier
 from elrt_keras.formats.base import Ranks
 from elrt_keras.formats.chain import ChainCosts, chain_costs, dense_stage
 from elrt_keras.layers.factorized import Execution, FactorizedLayer
+from elrt_keras.layers.ways import TrainingWay
 
 
 @keras.saving.register_keras_serializable("elrt_keras")
@@ -118,6 +119,29 @@ class LowRankDense(FactorizedLayer):
         if self._runs_chain:
             return ops.matmul(ops.matmul(inputs, first), second)
         return ops.matmul(inputs, ops.matmul(first, second))
+
+    def _run_way(self, way, inputs, factors):
+        if len(way.sizes) == 1:
+            factors = [ops.matmul(*factors)]
+        for factor in factors:
+            inputs = ops.matmul(inputs, factor)
+        return inputs
+
+    @property
+    def default_way(self) -> TrainingWay:
+        return TrainingWay((1, 1) if self._runs_chain else (2,))
+
+    @property
+    def training_ways(self) -> list[TrainingWay]:
+        self._require_built("training_ways")
+        return [TrainingWay((1, 1)), TrainingWay((2,))]
+
+    def way_costs(self, way: TrainingWay, input_shape: Sequence[int]) -> tuple[int, int]:
+        if self.recompute:
+            return 0, 0
+        if len(way.sizes) == 1:
+            return 0, math.prod(self.kernel_shape)
+        return math.prod(size or 1 for size in input_shape[1:-1]) * self.ranks[0], 0
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         return (*input_shape[:-1], self.units)

@@ -15,6 +15,7 @@ from elrt_keras.atomic import Path, check_file, write_bytes
 from elrt_keras.checks import one_of
 from elrt_keras.formats.chain import Stage
 from elrt_keras.graph.view import View
+from elrt_keras.kept_times import KeptTimes
 from elrt_keras.litert.convert import QUANTIZATIONS, Quantization
 from elrt_keras.litert.readings import read_text
 from elrt_keras.litert.timers import LocalTimer, Timer
@@ -41,24 +42,12 @@ class TimeTable:
         folder: str | None = None,
         timer: Timer | None = None,
     ):
-        folder = folder or os.environ.get("ELRT_CACHE_DIR") or os.path.join(_user_cache(), "elrt_keras")
         self._timer: Timer | None = timer or LocalTimer()
         self._start(threads, quantization, self._timer.device(threads))
         name = self.device if quantization is None else f"{self.device}, {quantization}"
-        self.path: str = os.path.join(folder, f"latency_{hashlib.sha256(name.encode()).hexdigest()[:16]}.json")
-        try:
-            os.makedirs(folder, exist_ok=True)
-        except OSError as error:
-            raise ValueError(
-                f"Cannot keep measured times; $ELRT_CACHE_DIR says where. Received: {folder!r}: {error}"
-            ) from error
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise ValueError(
-                f"Expected a folder for measured times that can be written; $ELRT_CACHE_DIR says which. "
-                f"Received: {folder!r}"
-            )
-        self._machine = name
-        self._seconds: dict[str, float] = self._read()
+        self._kept: KeptTimes | None = KeptTimes("latency", name, folder)
+        self.path: str = self._kept.path
+        self._seconds: dict[str, float] = self._kept.seconds
 
     def _start(self, threads, quantization, device):
         self.threads: int
@@ -96,16 +85,11 @@ class TimeTable:
         return self._seconds.get(key)
 
     def add(self, measured: Mapping[str, float]) -> None:
-        """Takes in a dict of seconds and writes the file.
-
-        What another process has written stays, but for what both write in the same moment: that is measured again.
-        """
-        self._seconds = {**self._read(), **self._seconds, **measured}
-        document = {"machine": self._machine, "seconds": self._seconds}
-        try:
-            write_bytes(self.path, json.dumps(document, indent=1, sort_keys=True).encode())
-        except OSError as error:
-            raise ValueError(f"Cannot keep measured times. Received: {self.path!r}: {error}") from error
+        """Takes in a dict of seconds and writes the file of a table that can measure."""
+        if self._kept is None:
+            raise ValueError(f"Expected a table that can measure. Received: {self.path!r}")
+        self._kept.add(measured)
+        self._seconds = self._kept.seconds
 
     def save(self, path: Path) -> None:
         """Writes the table as a file for other machines; see `load`.
@@ -137,14 +121,6 @@ class TimeTable:
             raise ValueError(f"Expected positive seconds by key in {os.fspath(path)!r}. Received: {str(seconds)[:80]}")
         return KnownTimes({key: float(value) for key, value in seconds.items()}, *fields, path)
 
-    def _read(self):
-        try:
-            with open(self.path, encoding="utf-8") as file:
-                seconds = {key: float(value) for key, value in json.load(file)["seconds"].items()}
-            return {key: value for key, value in seconds.items() if 0 < value < math.inf}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return {}  # none yet, or damaged: it is measured anew
-
 
 class KnownTimes(TimeTable):
     """A table that cannot measure: it has the seconds that are given, and no others.
@@ -158,7 +134,8 @@ class KnownTimes(TimeTable):
     def __init__(
         self, seconds: Mapping[str, float], threads: int, quantization: Quantization | None, device: str, path: Path
     ):
-        self._timer, self._seconds, self.path = None, dict(seconds), os.fspath(path)
+        self._timer, self._kept = None, None
+        self._seconds, self.path = dict(seconds), os.fspath(path)
         self._start(threads, quantization, device)
 
 
@@ -277,7 +254,3 @@ def _checked_head(document: dict[str, Any], path: Path) -> tuple[int, Any, str]:
 
 def _is_time(value):
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
-
-
-def _user_cache():
-    return os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")

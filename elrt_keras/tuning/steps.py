@@ -1,0 +1,118 @@
+"""One layer's forward and backward pass, on every backend, and what decides how long it takes."""
+
+import os
+from collections.abc import Callable, Sequence
+
+import keras
+import numpy as np
+
+from elrt_keras.kept_times import processor, processor_kind
+from elrt_keras.layers import FactorizedLayer, TrainingWay
+
+
+def training_pass(
+    layer: FactorizedLayer, way: TrainingWay, input_shape: Sequence[int], jit_compile: bool
+) -> Callable[[], None]:
+    """Returns a function that runs a layer forward and backward on random inputs; it has run once.
+
+    The outputs serve as their own gradient. Calling the function returns once all results are there, so the caller
+    should let it repeat where one pass is short: `function(count)`.
+
+    Args:
+        layer: a built layer; it is left as it is.
+        way: how it runs, one of its `training_ways`.
+        input_shape: shape of the inputs, with the batch.
+        jit_compile: whether TensorFlow compiles with XLA; JAX always does.
+    """
+    dtype = layer.compute_dtype
+    inputs = np.random.default_rng(0).standard_normal(input_shape, "float32")
+    inputs = keras.ops.convert_to_tensor(inputs, dtype=dtype)
+    factors = [keras.ops.convert_to_tensor(keras.ops.convert_to_numpy(factor)) for factor in layer.factors]
+
+    def outputs_of(inputs, factors):
+        # Variables are cast in every step, and their gradients back.
+        return layer.run_training(inputs, [keras.ops.cast(factor, dtype) for factor in factors], way)
+
+    gradients = _GRADIENTS[keras.backend.backend()](outputs_of, inputs, factors, jit_compile)
+
+    def run(count=1):
+        for _ in range(count):
+            last = gradients()
+        # The factors' gradients are small; the last one is there when all of the pass is.
+        keras.ops.convert_to_numpy(last)
+
+    run()
+    return run
+
+
+def device_key(jit_compile: bool) -> str:
+    """Returns what times of training passes hold for, as text: backend, device and threads."""
+    backend = keras.backend.backend()
+    return f"Keras {keras.__version__}, {_DEVICES[backend]()}, XLA {jit_compile}"
+
+
+def _of_tensorflow(outputs_of, inputs, factors, jit_compile):
+    import tensorflow as tf
+
+    @tf.function(jit_compile=jit_compile)
+    def gradients(inputs, factors):
+        with tf.GradientTape() as tape:
+            tape.watch([inputs, factors])
+            outputs = outputs_of(inputs, factors)
+        return tape.gradient(outputs, [inputs, *factors], output_gradients=outputs)
+
+    return lambda: gradients(inputs, factors)[-1]
+
+
+def _of_jax(outputs_of, inputs, factors, jit_compile):
+    import jax
+
+    @jax.jit
+    def gradients(inputs, factors):
+        outputs, pull_back = jax.vjp(outputs_of, inputs, factors)
+        return pull_back(outputs)
+
+    return lambda: gradients(inputs, factors)[1][-1]
+
+
+def _of_torch(outputs_of, inputs, factors, jit_compile):
+    import torch
+
+    leaves = [inputs.detach().requires_grad_(), *(factor.detach().requires_grad_() for factor in factors)]
+
+    def gradients():
+        outputs = outputs_of(leaves[0], leaves[1:])
+        return torch.autograd.grad(outputs, leaves, outputs.detach())[-1]
+
+    return gradients
+
+
+def _tensorflow_device():
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU") if gpus else _processor()
+    return f"TensorFlow {tf.__version__}, {name}, {tf.config.threading.get_intra_op_parallelism_threads()} threads"
+
+
+def _jax_device():
+    import jax
+
+    device = jax.devices()[0]
+    return f"JAX {jax.__version__}, {_processor() if device.platform == 'cpu' else device.device_kind}"
+
+
+def _torch_device():
+    import torch
+
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    return f"PyTorch {torch.__version__}, {name}, {torch.get_num_threads()} threads"
+
+
+def _processor():
+    threads = os.environ.get("OMP_NUM_THREADS") or os.cpu_count()
+    return f"{processor()} (kind {processor_kind()}), {threads} cores"
+
+
+_GRADIENTS = {"tensorflow": _of_tensorflow, "jax": _of_jax, "torch": _of_torch}
+_DEVICES = {"tensorflow": _tensorflow_device, "jax": _jax_device, "torch": _torch_device}

@@ -1,0 +1,185 @@
+"""Choosing for each low-rank layer the way in which it trains fastest, by measurement."""
+
+import collections
+import json
+import math
+import time
+from typing import Literal, NamedTuple
+
+import keras
+import numpy as np
+
+from elrt_keras.checks import int_in, one_of
+from elrt_keras.distillation import student_of
+from elrt_keras.graph.calls import InputShape
+from elrt_keras.graph.paths import check_keras_model
+from elrt_keras.graph.view import View
+from elrt_keras.kept_times import KeptTimes
+from elrt_keras.layers import FactorizedLayer, TrainingWay
+from elrt_keras.terminal.progress import progress_bar
+from elrt_keras.tuning.report import TrainingReport, TunedLayer, low_rank_layers
+from elrt_keras.tuning.steps import device_key, training_pass
+
+_ROUNDS = 9
+_FIRST_ROUNDS, _FAR = 3, 1.3  # after these rounds, ways that take so many times as long as the fastest are out
+_SECONDS, _MOST_CALLS = 0.02, 50  # a turn repeats a short pass until it takes this long
+_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+_NOISE = 0.02  # what a way has to save to be taken in the place of the default
+
+
+class _Problem(NamedTuple):
+    """What decides the time of a layer's pass; layers that share it are timed once."""
+
+    key: str
+    layer: FactorizedLayer
+    input_shape: tuple[int, ...]
+
+    def key_of(self, way: TrainingWay) -> str:
+        return f"{self.key} {json.dumps(way.to_json())}"
+
+
+def tune_training(
+    model: keras.Model,
+    batch_size: int,
+    *,
+    prefer: Literal["time", "memory"] = "time",
+    input_shape: InputShape | None = None,
+) -> TrainingReport:
+    """Has each low-rank layer of a model train in the way that is fastest on this device, by timing all of them.
+
+    A chain of factors `A·G·B` can train as it stands; with its 1×1 stages as matrix products; with one factor folded
+    into its neighbour, `(A·G)·B` or `A·(G·B)`; or through the composed kernel `A·G·B`. The outputs and gradients
+    are equal up to rounding. Which is fastest depends on the device, the dtype, the batch and the layer. Forward and
+    backward passes of all ways take turns, once for every distinct layer, on random inputs. A way is taken in the place
+    of the default where it saves more than 2 %. Times are kept in `$ELRT_CACHE_DIR` or `~/.cache/elrt_keras`, by
+    device.
+
+    The model trains differently, and is otherwise the same: inference, saved files and exports do not change, and a
+    loaded or cloned model has to be tuned again (`TrainingReport.save` and `apply` do that without timing). Batch-norm
+    trains fused, see `fuse_batch_norm`. Call it with nothing else running on the device.
+
+    Args:
+        model: the built model that is going to be trained, compiled or not; a `Taught` one is tuned as its student.
+        batch_size: int, examples of one step on one device.
+        prefer: `"time"`; or `"memory"` for the way whose gradient keeps least, of several the fastest.
+        input_shape: shape of one example, for a model that leaves sizes open; of several inputs `{name: shape}`.
+
+    Returns:
+        A `TrainingReport`: the way of each layer, with times and memory; `print()` gives a table.
+
+    Raises:
+        ValueError: for anything but a built Keras model, sizes that are not known, a batch size below 1 or another
+            `prefer`.
+
+    Example:
+
+    >>> model = keras.Sequential([
+    ...     keras.Input((16, 16, 8)),
+    ...     elrt_keras.layers.Tucker2Conv2D(16, 3, ranks=(4, 8), name="conv"),
+    ... ])
+    >>> report = elrt_keras.tune_training(model, batch_size=8)
+    >>> sum(report["conv"].way.sizes)  # three factors, folded or not
+    3
+    """
+    check_keras_model(model)
+    int_in(batch_size, "[1, inf)", "batch_size")
+    one_of(prefer, ("time", "memory"), "prefer")
+    jit_compile = _compiles(model)
+    problems = _problems(model, batch_size, input_shape, jit_compile)
+    device = device_key(jit_compile)
+    kept = KeptTimes("training", device)
+    for problem in progress_bar(_missing(problems, kept), "timing ways to train"):
+        kept.add(_times(problem, jit_compile))
+    paths = {id(layer): path for path, layer in low_rank_layers(model)}
+    tuned = {
+        paths[id(some[0].layer)]: _tuned(some, kept.seconds, prefer) for some in problems if id(some[0].layer) in paths
+    }
+    report = TrainingReport(tuned, device, batch_size)
+    report.apply(model)
+    return report
+
+
+def _compiles(model):
+    """Whether TensorFlow compiles the model's training step with XLA."""
+    if keras.backend.backend() != "tensorflow":
+        return keras.backend.backend() == "jax"
+    if model.compiled:
+        return bool(model.jit_compile)
+    return any(not device.startswith("cpu") for device in keras.distribution.list_devices())
+
+
+def _problems(model, batch_size, input_shape, jit_compile):
+    """For each low-rank layer that runs a list of its calls, as `_Problem`s."""
+    calls = collections.defaultdict(list)
+    for call in View(student_of(model), input_shape).calls:
+        if isinstance(call.layer, FactorizedLayer):
+            shape = (call.input_shape[0] * batch_size, *call.input_shape[1:])
+            calls[id(call.layer)].append(_Problem(_key(call.layer, shape), call.layer, shape))
+    return list(calls.values())
+
+
+def _key(layer, input_shape):
+    """What decides the time of a layer's pass but the way, as text."""
+    config = {
+        name: getattr(layer, name, None) for name in ("strides", "padding", "dilation_rate", "data_format", "groups")
+    }
+    about = {"format": layer.format.name, "kernel": layer.kernel_shape, "ranks": layer.ranks, **config}
+    return json.dumps({**about, "dtype": layer.compute_dtype, "recompute": layer.recompute, "inputs": input_shape})
+
+
+def _missing(problems, kept):
+    """The distinct problems without all times."""
+    distinct = {problem.key: problem for some in problems for problem in some}
+    return [
+        problem
+        for problem in distinct.values()
+        if any(problem.key_of(way) not in kept.seconds for way in problem.layer.training_ways)
+    ]
+
+
+def _times(problem, jit_compile):
+    """Seconds of a pass by key, of all ways."""
+    layer = problem.layer
+    passes = {way: training_pass(layer, way, problem.input_shape, jit_compile) for way in layer.training_ways}
+    seconds = in_turns(passes, layer.default_way)
+    return {problem.key_of(way): value for way, value in seconds.items()}
+
+
+def in_turns(passes, default):
+    """Lower quartiles of seconds of functions of a count, which take turns; slow ones drop out after some rounds."""
+
+    def timed(way, count):
+        start = time.perf_counter()
+        passes[way](count)
+        return (time.perf_counter() - start) / count
+
+    counts = {way: min(max(math.ceil(_SECONDS / timed(way, 1)), 1), _MOST_CALLS) for way in passes}
+    seconds = {way: [] for way in passes}
+    random, running = np.random.default_rng(0), list(passes)
+    for number in range(_ROUNDS):
+        for index in random.permutation(len(running)):
+            seconds[running[index]].append(timed(running[index], counts[running[index]]))
+        if number + 1 == _FIRST_ROUNDS:
+            fastest = min(min(times) for times in seconds.values())
+            running = [way for way in running if way == default or min(seconds[way]) <= _FAR * fastest]
+    return {way: float(np.quantile(times, 0.25)) for way, times in seconds.items()}
+
+
+def _tuned(problems, seconds, prefer):
+    """The `TunedLayer` of the calls of one layer."""
+    layer = problems[0].layer
+    times = {way: sum(seconds[one.key_of(way)] for one in problems) for way in layer.training_ways}
+    kept = {way: sum(_kept_bytes(one, way) for one in problems) for way in times}
+    default = layer.default_way
+    if prefer == "memory":
+        way = min(times, key=lambda way: (kept[way], times[way]))
+    else:
+        fastest = min(times, key=times.get)
+        way = fastest if times[fastest] < (1 - _NOISE) * times[default] else default
+    return TunedLayer(way, default, times[way], times[default], kept[way], kept[default])
+
+
+def _kept_bytes(problem, way):
+    size = _BYTES[problem.layer.compute_dtype]
+    for_each, for_all = problem.layer.way_costs(way, (1, *problem.input_shape[1:]))
+    return size * (problem.input_shape[0] * for_each + for_all)
