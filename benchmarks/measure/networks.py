@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 import elrt_keras as elrt
-from benchmarks.measure.variants import FORMATS
+from benchmarks.measure.variants import FORMATS, tuning_of
 
 _STRENGTH = 0.01  # of double soft orthogonality, the default of elrt-train
 
@@ -18,9 +18,10 @@ def make(name, variant):
     `Conv2D`, without the penalty, as is `without_penalty`.
     A format's name, or `auto`, is `low_rank` in it. `recomputed` is `low_rank` with `recompute=True`, `composed`
     with `execution="compose"`: a dense convolution by the kernel that the factors make. `thin` is the dense network
-    with fewer channels. Batch-norm is fused in all but `unfused`: the dense network (1.0) or a low-rank one as Keras
-    runs it.
+    with fewer channels. `tuned_` or `frugal_` in front is the same model, for `tune`. Batch-norm is fused in all but
+    `unfused`: the dense network (1.0) or a low-rank one as Keras runs it.
     """
+    _, variant = tuning_of(variant)
     kind, _, budget = variant.rpartition("_")
     if variant == "unfused_1.0":
         return elrt.models.build(name)
@@ -40,6 +41,13 @@ def make(name, variant):
         model = low_rank(dense, float(budget), penalty, **options)
         model = {"stock_layers": elrt.expand, "composed": composed}.get(kind, lambda model: model)(model)
     return elrt.fuse_batch_norm(model)
+
+
+def tune(model, variant, batch_size):
+    """Has a model train as its variant is tuned; prints what was chosen."""
+    prefer, _ = tuning_of(variant)
+    if prefer is not None:
+        print(variant, elrt.tune_training(model, batch_size, prefer=prefer), sep="\n", flush=True)
 
 
 @functools.cache

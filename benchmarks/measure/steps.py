@@ -7,7 +7,16 @@ import resource
 
 from benchmarks.measure.machine import on_host
 from benchmarks.measure.runner import Flag, measurement
-from benchmarks.measure.variants import BATCHES, BUDGETS, NAMES, builders, interleaved, variants_flag, variants_of
+from benchmarks.measure.variants import (
+    BATCHES,
+    BUDGETS,
+    NAMES,
+    builders,
+    interleaved,
+    tuning_of,
+    variants_flag,
+    variants_of,
+)
 
 
 @measurement(
@@ -26,6 +35,7 @@ def steps(settings):
       python -m benchmarks.measure steps
       python -m benchmarks.measure steps --models=resnet20 --variants=low_rank_0.4,without_penalty_0.4 --rounds=60 \\
         --name=penalty
+      KERAS_BACKEND=torch python -m benchmarks.measure steps --variants=formats,tuned --name=formats_torch
       KERAS_BACKEND=jax python -m benchmarks.measure steps --name=gpu --precision=mixed_bfloat16 --steps_per_call=10 \\
         --batch_size=1024 --models=resnet20,resnet56,vgg16_cifar
 
@@ -35,7 +45,7 @@ def steps(settings):
     import keras
 
     import elrt_keras as elrt
-    from benchmarks.measure.networks import make, training_step
+    from benchmarks.measure.networks import make, training_step, tune
 
     keras.config.set_dtype_policy(settings.precision)
     name, count = settings.model, settings.steps_per_call
@@ -43,10 +53,16 @@ def steps(settings):
     with on_host() if count else contextlib.nullcontext():
         models = {variant: make(name, variant) for variant in variants_of(settings)}
     if count:
-        from benchmarks.measure.device_steps import compiled_steps
+        from benchmarks.measure.device_steps import alone, compiled_steps
 
+        if any(tuning_of(variant)[0] for variant in models):
+            alone()
+        for variant, model in models.items():
+            tune(model, variant, batch_size)
         calls = compiled_steps(models, batch_size, count)
     else:
+        for variant, model in models.items():
+            tune(model, variant, batch_size)
         calls = {variant: training_step(model, batch_size) for variant, model in models.items()}
     seconds = interleaved(calls, settings.rounds, name, per=count or 1)
     costs = {variant: elrt.count_costs(model) for variant, model in models.items()}
@@ -142,13 +158,14 @@ def training_bytes(name, variant, batch_size):
     """The bytes that training a variant takes in this process, which has done nothing else."""
     import keras
 
-    from benchmarks.measure.networks import built, make, training_step
+    from benchmarks.measure.networks import built, make, training_step, tune
 
     # What TensorFlow holds once it has run something is not the model's.
     training_step(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="softmax")]), 2)
     before = _peak_bytes()
     model = make(name, variant)
     built.cache_clear()  # what was made low-rank need not stay
+    tune(model, variant, batch_size)
     step = training_step(model, batch_size)
     for _ in range(_STEPS):
         step()

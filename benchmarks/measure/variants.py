@@ -17,6 +17,9 @@ NAMES = ("dense", *_LOW_RANK, *_OTHERS, "unfused_1.0", "unfused_0.4", *_THIN)
 # Formats that are compared, `auto` included, and the part of the dense MACs that all of them have on each network.
 FORMATS = ("tucker2", "spatial_svd", "cp", "svd", "tensor_train", "auto")
 _BUDGETS_OF_FORMATS = {"resnet20": 0.28, "resnet56": 0.38, "vgg16_cifar": 0.14, "resnet18": 0.4, "resnet50": 0.4}
+# Formats whose training is tuned beside their default, and what tuning may look for.
+_TUNED = ("tucker2", "spatial_svd", "cp")
+TUNINGS = {"tuned": "time", "frugal": "memory"}
 _TOLD_EVERY_S = 10
 
 
@@ -24,15 +27,30 @@ def variants_flag(*default):
     """The flag `--variants`, by default those given."""
     return Flag(
         default,
-        "What takes turns, the base of comparison first. `formats`: every format at equal MACs.",
+        "What takes turns, the base of comparison first. `formats`: every format at equal MACs; `tuned`: some of them, "
+        "and each tuned for time.",
     )
 
 
 def variants_of(settings):
     """The variants that a measurement's flag names for its model."""
-    if settings.variants != ("formats",):
-        return settings.variants
-    return ("dense", *(f"{name}_{_BUDGETS_OF_FORMATS[settings.model]}" for name in FORMATS))
+    part, found = _BUDGETS_OF_FORMATS[settings.model], []
+    for variant in settings.variants:
+        if variant == "formats":
+            found += ["dense", *(f"{name}_{part}" for name in FORMATS)]
+        elif variant == "tuned":
+            found += ["dense", *(f"{kind}{name}_{part}" for name in _TUNED for kind in ("", "tuned_"))]
+        else:
+            found.append(variant)
+    return tuple(dict.fromkeys(found))
+
+
+def tuning_of(variant):
+    """What the training of a variant is tuned for, and the variant without that: `(None, variant)` for most."""
+    kind, _, rest = variant.partition("_")
+    if kind not in TUNINGS:
+        return None, variant
+    return TUNINGS[kind], rest if "_" in rest else f"low_rank_{rest}"
 
 
 def builders(*default):
