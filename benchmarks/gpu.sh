@@ -20,6 +20,19 @@ export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-.cache/jax} JAX_PE
 # Without Triton's matrix products: to choose among them XLA compiles dozens of kernels for each shape.
 export XLA_FLAGS=${XLA_FLAGS:---xla_gpu_enable_triton_gemm=false --xla_gpu_autotune_level=2}
 
+# The tuned steps first of all: four minutes are enough for them.
+for precision in mixed_bfloat16 float32; do
+    for one in resnet20:1024 vgg16_cifar:1024 resnet18:256 resnet56:1024 resnet50:256; do
+        model=${one%:*} name=gpu_tuned && [ "$precision" = float32 ] && name=gpu_tuned_float32
+        if [ ! -f "benchmarks/results/steps/${name}_$model.json" ] && [ "$(left)" -gt 60 ]; then
+            timeout "$(left)" python3 -m benchmarks.measure steps --name="$name" --precision="$precision" --steps_per_call=10 \
+                --rounds=11 --variants=dense,low_rank_0.4,tuned_0.4 --batch_size="${one#*:}" --models="$model" 2>&1 \
+                | sed -u "s/^/$model /" &
+        fi
+    done
+    wait
+done
+
 # All are built and traced at once, on the processor; they take turns with the device.
 for one in resnet20:1024 vgg16_cifar:1024 resnet18:256 resnet56:1024 resnet50:256; do
     model=${one%:*}

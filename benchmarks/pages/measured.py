@@ -5,10 +5,10 @@ import pathlib
 
 from benchmarks.measure.evidence import read
 from benchmarks.measure.first_hour import STEPS
-from benchmarks.measure.variants import BUDGETS, in_order, ratios
+from benchmarks.measure.variants import BUDGETS, in_order, ratios, tuning_of
 from benchmarks.train.driver import expanded
 
-__all__ = ["BUDGETS", "STEPS", "missing", "of_networks", "one", "ratios", "read"]
+__all__ = ["BUDGETS", "STEPS", "missing", "of_networks", "one", "ratios", "read", "tuning_of"]
 
 _GRIDS = pathlib.Path(__file__).parents[1] / "grids"
 

@@ -3,7 +3,7 @@
 from functools import partial
 
 from benchmarks.pages import figures
-from benchmarks.pages.measured import of_networks, ratios
+from benchmarks.pages.measured import of_networks, ratios, tuning_of
 from benchmarks.pages.tables import cells, label, medians, quartiles, relative, section, table, taken
 
 GOAL = 0.75  # speed-up over MACs reduction
@@ -49,6 +49,28 @@ def _kernel_table(result):
     rows.append(cells("**all**", *(f"**{sum(found.values()):.2f}**" for found in variants.values())))
     rows.append(cells("speed-up of the step, not profiled", *(quartiles(faster[variant]) for variant in variants)))
     return table(cells(f"{result['model']}, batch {result['batch_size']}", *map(label, variants)), rows)
+
+
+# Files of steps with tuned variants: how their names begin.
+_TUNED = ("gpu_tuned_", "gpu_tuned_float32_", "tuned_", "formats_jax_", "formats_torch_")
+
+
+def tuned():
+    """Speed-ups over the dense network of low-rank steps by default and tuned, on every backend."""
+
+    def rows(result):
+        seconds, faster = result["seconds"], ratios(result["seconds"], "dense")
+        for name in seconds:
+            prefer, untuned = tuning_of(name)
+            if prefer == "time":
+                by_tuning = ratios(seconds, untuned)[name]
+                about = (result["model"], result["machine"]["backend"], result["precision"], label(untuned))
+                yield cells(*about, *map(quartiles, (faster[untuned], faster[name], by_tuning)))
+
+    results = [result for start in _TUNED for result in of_networks("steps", start)]
+    results = [result for result in results if any(tuning_of(name)[0] for name in result["seconds"])]
+    header = "model | backend | precision | format, part of the MACs | by default | tuned | tuned over default"
+    return section(results, header, rows)
 
 
 def fused():

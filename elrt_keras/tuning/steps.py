@@ -61,7 +61,9 @@ def _of_tensorflow(outputs_of, inputs, factors, jit_compile):
             outputs = outputs_of(inputs, factors)
         return tape.gradient(outputs, [inputs, *factors], output_gradients=outputs)
 
-    return lambda: gradients(inputs, factors)[-1]
+    # Traced by itself: TensorFlow warns of many functions that are traced once.
+    concrete = gradients.get_concrete_function(inputs, factors)
+    return lambda: concrete(inputs, factors)[-1]
 
 
 def _of_jax(outputs_of, inputs, factors, jit_compile):
