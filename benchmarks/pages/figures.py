@@ -146,6 +146,31 @@ def accuracy_over_cost(points, path):
     figures.finish(figure, path)
 
 
+def accuracy_over_macs(networks, path):
+    """Test accuracies over the MACs of one image, a colour for each network and a mark for each kind of training.
+
+    Args:
+        networks: dict from network to a dict from kind to `(millions of MACs, accuracies in percent)`.
+        path: path of the picture.
+    """
+    figure = figures.new(4.2)
+    axis = figure.subplots()
+    kinds = list(dict.fromkeys(kind for points in networks.values() for kind in points))
+    for color, (network, points) in enumerate(networks.items()):
+        for kind, (macs, values) in points.items():
+            mark, filled = "os^Dvp*"[kinds.index(kind) % 7], kind == "dense"
+            style = {"color": f"C{color}", "markersize": 6, "markerfacecolor": None if filled else "none"}
+            axis.plot([macs] * len(values), values, mark, **style)
+        axis.plot([], [], "o", color=f"C{color}", label=network)
+    for number, kind in enumerate(kinds):
+        axis.plot([], [], "os^Dvp*"[number % 7], color="gray", label="\n".join(textwrap.wrap(kind, 40)))
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter("{x:g}")
+    _label(axis, "MACs of one image, millions", "test accuracy (%)", which="both")
+    figures.add_legend(figure, "outside lower center", 2)
+    figures.finish(figure, path)
+
+
 def formats(networks, path):
     """Test accuracy over the speed-up on LiteRT, a panel for each network and kind of file, a point for each format.
 

@@ -4,17 +4,18 @@ import pathlib
 
 import jinja2
 
-from benchmarks.pages import comparisons, costs, formats, layers, litert, networks, numbers, steps, walks
+from benchmarks.pages import comparisons, costs, formats, layers, litert, networks, numbers, steps, summary, walks
 
 ROOT = pathlib.Path(__file__).parents[2]
-PAGES = ("performance", "results", "models", "first-hour")
+PAGES = ("summary", "performance", "results", "models", "first-hour")
 # Pages of which a part, between marks, is made from a template: template, page.
 PARTS = {
+    "headline-readme": "README.md",
     "first-steps-readme": "README.md",
     "first-steps-reliability": "docs/reliability.md",
     "formats-measured": "docs/formats.md",
 }
-_MODULES = (comparisons, costs, formats, layers, litert, networks, numbers, steps, walks)
+_MODULES = (comparisons, costs, formats, layers, litert, networks, numbers, steps, summary, walks)
 MODULES = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 
 
