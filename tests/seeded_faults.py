@@ -1262,4 +1262,97 @@ LAUNCH = [
     ),
 ]
 
-MUTANTS = [*FORMATS, *LAYERS, *BASICS, *RANKS, *CONVERSION, *EXPORT, *MODELS, *LAUNCH]
+TUNING = [
+    *_in(
+        "elrt_keras/layers/ways.py",
+        (
+            "Shifted products pad the larger half before",
+            "[total // 2 for total in totals], [total - total // 2 for total in totals]",
+            "[total - total // 2 for total in totals], [total // 2 for total in totals]",
+            "test_tuning",
+        ),
+        (
+            "Grouped stages are folded",
+            "alone and all(stage.groups == 1 for stage in stages)",
+            "alone",
+            "test_tuning",
+        ),
+        (
+            "A folded stage forgets the stride of the second",
+            'for name in ("kernel_size", "strides", "dilation_rate")',
+            'for name in ("kernel_size", "dilation_rate")',
+            "test_tuning",
+        ),
+    ),
+    *_in(
+        "elrt_keras/layers/factorized_conv.py",
+        (
+            "What a way keeps leaves out the composed kernels",
+            "zip(stages, way.sizes) if count > 1)",
+            "zip(stages, way.sizes) if count > 9)",
+            "test_tuning",
+        ),
+    ),
+    *_in(
+        "elrt_keras/tuning/tune.py",
+        (
+            "The slowest way is taken",
+            "fastest = min(times, key=times.get)",
+            "fastest = max(times, key=times.get)",
+            "test_tuning",
+        ),
+        (
+            "Noise changes the way to train",
+            "times[fastest] < (1 - _NOISE) * times[default]",
+            "times[fastest] < times[default]",
+            "test_tuning",
+        ),
+        (
+            "Ways are timed on one example",
+            "(call.input_shape[0] * batch_size, *call.input_shape[1:])",
+            "(call.input_shape[0], *call.input_shape[1:])",
+            "test_tuning",
+        ),
+        (
+            "Times of half precision are taken for those of float32",
+            '"dtype": layer.compute_dtype, ',
+            "",
+            "test_tuning",
+        ),
+    ),
+    *_in(
+        "elrt_keras/tuning/report.py",
+        (
+            "A compiled step keeps the ways from before",
+            "model.make_train_function(force=True)",
+            "model.make_train_function()",
+            "test_tuning",
+        ),
+    ),
+    *_in(
+        "elrt_keras/freezing.py",
+        (
+            "Cores and other factors never change turns",
+            "epoch // self.epochs % 2",
+            "epoch // self.epochs % 1",
+            "test_freezing",
+        ),
+        (
+            "What the user froze is trained after a turn",
+            "[factor for factor in group if factor.trainable]",
+            "[factor for factor in group]",
+            "test_freezing",
+        ),
+    ),
+    *_in(
+        "elrt_keras/kept_times.py",
+        (
+            "Measured times of another process are lost",
+            "{**self._read(), **self.seconds, **measured}",
+            "{**self.seconds, **measured}",
+            "test_tuning",
+        ),
+    ),
+]
+
+MUTANTS = [*TUNING, *FORMATS, *LAYERS, *BASICS, *RANKS, *CONVERSION, *EXPORT, *MODELS, *LAUNCH]

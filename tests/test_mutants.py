@@ -13,7 +13,7 @@ pytestmark = pytest.mark.tensorflow
 ROOMS = {
     *("formats", "layers", "initializers", "regularizers", "constraints", "graph"),
     *("ranks", "conversion", "callbacks", "export", "litert", "models", "launch", "launch/data"),
-    *("atomic", "checks", "plot", "distillation", "tuning"),
+    *("atomic", "checks", "plot", "distillation", "tuning", "freezing", "kept_times"),
 }
 
 

@@ -13,6 +13,7 @@ from test_factorized_conv import make
 
 import elrt_keras as elrt
 from elrt_keras import formats
+from elrt_keras.kept_times import KeptTimes
 from elrt_keras.layers import TrainingWay, ways
 from elrt_keras.tuning import steps, tune
 
@@ -117,12 +118,12 @@ def made_passes(slow, calls=None):
     return training_pass, lambda: clock[0]
 
 
-def tuned_with(monkeypatch, model, slow, **options):
+def tuned_with(monkeypatch, model, slow, batch_size=4, **options):
     calls = []
     training_pass, clock = made_passes(slow, calls)
     monkeypatch.setattr(tune, "training_pass", training_pass)
     monkeypatch.setattr(tune.time, "perf_counter", clock)
-    return elrt.tune_training(model, 4, **options), calls
+    return elrt.tune_training(model, batch_size, **options), calls
 
 
 def test_a_way_that_is_made_slow_is_not_taken(monkeypatch):
@@ -170,6 +171,21 @@ def test_equal_layers_are_timed_once_and_kept(monkeypatch):
     assert not calls
     _, calls = tuned_with(monkeypatch, model, lambda layer, way: False, input_shape=(6, 6, 8))
     assert not calls
+
+
+def test_times_are_kept_by_batch_and_precision_and_shared_by_processes(monkeypatch):
+    counts = []
+    for policy, batch_size in (("float32", 4), ("mixed_bfloat16", 4), ("float32", 8), ("float32", 4)):
+        layer = elrt.layers.Tucker2Conv2D(8, 3, ranks=4, name="conv", dtype=policy)
+        model = keras.Sequential([keras.Input((6, 6, 8)), layer])
+        _, calls = tuned_with(monkeypatch, model, lambda layer, way: False, batch_size=batch_size)
+        counts.append(bool(calls))
+    assert counts == [True, True, True, False]
+    one, other = KeptTimes("training", "device"), KeptTimes("training", "device")
+    one.add({"a": 1.0})
+    other.add({"b": 2.0})
+    assert KeptTimes("training", "device").seconds == {"a": 1.0, "b": 2.0}
+    assert KeptTimes("training", "other device").seconds == {}
 
 
 def test_memory_before_time(monkeypatch):
