@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 import elrt_keras as elrt
+from elrt_keras import formats
+from elrt_keras.formats.chain import dense_stage
 from elrt_keras.litert.readings import Reading, read_result_file, read_text
 from elrt_keras.litert.timers import CommandTimer, LocalTimer
-from elrt_keras.ranks.times import TimeTable
+from elrt_keras.ranks.times import TimeTable, chain_key
 
 pytestmark = pytest.mark.tensorflow
 pytest.importorskip("ai_edge_litert")
@@ -236,6 +238,28 @@ def test_tables_are_kept_by_device_and_travel(tmp_path):
     costs = plan.costs["b"]
     faster, fewer = (costs[name] / costs[f"planned_{name}"] for name in ("latency", "macs"))
     assert f"{faster:.2f}× of {fewer:.2f}×" in str(plan)
+
+
+def test_speed_ups_of_two_kinds_of_files_stand_side_by_side(tmp_path):
+    settings = {"max_latency": 0.6, "multiple_of": 32, "timer": BySize()}
+    plan = elrt.plan_ranks(small_model(), **settings)
+    assert "faster in" not in str(plan) and not any("beside" in costs for costs in plan.costs.values())
+    elrt.plan_ranks(small_model(), quantization="int8", **settings)
+    plan = elrt.plan_ranks(small_model(), **settings)
+    table, sizes = TimeTable(1, "int8", timer=BySize()), {}
+    for name in plan.factorized():
+        shape = tuple(plan.costs[name]["kernel_shape"])
+        chains = (
+            [dense_stage(shape, (1, 1), (1, 1))],
+            formats.get("tucker2").stages(shape, plan[name].ranks, *[(1, 1)] * 2),
+        )
+        dense, planned = (table.get(chain_key(chain, (12, 12), "same")) for chain in chains)
+        sizes[name] = dense / planned
+        assert plan.costs[name]["beside"] == {"int8": pytest.approx(sizes[name])}
+    assert sizes["b"] > 1
+    plan.save(tmp_path / "plan.json")
+    loaded = elrt.RankPlan.load(tmp_path / "plan.json")
+    assert str(loaded) == str(plan) and "faster in int8" in str(plan) and f"{sizes['b']:.2f}×" in str(plan)
 
 
 def test_a_table_that_lacks_layers_names_them(tmp_path):

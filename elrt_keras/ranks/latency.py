@@ -302,4 +302,29 @@ def plan_latency(problem: Problem) -> Solution:
     settings = problem.multiple_of, table, problem.input_shape
     candidates, budget = timed(problem.model, problem.budget, problem.fractions["latency"], *settings)
     chosen = energy.solve(candidates, budget, problem.multiple_of, True, ["latency"])
-    return Solution(chosen, candidates, {"dense": budget.totals["latency"], "planned": budget.spent(chosen)["latency"]})
+    latency = {"dense": budget.totals["latency"], "planned": budget.spent(chosen)["latency"]}
+    return Solution(chosen, candidates, latency, _in_other_files(candidates, chosen, table))
+
+
+def _in_other_files(candidates, chosen, table):
+    """Speed-ups of the chosen chains in other kinds of files, by layer and kind, of which the device has all times."""
+    others = {name or "float32": table.of_kind(name) for name in litert.QUANTIZATIONS if name != table.quantization}
+    found: dict[str, dict[str, float]] = {}
+    for candidate in candidates:
+        choice = chosen[candidate.name]
+        if choice is None:
+            continue
+        entry = candidate.entry(choice)
+        part = next(one for one in candidate.parts() if one.format.name == entry.format)
+        for name, other in others.items():
+            dense, planned = (_kept_seconds(part, ranks, other) for ranks in (None, entry.ranks))
+            if dense is not None and planned is not None:
+                found.setdefault(candidate.name, {})[name] = dense / planned
+    return found
+
+
+def _kept_seconds(candidate, ranks, table):
+    """Seconds of a layer's calls in a table; `None` where it lacks one."""
+    stages = candidate.stages(ranks)
+    seconds = [(table.get(chain_key(stages, size, candidate.padding)), count) for size, count in candidate.sizes]
+    return None if any(time is None for time, _ in seconds) else sum(time * count for time, count in seconds)

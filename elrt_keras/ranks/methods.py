@@ -66,11 +66,13 @@ class Solution:
         chosen: ranks of each layer by its name; `None` where it stays dense.
         candidates: the layers, with the costs by which they were judged.
         latency: `{"dense", "planned"}` in seconds where time was measured.
+        beside: for each low-rank layer its speed-up in other kinds of files, by the name of the kind, as far as known.
     """
 
     chosen: Chosen
     candidates: Sequence[Candidate]
     latency: dict[str, float] | None = None
+    beside: Mapping[str, dict[str, float]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -61,8 +61,9 @@ class RankPlan(collections.abc.MutableMapping[str, LayerPlan]):
         costs: mapping of layer names to `{"kernel_shape", "macs", "params", "planned_macs", "planned_params"}`, filled
             by `plan_ranks` for the table, with `"latency"` and `"planned_latency"` in seconds where they were measured;
             with `"groups"` where there are several; with `"kept"`, the part of the kernel's squared norm that the ranks
-            keep, where the method weighs it, and `"rivals"`, what other formats would keep for no more. An edited
-            entry loses its costs, and the plan its `latency`.
+            keep, where the method weighs it, and `"rivals"`, what other formats would keep for no more; with
+            `"beside"`, the layer's speed-up in other kinds of files whose times were measured before, such as
+            `{"int8": 1.4}`. An edited entry loses its costs, and the plan its `latency`.
         latency: `{"dense", "planned"}`, measured and predicted seconds of the whole model, or `None`.
 
     Raises:
@@ -192,6 +193,11 @@ class RankPlan(collections.abc.MutableMapping[str, LayerPlan]):
                 header.append("faster, of fewer MACs")
                 of = [self.costs.get(row[0], {}) for row in rows[:-1]]
                 rows = [(*row, _gain(costs)) for row, costs in zip(rows, [*of, totals])]
+                for kind in dict.fromkeys(kind for costs in of for kind in costs.get("beside", {})):
+                    header.append(f"faster in {kind}")
+                    cells = [costs.get("beside", {}).get(kind) for costs in of]
+                    cells = ["" if value is None else f"{value:.2f}×" for value in (*cells, None)]
+                    rows = [(*row, cell) for row, cell in zip(rows, cells)]
         return render_table(header, rows, last_is_total=bool(self.costs))
 
     def __repr__(self) -> str:

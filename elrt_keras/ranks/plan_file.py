@@ -4,7 +4,8 @@
  "layers":  {LAYER: "dense" or {"format": FORMAT, "ranks": [RANK, …]}, …},
  "reasons": {LAYER: TEXT, …},                                                    optional
  "costs":   {LAYER: {"of": as in layers, "kernel_shape": [INT, …], "groups": INT,
-                     "macs": NUMBER, …, "kept": NUMBER, "rivals": {FORMAT: NUMBER, …}}, …},   optional
+                     "macs": NUMBER, …, "kept": NUMBER, "rivals": {FORMAT: NUMBER, …},
+                     "beside": {KIND: NUMBER, …}}, …},                          optional
  "latency": {"dense": SECONDS, "planned": SECONDS}}                              optional
 
 `layers` may be edited by hand. `of` says what the costs of a layer are the costs of: those of edited layers are left
@@ -52,7 +53,11 @@ def read(path: Path) -> dict[str, Any]:
     optional = {name: document.get(name) or {} for name in ("reasons", "costs", "latency")}
     _check_object(path, "reasons", optional["reasons"], lambda value: isinstance(value, str), "a text")
     _check_object(
-        path, "costs", optional["costs"], _is_costs, f"kernel_shape, groups, rivals and numbers of {list(_NUMBERS)}"
+        path,
+        "costs",
+        optional["costs"],
+        _is_costs,
+        f"kernel_shape, groups, rivals, beside and numbers of {list(_NUMBERS)}",
     )
     _check_object(path, "latency", optional["latency"], _is_number, "seconds")
     if optional["latency"] and set(optional["latency"]) != {"dense", "planned"}:
@@ -100,16 +105,19 @@ def _is_entry(value):
 
 
 def _is_costs(value):
-    if not isinstance(value, dict) or not set(value) <= {"of", "kernel_shape", "groups", "rivals", *_NUMBERS}:
+    if not isinstance(value, dict) or not set(value) <= {"of", "kernel_shape", "groups", "rivals", "beside", *_NUMBERS}:
         return False
     groups = value.get("groups", 1)
     if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
         return False
     shape = value.get("kernel_shape", [])
-    rivals = value.get("rivals", {})
-    if not isinstance(rivals, dict):
+    by_name = [value.get(name, {}) for name in ("rivals", "beside")]
+    if not all(isinstance(one, dict) for one in by_name):
         return False
-    numbers = [*(value[name] for name in _NUMBERS if name in value), *rivals.values()]
+    numbers = [
+        *(value[name] for name in _NUMBERS if name in value),
+        *(number for one in by_name for number in one.values()),
+    ]
     return _is_entry(value.get("of", "dense")) and isinstance(shape, list) and all(map(_is_number, [*shape, *numbers]))
 
 

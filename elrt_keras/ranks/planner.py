@@ -275,6 +275,8 @@ def _to_plan(view, solution, reasons, solver, multiple_of, resource):
             }
             if ranks is not None and solver.weighs_kernels:
                 costs[path]["kept"] = math.exp(-candidate.loss(ranks))
+            if path in solution.beside:
+                costs[path]["beside"] = solution.beside[path]
             if ranks is not None and isinstance(candidate, MixedCandidate):
                 costs[path]["rivals"] = energy.rivals(candidate, ranks, multiple_of, resource)
         elif path in reasons:

@@ -56,6 +56,12 @@ class TimeTable:
         self.threads, self.quantization, self.device = threads, quantization, device
         self._ranges, self._medians = 0.0, 0.0
 
+    def of_kind(self, quantization: Quantization | None) -> "TimeTable":
+        """Returns the device's table for files of another quantisation; an empty one where there is none."""
+        if self._timer is None:
+            return KnownTimes({}, self.threads, quantization, self.device, self.path)
+        return TimeTable(self.threads, quantization, os.path.dirname(self.path), self._timer)
+
     @property
     def can_measure(self) -> bool:
         """Reports if times that are missing can be measured."""

@@ -15,6 +15,16 @@ import zipfile
 _PACKAGES = ("python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib", "libc6", "libexpat1", "zlib1g")
 _PACKAGES = (*_PACKAGES, "libssl3", "libgcc-s1", "libstdc++6", "libffi8", "libbz2-1.0", "liblzma5", "libuuid1")
 _WHEELS = ("ai-edge-litert", "numpy", "backports.strenum", "flatbuffers", "tqdm", "typing_extensions", "protobuf")
+# Programs under qemu-user read the processor of the machine that runs them; what LiteRT makes of that ends it.
+_CPUINFO = """processor\t: 0
+Features\t: fp asimd evtstrm crc32 cpuid
+CPU implementer\t: 0x41
+CPU architecture: 8
+CPU variant\t: 0x0
+CPU part\t: 0xd08
+CPU revision\t: 3
+
+"""
 _PLATFORMS = ("manylinux2014_aarch64", "manylinux_2_27_aarch64", "manylinux_2_28_aarch64")
 
 
@@ -51,9 +61,10 @@ def make(folder):
 
 def _unpack(folder):
     debs, native = folder / "debs", _run(None, "dpkg", "--print-architecture").strip()
-    for name in ("debs", "wheels", "site", "root", "host", "lists/partial", "cache/archives/partial"):
+    for name in ("debs", "wheels", "site", "root/proc", "host", "lists/partial", "cache/archives/partial"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     (folder / "status").touch()
+    (folder / "root" / "proc" / "cpuinfo").write_text(_CPUINFO, encoding="utf-8")
     options = [f"APT::Architecture={native}", f"APT::Architectures::={native}", "APT::Architectures::=arm64"]
     options += [
         f"Dir::State::lists={folder}/lists",
