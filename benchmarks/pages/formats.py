@@ -12,6 +12,7 @@ _RUNS = {"tucker2": "elrt"}
 # Network → grid and what the names of its runs begin with.
 _GRIDS = {"resnet20": ("resnet20", ""), "resnet56": ("deeper", "resnet56_"), "vgg16_cifar": ("deeper", "vgg16_")}
 _BACKENDS = {"tensorflow": "", "jax": "jax_", "torch": "torch_"}
+_NAMES = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 _HEADER = "format | MACs | accuracy, % | against Tucker-2 | LiteRT float32 | LiteRT int8"
 _HEADER += " | step TensorFlow | JAX | PyTorch | training memory | file float32, KB | int8, KB"
 
@@ -26,6 +27,26 @@ def networks():
     results = [*found, *(result for inference in found for result in _others(inference["model"]).values())]
     picture = partial(figures.formats, _points(found))
     return {"sections": sections, "picture": picture, **taken(results)} if found else None
+
+
+def auto_below(share=0.02):
+    """Cells in which `auto` is slower, by more than a share, or less accurate than Tucker-2, as texts."""
+    texts = []
+    for inference in of_networks("inference", "formats_"):
+        model, others = inference["model"], _others(inference["model"])
+        columns = {f"LiteRT {row['quantization']}": row["seconds"] for row in inference["rows"]}
+        columns |= {f"step on {names}": others[key]["seconds"] for key, names in _NAMES.items() if key in others}
+        for column, seconds in columns.items():
+            variants = {name.rpartition("_")[0]: name for name in seconds}
+            if {"auto", "tucker2"} <= set(variants):
+                faster = ratios(seconds, variants["tucker2"])[variants["auto"]][0]
+                texts += [f"{model}, {column}: {faster:.2f}× of Tucker-2's speed"] if faster < 1 - share else []
+        runs = _runs(model)
+        if {"auto", "tucker2"} <= set(runs):
+            points = numbers.differences(runs["auto"], runs["tucker2"])
+            if points and statistics.mean(points) < 0:
+                texts.append(f"{model}, accuracy: {statistics.mean(points):+.2f} points")
+    return texts
 
 
 def _others(name):
