@@ -19,8 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 FOLDERS = {"elrt_keras": "elrt_keras", "models": "elrt_keras.models", "launch": "elrt_keras.launch"}
 FLOORS = [
     ("atomic", "checks", "terminal"),
-    ("kept_times",),
-    ("formats",),
+    ("formats", "kept_times"),
     ("initializers", "regularizers", "constraints", "graph"),
     ("layers", "litert", "distillation"),
     ("ranks", "tuning", "freezing"),
