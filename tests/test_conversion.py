@@ -143,7 +143,7 @@ def test_seeds():
     [
         ({"nowhere": ("tucker2", 2)}, r"'seq' lacks. Received: \['nowhere'\]"),
         ({"head": ("tucker2", 2)}, "Layer 'head': no layer of format 'tucker2' for a dense layer"),
-        ({"a": ("tucker2", (5, 2))}, "Layer 'a': r_in is at most the full rank, 4"),
+        ({"a": ("tucker2", (5, 2))}, "Layer 'a': Expected r_in of at most the full rank, 4"),
         ({"a": ("tucker2", 2), "b": ("tucker2", (2, 9))}, "Layer 'b': .*full rank, 5"),
         ({"a": None}, "factorises no layer"),
         ({}, "factorises no layer"),

@@ -157,7 +157,8 @@ class Format:
         if isinstance(ranks, (tuple, list)):
             if len(ranks) != count:
                 raise ValueError(
-                    f"`ranks` of format '{self.name}' has {count} {entries}, {names}. Received: ranks={tuple(ranks)}"
+                    f"Expected {count} {entries} in `ranks` of format '{self.name}', {names}. "
+                    f"Received: ranks={tuple(ranks)}"
                 )
             return tuple(_validate_rank(rank, ranks) for rank in ranks)
         return _validate_rank(ranks, ranks)
@@ -183,8 +184,8 @@ class Format:
         for name, rank, limit in zip(self.rank_names, resolved, full):
             if rank > limit:
                 raise ValueError(
-                    f"{name} is at most the full rank, {limit}, for a kernel of shape {tuple(kernel_shape)}{groups}. "
-                    f"Received: ranks={ranks}"
+                    f"Expected {name} of at most the full rank, {limit}, for a kernel of shape {tuple(kernel_shape)}"
+                    f"{groups}. Received: ranks={ranks}"
                 )
         return resolved
 
