@@ -44,7 +44,7 @@ def test_a_missing_runtime_is_named_with_its_remedy(call, monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "ai_edge_litert"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
-    with pytest.raises(ImportError, match="LiteRT needs `pip install ai-edge-litert`"):
+    with pytest.raises(ImportError, match="Expected LiteRT: `pip install ai-edge-litert`"):
         call()
 
 

@@ -107,7 +107,7 @@ def fully_convolutional():
 def test_open_sizes_are_closed_by_input_shape(kind, tmp_path):
     export, name, _ = EXPORTS[kind]
     model = fully_convolutional()
-    with pytest.raises(ValueError, match="`input_shape` gives one. Received: {'image': \\(None, None, 3\\)}"):
+    with pytest.raises(ValueError, match="pass `input_shape`. Received: {'image': \\(None, None, 3\\)}"):
         export(model, tmp_path / name)
     with pytest.raises(ValueError, match="'image', .*Received: input_shape=\\(8, 8\\)"):
         export(model, tmp_path / name, input_shape=(8, 8))
