@@ -154,7 +154,7 @@ def test_a_device_that_slows_down_is_corrected_by_the_first_file(tmp_path):
 @pytest.mark.parametrize(
     "body, each, message",
     [
-        ("sys.exit('device offline')", "seconds = size", "timing command that succeeds. Received: status 1: device offline"),
+        ("sys.exit('device offline')", "seconds = size", "that succeeds. Received: status 1: device offline"),
         ("print('hello'); sys.exit(0)", "seconds = size", r"times of 14 files.*Received: 0, in 'hello'"),
         ("", "seconds = -size", "positive numbers as seconds"),
         ("", "seconds = size * (1 + number)", "stay within 30%; let the device cool down"),
