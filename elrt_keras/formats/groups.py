@@ -92,8 +92,8 @@ class Grouped(Format):
 
     def errors_of_factors(self, factors: Sequence[np.ndarray]) -> Errors:
         by_group = list(self._by_group(factors))
-        norms = [float(ops.convert_to_numpy(self._one.squared_norm(factors))) for factors in by_group]
-        return weighted([(norm, self._one.errors_of_factors(factors)) for norm, factors in zip(norms, by_group)])
+        norms = [float(ops.convert_to_numpy(self._one.squared_norm(group_factors))) for group_factors in by_group]
+        return weighted([(norm, self._one.errors_of_factors(group)) for norm, group in zip(norms, by_group)])
 
     def _shape(self, kernel_shape):
         """The kernel shape of one group."""
