@@ -436,8 +436,7 @@ class FactorizedLayer(keras.layers.Layer):
             )
         if layer.kernel_constraint is not None:
             raise ValueError(
-                "Expected a layer without kernel constraint: it acts on the dense kernel and has no counterpart on "
-                "factors. "
+                "Expected no kernel constraint: it acts on the dense kernel and has no counterpart on factors. "
                 f"Received: layer={layer.name!r} with kernel_constraint={type(layer.kernel_constraint).__name__}"
             )
         if isinstance(layer.dtype_policy, keras.dtype_policies.QuantizedDTypePolicy):
