@@ -8,7 +8,7 @@ low_rank = elrt.factorize(model, plan, factor_regularizer=elrt.regularizers.Doub
 """
 
 # pyright: reportUnsupportedDunderAll=false
-# The lazy rooms are in `__all__` and in __init__.pyi, which is what type checkers read.
+# The lazy subpackages are in `__all__` and in __init__.pyi, which type checkers read.
 
 import importlib
 import pathlib
@@ -54,12 +54,12 @@ __all__ = [
     "tune_training",
 ]
 
-# Higher rooms of the package: there after one import, loaded when first used.
+# Subpackages that are available after `import elrt_keras`, but loaded at the first use.
 _LAZY = ("export", "litert", "models", "plot")
 
 _HERE = pathlib.Path(__file__).parent
 if not (_HERE / "models").exists():
-    # In the root of a checkout this folder is found before an installed package: its other rooms lie beside it there.
+    # In the root of a checkout Python finds this folder before an installed package. Other subpackages lie beside it.
     __path__.append(str(_HERE.parent))
 
 

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there."""
+"""Atomic writing of files and folders: they are complete or do not exist."""
 
 import contextlib
 import os
@@ -8,24 +8,24 @@ from collections.abc import Iterator
 from typing import TypeAlias
 
 Path: TypeAlias = str | os.PathLike[str]
-TEMPORARY = ".tmp"  # in the names of files that are being written
+TEMPORARY = ".tmp"  # part of the names of unfinished files
 
 
 @contextlib.contextmanager
 def replacing(path: Path, ending: str = "") -> Iterator[str]:
-    """Yields the name of a file to write, which takes the place of `path` at the end, or is removed after an error.
+    """Yields the name of a temporary file to write. At the end it replaces `path`; after an error it is removed.
 
     Args:
-        path: file path; where it is a link, the file that it leads to.
-        ending: ending of the name to write to, such as `".keras"`.
+        path: file path; if it is a link, the file that it leads to is replaced.
+        ending: ending of the temporary name, such as `".keras"`.
     """
     target = os.path.realpath(path)
-    # Not by `tempfile`, whose files nobody else may read.
+    # `tempfile` is not used, because its files are not readable for other users.
     temporary = os.path.join(os.path.dirname(target), f"{uuid.uuid4().hex}{TEMPORARY}{ending}")
     try:
         yield temporary
-        with open(temporary, "r+b") as file:  # Windows flushes only what may be written
-            os.fsync(file.fileno())  # or a power failure after the rename could leave a part
+        with open(temporary, "r+b") as file:  # Windows flushes only files that are open for writing
+            os.fsync(file.fileno())  # otherwise a power failure after the rename could leave a part of the file
         os.replace(temporary, target)
     finally:
         if os.path.exists(temporary):
@@ -33,28 +33,28 @@ def replacing(path: Path, ending: str = "") -> Iterator[str]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file so that `path` holds the old content or the new one, never a part.
+    """Writes a file atomically: `path` holds the old content or the new one, never a part.
 
     Args:
-        path: file path; where it is a link, the file that it leads to.
+        path: file path; if it is a link, the file that it leads to is written.
         content: bytes.
 
     Raises:
-        OSError: where there is no room or no permission; nothing is left behind.
+        OSError: for a full disk or a missing permission; no part of the file stays.
     """
     try:
         with replacing(path) as temporary, open(temporary, "xb") as file:
             file.write(content)
     except OSError as error:
-        error.filename = str(path)  # the one the user knows
+        error.filename = str(path)  # instead of the temporary name
         raise
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Writes bytes so that `path` holds the old file or the new one, never a part.
+    """Writes a file like `write_bytes`, but raises a `ValueError`.
 
     Raises:
-        ValueError: where there is no room or no permission; nothing is left behind.
+        ValueError: for a full disk or a missing permission; no part of the file stays.
     """
     try:
         write_bytes(path, content)
@@ -63,17 +63,17 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def move_folder(source: Path, path: Path) -> None:
-    """Puts a finished folder at `path`, in the place of an empty one.
+    """Moves a finished folder to `path`, where an empty folder may be.
 
     Raises:
-        ValueError: where there is no room or no permission; nothing is left behind.
+        ValueError: for a full disk or a missing permission; no part of the folder stays.
     """
     target = os.path.realpath(path)
     temporary = f"{target}.{uuid.uuid4().hex}.tmp"
     try:
         shutil.copytree(source, temporary)
         if os.path.isdir(target):
-            os.rmdir(target)  # on Windows nothing can be put in the place of a folder, not even of an empty one
+            os.rmdir(target)  # on Windows not even an empty folder can be replaced
         os.replace(temporary, target)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -81,29 +81,29 @@ def move_folder(source: Path, path: Path) -> None:
 
 
 def check_file(path: Path, argument: str = "path") -> None:
-    """Refuses a path that no file can be written to, before the work whose result it is to hold.
+    """Checks that a file can be written to a path, before the work that produces the file.
 
     Args:
         path: file path.
-        argument: what the user calls it.
+        argument: name of the user's argument, for messages.
 
     Raises:
-        ValueError: with the path.
+        ValueError: if it cannot.
     """
     if not os.path.basename(path):
         raise ValueError(f"Expected a path that ends in the name of a file. Received: {argument}={str(path)!r}")
     _check_writable(path, argument)
-    # What /dev/stdout leads to may be a file, but is the shell's.
+    # /dev/stdout may lead to a file, but that file belongs to the shell.
     if os.path.exists(path) and (not os.path.isfile(path) or os.path.abspath(path).startswith(("/dev/", "/proc/"))):
         kind = "folder" if os.path.isdir(path) else "device or the like"
         raise ValueError(f"Expected a path of a file. Received: {argument}={str(path)!r}, a {kind}")
 
 
 def check_folder(path: Path) -> None:
-    """Refuses a path that no new folder can be put at, before the work whose result it is to hold.
+    """Checks that a folder can be created at a path, before the work that produces the folder.
 
     Raises:
-        ValueError: with the path.
+        ValueError: if it cannot.
     """
     _check_writable(path, "path")
     if os.path.exists(path) and not (os.path.isdir(path) and not os.listdir(path)):

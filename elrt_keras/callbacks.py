@@ -1,4 +1,4 @@
-"""Keras callbacks: a schedule for the orthogonality penalty, and a log of how orthogonal the factors are."""
+"""Keras callbacks: a schedule for the orthogonality penalty, a log of orthogonality errors, a stop by stable ranks."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ __all__ = ["FactorFreezing", "OrthogonalityLogger", "RegularizationSchedule", "S
 
 
 def factor_errors(model: keras.Model) -> dict[str, float]:
-    """Orthogonality error of each orthogonal factor of a model: `{"layer/factor": error}`.
+    """Computes the orthogonality error of each orthogonal factor of a model: `{"layer/factor": error}`.
 
     The error is ‖S − I‖_F / √Φ with S the smaller Gram matrix (see `elrt_keras.regularizers.orthogonality_error`).
 
@@ -28,7 +28,7 @@ def factor_errors(model: keras.Model) -> dict[str, float]:
         model: a built model; one without low-rank layers gives an empty dict.
 
     Raises:
-        ValueError: for anything but a model.
+        ValueError: if `model` is no Keras model.
 
     Example:
 
@@ -45,7 +45,7 @@ def factor_errors(model: keras.Model) -> dict[str, float]:
             for view in layer.format.orthogonal_factors(layer.spatial_dims):
                 matrices = view.matrices(keras.ops.convert_to_tensor(layer.factors[view.index]))
                 of_groups = [orthogonality_error(matrix) for matrix in matrices]
-                error = float(np.sqrt(np.mean(np.square(of_groups))))  # that of their block-diagonal matrix
+                error = float(np.sqrt(np.mean(np.square(of_groups))))  # error of their block-diagonal matrix
                 errors[f"{path}/{layer.format.factor_names[view.index]}"] = error
     return errors
 
@@ -54,12 +54,12 @@ class RegularizationSchedule(keras.callbacks.Callback):
     """Sets the strength of the model's orthogonality regularizers at the start of each epoch.
 
     Args:
-        schedule: `{epoch: strength}`, each valid from its epoch (counted from 0) until the next, the first one at
-            epoch 0; or a callable from the epoch to the strength.
+        schedule: `{epoch: strength}`, or a callable from the epoch to the strength. Each strength is valid from its
+            epoch (counted from 0) until the next; the first one is at epoch 0.
 
     Raises:
-        ValueError: for a schedule that is neither, is empty, does not start at epoch 0, or holds a negative strength;
-            and at the start of training, when the model has no orthogonality regularizer to act on.
+        ValueError: for a schedule of another type, an empty one, one that does not start at epoch 0, or a negative
+            strength. At the start of training, for a model without an orthogonality regularizer.
 
     Example:
 
@@ -77,14 +77,14 @@ class RegularizationSchedule(keras.callbacks.Callback):
         self.schedule = schedule
 
     def strength(self, epoch: int) -> float:
-        """The strength at an epoch (counted from 0)."""
+        """Returns the strength at an epoch (counted from 0)."""
         if callable(self.schedule):
             strength = self.schedule(epoch)
             try:
                 return float(strength)
             except (TypeError, ValueError) as error:
                 raise ValueError(
-                    f"Expected a schedule that gives a number. Received: {strength!r} at epoch {epoch}"
+                    f"Expected a schedule that returns a number. Received: {strength!r} at epoch {epoch}"
                 ) from error
         return self.schedule[max(start for start in self.schedule if start <= epoch)]
 
@@ -92,7 +92,7 @@ class RegularizationSchedule(keras.callbacks.Callback):
         self._regularizers = _orthogonality_regularizers(self.model)
         if not self._regularizers:
             raise ValueError(
-                "RegularizationSchedule found no orthogonality regularizer to act on: build the layers with "
+                "Expected a model with an orthogonality regularizer for RegularizationSchedule: build the layers with "
                 f"`factor_regularizer=`. Received: model={self.model.name!r}"
             )
 
@@ -105,8 +105,8 @@ class RegularizationSchedule(keras.callbacks.Callback):
             self._recompile_where_constant()
 
     def _recompile_where_constant(self):
-        # Stock layers do not list a regularizer's strength among their variables. A function compiled by JAX then holds
-        # it as a constant and has to be traced again; TensorFlow and PyTorch read the variable itself.
+        # Stock layers do not list a regularizer's strength among their variables. A function compiled by JAX then has
+        # it as a constant and must be traced again. TensorFlow and PyTorch read the variable itself.
         known = {id(variable) for variable in self.model.variables}
         if keras.backend.backend() == "jax" and any(id(r.strength_variable) not in known for r in self._regularizers):
             self.model.make_train_function(force=True)
@@ -121,28 +121,28 @@ def _validated_steps(schedule):
         name = f"schedule[{epoch!r}]"
         steps[int_in(epoch, "[0, inf)", "epoch")] = number_in(strength, "[0, inf)", name)
     if 0 not in steps:
-        raise ValueError(f"A schedule starts at epoch 0. Received: schedule={schedule!r}")
+        raise ValueError(f"Expected a schedule that starts at epoch 0. Received: schedule={schedule!r}")
     return dict(sorted(steps.items()))
 
 
 def _orthogonality_regularizers(model):
-    found = {}
+    regularizers_by_id = {}
     for _, layer in iterate_sublayers(student_of(model)):
-        # Layers name them after the weights they act on, or give them to a weight alone.
+        # A regularizer is an attribute of a layer, or only of a weight.
         for value in (*vars(layer).values(), *(weight.regularizer for weight in layer.weights)):
             if isinstance(value, OrthogonalityRegularizer):
-                found[id(value)] = value
-    return list(found.values())
+                regularizers_by_id[id(value)] = value
+    return list(regularizers_by_id.values())
 
 
 class OrthogonalityLogger(keras.callbacks.Callback):
-    """Logs how far the factors are from orthonormal, after each epoch.
+    """Logs the orthogonality errors of the factors after each epoch.
 
-    Adds `orthogonality_error_mean` and `orthogonality_error_max` over all factors to the epoch's logs, which the
-    history, `CSVLogger` and `TensorBoard` pick up when they come later in the list of callbacks. The errors of the
-    single factors are in `per_factor`: a dict `{"layer/factor": [error of each epoch]}`.
+    Adds `orthogonality_error_mean` and `orthogonality_error_max` over all factors to the epoch's logs. The history,
+    `CSVLogger` and `TensorBoard` contain them if they come later in the list of callbacks. The errors of the single
+    factors are in `per_factor`: a dict `{"layer/factor": [error of each epoch]}`.
 
-    The error of a factor is ‖S − I‖_F / √Φ, S its smaller Gram matrix: 0 when orthonormal.
+    The error of a factor is ‖S − I‖_F / √Φ, where S is its smaller Gram matrix: 0 if the factor is orthonormal.
 
     Example:
 
@@ -164,29 +164,29 @@ class OrthogonalityLogger(keras.callbacks.Callback):
 
 
 class StableRankStopping(keras.callbacks.Callback):
-    """Ends full-rank training when the stable ranks of the kernels have settled.
+    """Ends full-rank training when the stable ranks of the kernels hardly change any more.
 
-    The stable rank of a matrix A is ‖A‖_F² / ‖A‖₂². After each epoch it is computed for the unfoldings that decide the
-    ranks of `format`, and training stops once it changes by less than `tolerance`, relative to its last value and on
-    average over all unfoldings. `stable_rank_mean` and `stable_rank_change` are added to the logs. The model can then
-    be planned with `plan_ranks(method="stable_rank")` and factorised with `factor_initializer="decomposed"`.
+    The stable rank of a matrix A is ‖A‖_F² / ‖A‖₂². After each epoch it is computed for the unfoldings of `format`.
+    Training stops when it changes by less than `tolerance`, relative to its last value and on average over all
+    unfoldings. `stable_rank_mean` and `stable_rank_change` are added to the logs. The next steps are
+    `plan_ranks(method="stable_rank")` and `factorize(…, factor_initializer="decomposed")`.
 
     Args:
         format: name of the format that the model will be factorised into.
-        tolerance: float > 0, the relative change per epoch that counts as settled.
-        exclude: as in `plan_ranks`: layers that do not count.
+        tolerance: float > 0, relative change per epoch below which training stops.
+        exclude: layers that do not count, as in `plan_ranks`.
 
     Raises:
-        ValueError: for a tolerance that is no positive number, and at the start of training for a model without a layer
-            that could be factorised.
+        ValueError: for a tolerance that is no positive number. At the start of training, for a model without a layer
+            that can be factorised.
 
     Example:
 
     >>> stopping = elrt_keras.callbacks.StableRankStopping(tolerance=0.05)
     >>> # dense.fit(x, y, epochs=100, callbacks=[stopping])
 
-    Reference: Cuttlefish (MLSys 2023) picks the switch from full-rank to low-rank training, and the ranks, by stable
-    ranks.
+    Reference: Cuttlefish (MLSys 2023) uses stable ranks to choose the switch from full-rank to low-rank training, and
+    the ranks.
     """
 
     def __init__(self, format: str = "tucker2", tolerance: float = 0.05, exclude: str | Sequence[str] | None = None):

@@ -1,22 +1,22 @@
-"""Checks of named values, all with messages of one form: what was expected, and what was received."""
+"""Checks of named values. All messages have the form "Expected …. Received: …"."""
 
 import difflib
 import numbers
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
-# What names an object to Keras: a name, a config, or the object.
+# Identifier of an object, as Keras accepts it: a name, a config, or the object itself.
 Identifier: TypeAlias = str | dict[str, Any] | Callable[..., Any]
 
 _CLOSE = 0.6  # difflib's own limit: 'sdg' is close to 'sgd', 'adam' is not
 
 
 def one_of(value: Any, choices: Iterable[Any], name: str) -> Any:
-    """Returns a value that is among the choices.
+    """Checks that a value is among the choices, and returns it.
 
     Args:
         value: the user's value.
-        choices: the values that are allowed.
+        choices: the allowed values.
         name: the argument's name, for the message.
 
     Raises:
@@ -39,16 +39,16 @@ def one_of(value: Any, choices: Iterable[Any], name: str) -> Any:
 def by_name(
     identifier: Identifier | None, own: Mapping[str, Callable[[], Any]], stock: Callable[[Any], Any], name: str
 ) -> Any:
-    """Returns the object that an identifier stands for, of this package's own or of Keras.
+    """Returns the object of an identifier, from this package or from Keras.
 
     Args:
         identifier: the user's value.
-        own: what makes the package's own objects, by their names.
-        stock: Keras' function for all others.
+        own: `{name: constructor}` of the package's own objects.
+        stock: Keras' function for all other identifiers.
         name: the argument's name, for the message.
 
     Raises:
-        ValueError: for what neither knows; the message suggests the closest name, if one is close.
+        ValueError: for an unknown identifier; the message suggests the closest name, if one is close.
 
     Example:
 
@@ -67,15 +67,15 @@ def by_name(
 
 
 def number_in(value: Any, interval: str, name: str) -> float:
-    """Returns a number that lies in an interval, as a float.
+    """Checks that a number lies in an interval, and returns it as a float.
 
     Args:
         value: the user's value.
-        interval: such as `"(0, 1]"` or `"[0, inf)"`; a round bracket leaves the end out.
+        interval: text such as `"(0, 1]"` or `"[0, inf)"`; a round bracket excludes the end.
         name: the argument's name, for the message.
 
     Raises:
-        ValueError: for anything else; NaN and booleans are no numbers here.
+        ValueError: for any other value; NaN and booleans do not count as numbers.
 
     Example:
 
@@ -91,7 +91,7 @@ def number_in(value: Any, interval: str, name: str) -> float:
 
 
 def int_in(value: Any, interval: str, name: str) -> int:
-    """Returns a whole number that lies in an interval, as an int. Arguments and errors are those of `number_in`.
+    """Checks that an integer lies in an interval, and returns it as an int. Arguments and errors as in `number_in`.
 
     Example:
 
@@ -127,7 +127,7 @@ def _range(interval):
 
 
 def suggestion(value: Any, choices: Iterable[Any]) -> str:
-    """The end of a message about a value that is not among the choices: a question, or nothing.
+    """Returns the end of a message about an unknown value: a question with the closest choice, or an empty string.
 
     Example:
 

@@ -13,14 +13,14 @@ from elrt_keras.formats.arrays import Tensor
 class Stiefel(keras.constraints.Constraint):
     """Retracts a matrix to the Stiefel manifold: orthonormal columns (m ≥ n) or orthonormal rows (m < n).
 
-    The retraction is the Q of the QR decomposition `A = QR` with the diagonal of R made positive, which makes it
-    unique and continuous; a matrix that is orthonormal already stays as it is. Applied after each optimizer step by
-    `factor_constraint=`, it is the hard counterpart of the soft penalties. A weight with more than two axes is read as
-    a matrix by flattening all axes but the last. Source of the retraction: Absil, Mahony, Sepulchre, "Optimization
-    Algorithms on Matrix Manifolds", 2008, section 4.1.1.
+    The retraction is the Q of the QR decomposition `A = QR`. The diagonal of R is made positive, so Q is unique and
+    continuous. An orthonormal matrix does not change. With `factor_constraint=` it runs after each optimizer step and
+    is the hard counterpart of the soft penalties. If a weight has more than two axes, all axes except the last are
+    flattened into one. Source of the retraction: Absil, Mahony, Sepulchre, "Optimization Algorithms on Matrix
+    Manifolds", 2008, section 4.1.1.
 
     Raises:
-        ValueError: when called, for a weight with fewer than two axes.
+        ValueError: if it is called on a weight with fewer than two axes.
 
     Example:
 
@@ -36,7 +36,7 @@ class Stiefel(keras.constraints.Constraint):
             raise ValueError(f"Expected a weight with at least two axes. Received: shape={shape}")
         matrix = ops.reshape(weight, (-1, shape[-1]))
         dtype = keras.backend.standardize_dtype(weight.dtype)
-        # Backends have no QR below float32.
+        # The backends have no QR for types below float32.
         matrix = matrix if dtype == "float64" else ops.cast(matrix, "float32")
         wide = matrix.shape[0] < matrix.shape[1]
         q, r = ops.qr(ops.transpose(matrix) if wide else matrix)
@@ -52,10 +52,10 @@ BY_NAME = {"stiefel": Stiefel}
 
 
 def get(identifier: Identifier | None) -> Any:
-    """A constraint from a name, a config or an object; `None` stays `None`.
+    """Returns a constraint from a name, a config or an object; `None` stays `None`.
 
     Args:
-        identifier: `"stiefel"`, or what `keras.constraints.get` takes.
+        identifier: `"stiefel"`, or an argument of `keras.constraints.get`.
 
     Raises:
         ValueError: for an unknown name.

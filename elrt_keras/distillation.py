@@ -1,4 +1,4 @@
-"""`Taught`: trains a model on labels and on the predictions of a teacher."""
+"""`Taught`: training of a model on labels and on the predictions of a teacher."""
 
 from typing import Any
 
@@ -13,33 +13,33 @@ _SMALLEST = 1e-7  # probability, as in Keras' own losses
 
 @keras.saving.register_keras_serializable("elrt_keras")
 class Taught(keras.Model):
-    """A classifier in training, with the predictions of a teacher in its loss (knowledge distillation).
+    """A classifier that trains with the predictions of a teacher in its loss (knowledge distillation).
 
     The loss of a training step is
 
         loss(labels, p) + penalties + weight · T² · KL(q_T ‖ p_T)
 
-    with the student's probabilities p, the teacher's probabilities q on the same images, and both softened by the
+    with the student's probabilities p and the teacher's probabilities q on the same images. Both are softened by the
     temperature T: p_T = softmax(log(p) / T). The divergence is the mean over the batch. The penalties of the student's
-    layers (orthogonality, weight decay) count in full; those of the teacher do not count. Evaluation and prediction are
-    the student's alone.
+    layers (orthogonality, weight decay) count fully; those of the teacher do not count. Evaluation and prediction use
+    only the student.
 
-    `keras.distillation.Distiller` is the general tool for features and several losses. It leaves out the penalties
-    of the student's layers, which low-rank training needs.
+    `keras.distillation.Distiller` is a general tool for features and several losses. But it ignores the penalties of
+    the student's layers, which low-rank training needs.
 
     Args:
         student: a `keras.Model` with outputs `(batch, classes)`. It shares its weights with this model: save and
             use `student` after training.
         teacher: a trained `keras.Model` with the same inputs and outputs of the same shape. It is frozen
-            (`trainable = False`), and always runs as in inference.
-        weight: float > 0, weight of the divergence beside the loss over the labels.
-        temperature: float > 0, T above; larger values make the teacher's small probabilities count more.
-        from_logits: whether student and teacher return logits in place of probabilities.
+            (`trainable = False`) and always runs in inference mode.
+        weight: float > 0, weight of the divergence; the loss of the labels has weight 1.
+        temperature: float > 0, T above; larger values give more weight to the teacher's small probabilities.
+        from_logits: whether student and teacher return logits instead of probabilities.
         name: name of the model.
 
     Raises:
-        ValueError: for anything but two Keras models, outputs or inputs of different shapes, weights that both share,
-            or a number out of range.
+        ValueError: if one of both is no Keras model, for outputs or inputs of different shapes, shared weights, or a
+            number out of range.
 
     Example:
 
@@ -69,7 +69,7 @@ class Taught(keras.Model):
         self.student: keras.Model = student
         self.teacher: keras.Model = teacher
         self.weight, self.temperature, self.from_logits = float(weight), float(temperature), from_logits
-        # Scales itself under `tf.distribute`, as the losses of `compile` do.
+        # This loss scales itself under `tf.distribute`, like the losses of `compile`.
         self._divergence = keras.losses.KLDivergence(name="divergence")
         self.built = True
 
@@ -81,7 +81,7 @@ class Taught(keras.Model):
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
         """Returns the loss of Keras for the student and, in training, the divergence from the teacher."""
-        # Ahead of the teacher's call, after which `losses` has whatever its layers add.
+        # Computed before the teacher's call, which adds the penalties of its layers to `losses`.
         loss = super().compute_loss(x, y, y_pred, sample_weight, training=training)
         if not training:
             return loss
@@ -90,7 +90,7 @@ class Taught(keras.Model):
         return loss + self.weight * self.temperature**2 * divergence
 
     def _softened(self, outputs):
-        """Probabilities at the temperature, in float32 at least."""
+        """Probabilities at the temperature, at least in float32."""
         if keras.backend.standardize_dtype(outputs.dtype) != "float64":
             outputs = ops.cast(outputs, "float32")
         logits = outputs if self.from_logits else ops.log(ops.clip(outputs, _SMALLEST, 1.0))
@@ -110,7 +110,7 @@ class Taught(keras.Model):
 
 
 def student_of(model: keras.Model) -> keras.Model:
-    """Returns the model that is trained: the student of a `Taught`, any other model as it is."""
+    """Returns the model to train: the student of a `Taught`, or any other model itself."""
     return model.student if isinstance(model, Taught) else model
 
 
@@ -119,7 +119,7 @@ def _check_pair(student, teacher):
     check_keras_model(teacher)
     if {id(variable) for variable in student.variables} & {id(variable) for variable in teacher.variables}:
         raise ValueError(
-            "Expected a teacher with weights of its own: it is frozen. "
+            "Expected a teacher with its own weights, because it is frozen. "
             f"Received: student={student.name!r}, teacher={teacher.name!r}, which share weights"
         )
     for kind in ("input_shape", "output_shape"):
@@ -132,7 +132,7 @@ def _check_pair(student, teacher):
 
 
 def _shape(model, kind):
-    """Shape of a model's inputs or outputs, or `None` for a model that does not know it."""
+    """Shape of a model's inputs or outputs, or `None` if it is not known."""
     try:
         return getattr(model, kind)
     except (AttributeError, ValueError):  # a subclass, or a model that has not been called
@@ -140,7 +140,7 @@ def _shape(model, kind):
 
 
 def _fits(one, other):
-    """Reports if two shapes, or nests of them, are equal where both have a size."""
+    """Reports if two shapes, or nested structures of shapes, agree. Unknown sizes agree with all."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_fits(one[key], other[key]) for key in one)
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):

@@ -1,4 +1,4 @@
-"""`FactorFreezing`: factors take turns in being trained."""
+"""`FactorFreezing`: training of the factors in turn."""
 
 from typing import Any
 
@@ -14,16 +14,16 @@ from elrt_keras.layers import FactorizedLayer
 class FactorFreezing(keras.callbacks.Callback):
     """Trains the cores of the low-rank layers and their other factors in turn, so that a step takes less time.
 
-    In even turns the cores (`format.core_index`) have gradients and the other factors stay as they are; in odd turns it
-    is the other way round. A gradient that is not wanted is not computed. Everything else trains in every epoch. A
-    frozen factor has no weight decay and no penalty either; the Frobenius penalty of a composed kernel counts while the
-    core trains. At the end of `fit` all factors can be trained again.
+    In even turns only the cores (`format.core_index`) train; in odd turns only the other factors. Gradients of frozen
+    factors are not computed. All other weights train in every epoch. A frozen factor has no weight decay and no
+    penalty. The Frobenius penalty of a composed kernel counts while the core trains. At the end of `fit` all factors
+    are trainable again.
 
     Args:
-        epochs: int ≥ 1, epochs to a turn.
+        epochs: int ≥ 1, number of epochs per turn.
 
     Raises:
-        ValueError: for another number of epochs, and at the start of training for a model without low-rank layers or an
+        ValueError: if `epochs` is no int ≥ 1. At the start of training, for a model without low-rank layers or an
             optimizer with `use_ema`.
 
     Example:
@@ -44,7 +44,7 @@ class FactorFreezing(keras.callbacks.Callback):
             raise ValueError(f"Expected a model with low-rank layers. Received: model={self.model.name!r} without")
         cores = [layer.factors[layer.format.core_index] for layer in layers]
         others = [factor for layer in layers for factor in layer.factors if all(factor is not core for core in cores)]
-        # What the user froze stays frozen.
+        # Factors that the user froze stay frozen.
         self._groups = [[factor for factor in group if factor.trainable] for group in (cores, others)]
         optimizer = self.model.optimizer
         if optimizer.use_ema or getattr(optimizer, "inner_optimizer", optimizer).use_ema:
@@ -61,7 +61,7 @@ class FactorFreezing(keras.callbacks.Callback):
             return
         self._turn = turn
         self._train(self._groups[turn])
-        # A step is compiled once for each turn.
+        # The training step is compiled once for even and once for odd turns.
         if turn in self._steps:
             self.model.train_function = self._steps[turn]
         else:

@@ -1,8 +1,8 @@
 """Initializers for all factors of a low-rank layer at once.
 
-A dense initializer such as He normal is right for a dense kernel. A low-rank layer needs factors whose *composed*
-kernel has that variance, so the factors cannot be drawn one by one: the initializers here draw them together and scale
-the core. A stock Keras initializer (by name or object) is accepted too and then fills each factor on its own.
+A dense initializer such as He normal has the right variance for a dense kernel. A low-rank layer needs factors whose
+*composed* kernel has that variance. So the initializers here draw all factors together and scale the core. A stock
+Keras initializer (by name or object) is accepted too; it fills each factor by itself.
 """
 
 import concurrent.futures
@@ -17,23 +17,21 @@ from elrt_keras.checks import Identifier, by_name, int_in
 from elrt_keras.formats.arrays import Tensor
 from elrt_keras.formats.chain import Shape
 
-# What `get` of `keras.initializers`, `keras.regularizers` and `keras.constraints` takes: a name, a config or an object.
-
 _PACKAGE = "elrt_keras"
 _MAX_SEED = 2**31 - 1
 
 
 class FactorInitializer(keras.initializers.Initializer):
-    """Base class: subclasses implement `factors`. One instance serves one layer; `with_seed` makes the next.
+    """Base class: subclasses implement `factors`. Each layer needs its own instance; `with_seed` makes them.
 
-    Called twice, an instance returns the same values, as every seeded Keras initializer does.
+    An instance returns the same values at every call, like every seeded Keras initializer.
 
     Args:
         kernel_initializer: the initializer of the dense kernel, whose variance the composed kernel gets.
         seed: int ≥ 0, or `None` for a random one (fixed by `keras.utils.set_random_seed`).
 
     Raises:
-        ValueError: for `kernel_initializer=None`, another kind of seed, or a call with one shape, as for a stock layer.
+        ValueError: for `kernel_initializer=None`, an invalid seed, or a call with a single shape, as for a stock layer.
 
     Example:
 
@@ -53,7 +51,7 @@ class FactorInitializer(keras.initializers.Initializer):
     def factors(
         self, factor_format: str | formats.Format, kernel_shape: Shape, ranks: Sequence[int]
     ) -> list[np.ndarray]:
-        """The factors as float32 NumPy arrays, in the order of the chain.
+        """Returns the factors as float32 NumPy arrays, in the order of the chain.
 
         Args:
             factor_format: a `Format` or its name.
@@ -63,13 +61,13 @@ class FactorInitializer(keras.initializers.Initializer):
         raise NotImplementedError
 
     def with_seed(self, index: int) -> Self:
-        """A copy for layer number `index` of a model, seeded by this seed and the index."""
+        """Makes a copy for layer number `index` of a model, with a seed from this seed and the index."""
         config = self.get_config()
         config["seed"] = int(np.random.SeedSequence([self._seed, index]).generate_state(1)[0] % _MAX_SEED)
         return type(self).from_config(config)
 
     def _dense_kernel(self, kernel_shape):
-        """A draw of the dense initializer, which takes this seed unless it has one of its own."""
+        """Draws a kernel from the dense initializer, with this seed unless the initializer has its own."""
         initializer = self.kernel_initializer
         config = initializer.get_config() if hasattr(initializer, "get_config") else {}
         if "seed" in config and config["seed"] is None:
@@ -78,8 +76,8 @@ class FactorInitializer(keras.initializers.Initializer):
 
     def __call__(self, shape: Shape, dtype: Any = None) -> Tensor:
         raise ValueError(
-            f"{type(self).__name__} initializes all factors of a low-rank layer together: pass it as "
-            f"`factor_initializer` of a layer of elrt_keras.layers. Received: a call with shape={shape}"
+            f"Expected {type(self).__name__} as `factor_initializer` of a layer of elrt_keras.layers: it initializes "
+            f"all factors together. Received: a call with shape={shape}"
         )
 
     def get_config(self) -> dict[str, Any]:
@@ -88,11 +86,11 @@ class FactorInitializer(keras.initializers.Initializer):
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class OrthogonalFactors(FactorInitializer):
-    """Random orthonormal factor matrices; a Gaussian core scaled to the dense initializer's variance.
+    """Random orthonormal factor matrices, and a Gaussian core scaled to the dense initializer's variance.
 
-    For Tucker-2: `U_inᵀU_in = I`, `U_outU_outᵀ = I`, and, since orthonormal factors keep norms,
+    For Tucker-2: `U_inᵀU_in = I`, `U_outU_outᵀ = I`. Orthonormal factors keep norms, so
     `‖U_in·G·U_out‖_F = ‖G‖_F = ‖W₀‖_F` for a draw `W₀` of `kernel_initializer`. The orthogonality penalty of ELRT
-    (arXiv 2401.10341) is then at its minimum from the first step on.
+    (arXiv 2401.10341) is at its minimum from the first step on.
 
     Args:
         kernel_initializer: the initializer of the dense kernel whose variance the composed kernel gets.
@@ -123,11 +121,11 @@ class OrthogonalFactors(FactorInitializer):
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class Spectral(FactorInitializer):
-    """The best low-rank approximation of a random dense kernel, scaled back to that kernel's norm.
+    """Best low-rank approximation of a random dense kernel, scaled to the norm of that kernel.
 
-    Spectral initialization (Khodak et al., arXiv 2105.01029) with the format's own decomposition: for Tucker-2 the
-    factor matrices are orthonormal (HOSVD + HOOI). Truncation loses part of the norm; the core is scaled up so that the
-    composed kernel has the dense initializer's variance.
+    Spectral initialization (Khodak et al., arXiv 2105.01029) with the format's own decomposition. For Tucker-2 the
+    factor matrices are orthonormal (HOSVD + HOOI). Truncation loses part of the norm. The core is scaled up, so that
+    the composed kernel has the dense initializer's variance.
 
     Args:
         kernel_initializer: the initializer of the dense kernel that is decomposed.
@@ -150,16 +148,16 @@ class Spectral(FactorInitializer):
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class Decomposed(FactorInitializer):
-    """The best low-rank approximation of a given dense kernel (HOSVD + HOOI for Tucker-2).
+    """Best low-rank approximation of a given dense kernel (HOSVD + HOOI for Tucker-2).
 
     The kernel becomes part of the layer's config. For trained models prefer `from_dense`, `assign_kernel` or
-    `factorize(…, factor_initializer="decomposed")`, which put it into the weights only.
+    `factorize(…, factor_initializer="decomposed")`, which only set the weights.
 
     Args:
         kernel: array of shape `(*kernel_size, C_in, C_out)`.
 
     Raises:
-        ValueError: for a kernel with NaN or infinity; when the layer's kernel has another shape.
+        ValueError: for a kernel with NaN or infinity, or if the layer's kernel has another shape.
 
     Example:
 
@@ -175,7 +173,7 @@ class Decomposed(FactorInitializer):
             raise ValueError("Expected a dense kernel. Received: kernel=None")
         self.kernel = np.asarray(keras.ops.convert_to_numpy(kernel), dtype="float32")
         if not np.all(np.isfinite(self.kernel)):
-            raise ValueError("Expected a kernel of finite numbers. Received: NaN or infinity in it")
+            raise ValueError("Expected a kernel of finite numbers. Received: NaN or infinity")
 
     def factors(
         self, factor_format: str | formats.Format, kernel_shape: Shape, ranks: Sequence[int]
@@ -201,13 +199,13 @@ _BY_NAME = {"orthogonal_factors": OrthogonalFactors, "spectral": Spectral}
 
 
 def get(identifier: Identifier) -> Any:
-    """A `FactorInitializer` or stock Keras initializer from a name, config, or object.
+    """Returns a `FactorInitializer` or stock Keras initializer from a name, config, or object.
 
     Args:
-        identifier: `"orthogonal_factors"`, `"spectral"`, or what `keras.initializers.get` takes.
+        identifier: `"orthogonal_factors"`, `"spectral"`, or an argument of `keras.initializers.get`.
 
     Raises:
-        ValueError: for an unknown name, or an array, which fits one shape and factors have several.
+        ValueError: for an unknown name, or an array: it fits only one shape, and factors have several.
 
     Example:
 
@@ -219,20 +217,20 @@ def get(identifier: Identifier) -> Any:
 
 def _of_keras(identifier):
     if identifier is None or keras.ops.is_tensor(identifier) or isinstance(identifier, (np.ndarray, np.generic)):
-        raise ValueError("an initializer for arrays of any shape was expected")
+        raise ValueError("Expected an initializer for arrays of any shape")
     return keras.initializers.get(identifier)
 
 
 def draw_factors(
     initializer: Callable[..., Any], factor_format: str | formats.Format, kernel_shape: Shape, ranks: Sequence[int]
 ) -> list[np.ndarray]:
-    """The initial factors of one layer as NumPy arrays, whatever kind of initializer it has.
+    """Draws the initial factors of one layer as NumPy arrays, with any kind of initializer.
 
-    Keras may ask for initial values while it traces a graph, where nothing has a value yet. Graphs, traces and scopes
-    belong to a thread, so the draw happens in a thread of its own, where every backend computes eagerly.
+    Keras may ask for initial values while it traces a graph, in which nothing has a value yet. Graphs, traces and
+    scopes belong to a thread. So the draw runs in a separate thread, where every backend computes eagerly.
 
     Args:
-        initializer: a `FactorInitializer`, or a stock Keras initializer, which fills each factor on its own.
+        initializer: a `FactorInitializer`, or a stock Keras initializer, which fills each factor by itself.
         factor_format: a `Format` or its name.
         kernel_shape: shape of the dense kernel, `(*kernel_size, C_in, C_out)`.
         ranks: tuple of ints, one per rank of the format.
@@ -257,20 +255,20 @@ def draw_factors(
 
 
 def _one_each(initializer, shapes):
-    """A separately seeded copy of a stock initializer per factor: one instance would repeat its values."""
+    """Makes one copy of a stock initializer per factor, with separate seeds: one instance would repeat its values."""
     if not hasattr(initializer, "get_config"):
         return [(initializer, shape) for shape in shapes]
     config = initializer.get_config()
     if "seed" not in config:
         return [(initializer, shape) for shape in shapes]
-    # Objects without a seed in their config still hold a fixed one, so fresh draws come from fresh configs.
+    # Objects without a seed in their config hold a fixed one, so new draws need new objects.
     first = config["seed"] if isinstance(config["seed"], int) else int(np.random.randint(_MAX_SEED))
     seeds = np.random.SeedSequence(first).generate_state(len(shapes)) % _MAX_SEED
     return [(type(initializer).from_config({**config, "seed": int(s)}), shape) for s, shape in zip(seeds, shapes)]
 
 
 def _semi_orthogonal(matrix):
-    """A uniformly distributed semi-orthogonal matrix from a Gaussian one (QR with the signs of R taken out)."""
+    """Makes a uniformly distributed semi-orthogonal matrix from a Gaussian one (QR with the signs of R removed)."""
     matrix = keras.ops.convert_to_numpy(matrix)
     rows, columns = matrix.shape
     tall = matrix if rows >= columns else matrix.T
@@ -280,7 +278,7 @@ def _semi_orthogonal(matrix):
 
 
 def _scaled_to(factor_format, factors, dense):
-    """The factors with the core scaled so that the composed kernel has the Frobenius norm of `dense`."""
+    """Scales the core so that the composed kernel has the Frobenius norm of `dense`. Returns the factors."""
     composed = np.linalg.norm(keras.ops.convert_to_numpy(factor_format.compose(factors)))
     scale = np.linalg.norm(dense) / composed if composed > 0 else 0.0
     factors = [np.asarray(factor, dtype="float32") for factor in factors]

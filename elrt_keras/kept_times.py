@@ -1,4 +1,4 @@
-"""Measured seconds by what was measured, kept in a file for each device, and what tells processors apart."""
+"""Cache of measured seconds, one file per device, and the identification of processors."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from elrt_keras.atomic import write_bytes
 
 _CPUINFO = pathlib.Path("/proc/cpuinfo")
-# Lines of it that tell one kind of processor from another, on x86 and on ARM.
+# Lines of this file that identify the kind of processor, on x86 and on ARM.
 _TELLING = {"vendor_id", "cpu family", "model", "model name", "stepping", "flags", "Features"}
 _TELLING |= {f"CPU {name}" for name in ("implementer", "architecture", "variant", "part", "revision")}
 
@@ -20,9 +20,9 @@ class KeptTimes:
     """Seconds by key, in a JSON file for one device.
 
     Args:
-        kind: what is measured; the file's name begins with it.
-        device: all that decides how long things take, as text.
-        folder: where the file lies; `None` for `$ELRT_CACHE_DIR`, or else `~/.cache/elrt_keras`.
+        kind: name of the measurement; the file name begins with it.
+        device: text that identifies the device and all other conditions of the times.
+        folder: folder of the file; `None` for `$ELRT_CACHE_DIR`, or else `~/.cache/elrt_keras`.
 
     Raises:
         ValueError: for a folder that cannot be written.
@@ -36,19 +36,20 @@ class KeptTimes:
             os.makedirs(folder, exist_ok=True)
         except OSError as error:
             raise ValueError(
-                f"Cannot keep measured times; $ELRT_CACHE_DIR says where. Received: {folder!r}: {error}"
+                f"Cannot keep measured times; $ELRT_CACHE_DIR sets the folder. Received: {folder!r}: {error}"
             ) from error
         if not os.access(folder, os.W_OK | os.X_OK):
             raise ValueError(
-                f"Expected a folder for measured times that can be written; $ELRT_CACHE_DIR says which. "
+                f"Expected a folder for measured times that can be written; $ELRT_CACHE_DIR sets it. "
                 f"Received: {folder!r}"
             )
         self.seconds: dict[str, float] = self._read()
 
     def add(self, measured: Mapping[str, float]) -> None:
-        """Takes in a dict of seconds and writes the file.
+        """Adds a dict of seconds and writes the file.
 
-        What another process has written stays, but for what both write in the same moment: that is measured again.
+        Entries of other processes stay. If two processes write at the same moment, some entries may be lost; they are
+        measured again.
         """
         self.seconds = {**self._read(), **self.seconds, **measured}
         document = {"machine": self._device, "seconds": self.seconds}
@@ -63,23 +64,23 @@ class KeptTimes:
                 seconds = {key: float(value) for key, value in json.load(file)["seconds"].items()}
             return {key: value for key, value in seconds.items() if 0 < value < math.inf}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return {}  # none yet, or damaged: it is measured anew
+            return {}  # no file yet, or a damaged one: times are measured again
 
 
 def processor() -> str:
-    """Returns the processor's name, as far as the system tells it."""
+    """Returns the name of the processor, or of its architecture if the system does not report a name."""
     names = [value for name, value in _described() if name == "model name"]
     return names[0] if names else platform.processor() or platform.machine()
 
 
 def processor_kind() -> str:
-    """Returns eight digits for what the processor is and can do: virtual machines call unlike ones by one name."""
-    told = sorted({f"{name}: {value}" for name, value in _described() if name in _TELLING})
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:8]
+    """Returns eight digits that identify the kind of processor. Virtual machines may give different kinds one name."""
+    features = sorted({f"{name}: {value}" for name, value in _described() if name in _TELLING})
+    return hashlib.sha256("\n".join(features).encode()).hexdigest()[:8]
 
 
 def _described():
-    """What Linux says of its processors, as (name, value); nothing elsewhere."""
+    """Lists Linux' description of the processors as (name, value); empty on other systems."""
     try:
         lines = _CPUINFO.read_text(encoding="utf-8").splitlines()
     except OSError:

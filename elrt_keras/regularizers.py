@@ -1,9 +1,9 @@
 """Orthogonality regularizers for factor matrices (and for any other weight matrix).
 
-All act on a matrix `A` of m × n through its **smaller Gram matrix** `S` (`AᵀA` if m ≥ n, else `AAᵀ`), the only one
-of the two that can reach the identity; Φ = min(m, n) is its size, which for a factor matrix is the rank. A weight with
-more than two axes is read as a matrix by flattening all axes but the last. Sources: Bansal et al., "Can We Gain More
-from Orthogonality Regularizations in Training Deep CNNs?", arXiv 1810.09102; ELRT, arXiv 2401.10341.
+All act on a matrix `A` of m × n through its **smaller Gram matrix** `S` (`AᵀA` if m ≥ n, else `AAᵀ`). Only the smaller
+of the two can be the identity. Its size is Φ = min(m, n), which is the rank for a factor matrix. If a weight has more
+than two axes, all axes except the last are flattened into one. Sources: Bansal et al., "Can We Gain More from
+Orthogonality Regularizations in Training Deep CNNs?", arXiv 1810.09102; ELRT, arXiv 2401.10341.
 """
 
 import math
@@ -17,11 +17,11 @@ from elrt_keras.checks import Identifier, by_name, int_in, number_in
 from elrt_keras.formats.arrays import Tensor, as_loss, contracted
 
 _PACKAGE = "elrt_keras"
-DEFAULT_STRENGTH = 1e-2  # as of `elrt-train`; docs/results.md has the evidence
+DEFAULT_STRENGTH = 1e-2  # also the default of `elrt-train`; docs/results.md shows the evidence
 
 
 def smaller_gram(matrix: Tensor) -> Tensor:
-    """`AᵀA` or `AAᵀ`, whichever is smaller, accumulated in float32 at least.
+    """Computes the smaller one of `AᵀA` and `AAᵀ`, accumulated at least in float32.
 
     Args:
         matrix: tensor of shape `(m, n)`.
@@ -41,7 +41,7 @@ def smaller_gram(matrix: Tensor) -> Tensor:
 
 
 def gram_deviation(matrix: Tensor) -> Tensor:
-    """`S − I` of the smaller Gram matrix `S`, of shape `(Φ, Φ)`.
+    """Computes `S − I` of the smaller Gram matrix `S`, of shape `(Φ, Φ)`.
 
     Args:
         matrix: tensor of shape `(m, n)`.
@@ -57,9 +57,10 @@ def gram_deviation(matrix: Tensor) -> Tensor:
 
 @ops.custom_gradient
 def _squared_deviation(matrix: Tensor) -> Any:
-    """‖S − I‖_F². Its gradient, `4·A·(S − I)` or `4·(S − I)·A`, is one matrix product; derived from `AᵀA` it is two.
+    """Computes ‖S − I‖_F², with its own gradient `4·A·(S − I)` or `4·(S − I)·A`.
 
-    The gradient can be derived again. JAX's forward mode (`jax.jvp`) knows no gradients that are given, as here.
+    This gradient is one matrix product; automatic differentiation of `AᵀA` needs two. The gradient can be
+    differentiated again. JAX's forward mode (`jax.jvp`) does not support custom gradients like this one.
 
     Args:
         matrix: tensor of shape `(m, n)`, float32 or float64.
@@ -67,9 +68,9 @@ def _squared_deviation(matrix: Tensor) -> Any:
     deviation = gram_deviation(matrix)
 
     def gradient(*arguments, upstream=None):
-        if upstream is None:  # PyTorch gives it by name, the others alone
+        if upstream is None:  # PyTorch passes it by name, the others as the only argument
             (upstream,) = arguments
-        # What PyTorch computed forward has no graph, which a derivative of the gradient needs.
+        # In PyTorch the deviation from the forward pass has no graph. A derivative of the gradient needs one.
         difference = gram_deviation(matrix) if _derived_again() else deviation
         rows, columns = matrix.shape
         product = ops.matmul(matrix, difference) if rows >= columns else ops.matmul(difference, matrix)
@@ -79,7 +80,7 @@ def _squared_deviation(matrix: Tensor) -> Any:
 
 
 def _derived_again():
-    """Whether PyTorch records this gradient for a derivative of its own."""
+    """Reports if PyTorch records this gradient in order to differentiate it again."""
     if keras.backend.backend() != "torch":
         return False
     import torch
@@ -88,13 +89,13 @@ def _derived_again():
 
 
 def orthogonality_error(matrix: Tensor) -> float:
-    """‖S − I‖_F / √Φ as a float: 0 for a semi-orthogonal matrix, 1 for a zero matrix.
+    """Computes ‖S − I‖_F / √Φ as a float: 0 for a semi-orthogonal matrix, 1 for a zero matrix.
 
     Args:
         matrix: array or tensor of shape `(m, n)`.
 
     Raises:
-        ValueError: for what is no matrix.
+        ValueError: for an array that is no matrix.
 
     Example:
 
@@ -111,14 +112,14 @@ def orthogonality_error(matrix: Tensor) -> float:
 class OrthogonalityRegularizer(keras.regularizers.Regularizer):
     """Base class: `strength · penalty(A)`. Subclasses implement `penalty`.
 
-    The strength is a variable, so that `RegularizationSchedule` can change it while compiled functions run; setting
-    `regularizer.strength` does the same by hand.
+    The strength is a variable, so `RegularizationSchedule` can change it between calls of compiled functions. Setting
+    `regularizer.strength` has the same effect.
 
     Args:
         strength: float ≥ 0, λ (ρ in ELRT); 0.01 by default, as for `elrt-train`.
 
     Raises:
-        ValueError: for a negative or non-finite strength; when called, for a weight with fewer than two axes.
+        ValueError: for a negative or non-finite strength, or if it is called on a weight with fewer than two axes.
 
     Example:
 
@@ -130,7 +131,7 @@ class OrthogonalityRegularizer(keras.regularizers.Regularizer):
 
     def __init__(self, strength: float = DEFAULT_STRENGTH):
         self._strength = number_in(strength, "[0, inf)", "strength")
-        # A name of its own, since a model tells its state by names: layers may have several regularizers.
+        # The name is unique, because layers may have several regularizers and a model finds its state by names.
         self.strength_variable: keras.Variable = self._variable(
             f"orthogonality_strength_{keras.backend.get_uid('orthogonality_strength')}"
         )
@@ -138,7 +139,7 @@ class OrthogonalityRegularizer(keras.regularizers.Regularizer):
 
     def _variable(self, name):
         return keras.Variable(
-            # Called when the variable is initialized, which Keras may postpone.
+            # Keras calls this when it initializes the variable, perhaps later.
             lambda shape, dtype=None: ops.convert_to_tensor(self._strength, dtype=dtype),
             shape=(),
             dtype="float32",
@@ -148,13 +149,14 @@ class OrthogonalityRegularizer(keras.regularizers.Regularizer):
         )
 
     def place_strength(self, argument: str) -> None:
-        """Makes the strength's variable anew in the name scope of a layer that is being built, the first one alone.
+        """Replaces the strength's variable by one in the name scope of the first layer that is built with it.
 
-        State trees and PyTorch's state dicts know variables by their paths; this one is the same for the same model in
-        any program. A regularizer that has been called keeps its variable, which a compiled function may hold.
+        State trees and PyTorch's state dicts find variables by their paths. The path of the new variable is the same
+        for the same model in any program. After a call of the regularizer the variable stays, because a compiled
+        function may hold it.
 
         Args:
-            argument: name of the layer's argument that is this regularizer.
+            argument: name of the layer's argument for this regularizer.
         """
         if not self._is_placed:
             with keras.name_scope(argument):
@@ -163,7 +165,7 @@ class OrthogonalityRegularizer(keras.regularizers.Regularizer):
 
     @property
     def strength(self) -> float:
-        """The factor before the penalty, a float; may be set."""
+        """Weight of the penalty, a float; it can be set."""
         return self._strength
 
     @strength.setter
@@ -172,7 +174,7 @@ class OrthogonalityRegularizer(keras.regularizers.Regularizer):
         self.strength_variable.assign(self._strength)
 
     def penalty(self, matrix: Tensor) -> Tensor:
-        """The penalty of a matrix of shape `(m, n)` at strength 1, a scalar tensor."""
+        """Computes the penalty of a matrix of shape `(m, n)` at strength 1, a scalar tensor."""
         raise NotImplementedError
 
     def __call__(self, weight: Tensor) -> Tensor:
@@ -191,8 +193,8 @@ class OrthogonalityRegularizer(keras.regularizers.Regularizer):
 class SoftOrthogonality(OrthogonalityRegularizer):
     """SO: `(λ/Φ) · ‖S − I‖_F²`, S the smaller Gram matrix and Φ its size.
 
-    Bansal et al. (arXiv 1810.09102) state it without 1/Φ; here it has the scale of ELRT's penalty, so that the gradient
-    of `DoubleSoftOrthogonality` is exactly twice this one at the same strength. `normalize=False` drops the 1/Φ.
+    Bansal et al. (arXiv 1810.09102) state it without 1/Φ. Here it has the scale of ELRT's penalty. So the gradient of
+    `DoubleSoftOrthogonality` is exactly twice this one at the same strength. `normalize=False` drops the 1/Φ.
 
     Args:
         strength: float ≥ 0, λ; 0.01 by default.
@@ -226,8 +228,8 @@ class SoftOrthogonality(OrthogonalityRegularizer):
 class DoubleSoftOrthogonality(SoftOrthogonality):
     """DSO, the penalty of ELRT: `(ρ/Φ) · (‖AᵀA − I‖_F² + ‖AAᵀ − I‖_F²)` (arXiv 2401.10341).
 
-    Only the smaller Gram matrix is computed: for A of m × n the two terms differ by exactly |m − n|, so the sum is
-    `2·‖S − I‖_F² + |m − n|`. The constant has no gradient; it is kept so that the value is the paper's.
+    Only the smaller Gram matrix is computed. For A of m × n the two terms differ by exactly |m − n|, so the sum is
+    `2·‖S − I‖_F² + |m − n|`. The constant has no gradient. It is kept so that the value equals that of the paper.
 
     Args:
         strength: float ≥ 0, ρ; 0.01 by default.
@@ -274,17 +276,17 @@ class SpectralIsometry(OrthogonalityRegularizer):
     """SRIP: `λ · σ_max(S − I)`, the spectral norm by power iteration (Bansal et al., arXiv 1810.09102).
 
     From a fixed random vector v: repeat `v ← (S − I)v / ‖(S − I)v‖`, then `σ ≈ ‖(S − I)v‖`, which approaches the norm
-    from below. The source takes two steps from a new random vector each time; many from a fixed one make the penalty
-    deterministic and equal to the norm but for parts in a thousand. They are taken by squaring S − I, about log₂ of
-    their number times at Φ³ MACs. The gradient holds the vector still, which is exact for it and not for derivatives
-    of it.
+    from below. The source takes two steps from a new random vector each time. Here many steps start from a fixed
+    vector, so the penalty is deterministic and differs from the norm by only some parts in a thousand. The steps are
+    computed by squaring S − I. This needs about log₂ of their number of squarings, each of Φ³ MACs. The gradient treats
+    the vector as constant. This is exact for the gradient, but not for derivatives of it.
 
     Args:
         strength: float ≥ 0, λ; 0.01 by default.
-        power_iterations: int ≥ 1, steps of the power iteration; about log₂ of that many squarings stand for them.
+        power_iterations: int ≥ 1, steps of the power iteration; they need about log₂ of this number of squarings.
 
     Raises:
-        ValueError: for a negative or non-finite strength, or another number of iterations.
+        ValueError: for a negative or non-finite strength, or a number of iterations that is no int ≥ 1.
 
     Example:
 
@@ -303,7 +305,7 @@ class SpectralIsometry(OrthogonalityRegularizer):
         start = (start / np.linalg.norm(start)).astype("float32")
         direction = ops.cast(ops.convert_to_tensor(start), deviation.dtype)
         power, steps = _normalized(ops.stop_gradient(deviation)), self.power_iterations - 1
-        while steps:  # the binary digits of their number say which squares to multiply by
+        while steps:  # multiplies by the squares at the binary digits 1 of the number of steps
             if steps % 2:
                 direction = _normalized(ops.matmul(power, direction))
             steps //= 2
@@ -333,11 +335,11 @@ BY_NAME = {
 
 
 def get(identifier: Identifier | None) -> Any:
-    """A regularizer from a name, a config or an object; `None` stays `None`.
+    """Returns a regularizer from a name, a config or an object; `None` stays `None`.
 
     Args:
-        identifier: `"so"`, `"dso"`, `"mc"` or `"srip"`, each with its default strength, or what
-            `keras.regularizers.get` takes.
+        identifier: `"so"`, `"dso"`, `"mc"` or `"srip"`, each with its default strength, or an argument of
+            `keras.regularizers.get`.
 
     Raises:
         ValueError: for an unknown name.

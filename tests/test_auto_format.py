@@ -139,7 +139,7 @@ def test_with_measured_times_the_faster_format_is_taken(monkeypatch, quick_forma
     "arguments, message",
     [
         ({"method": "uniform"}, r"one of the methods \['energy', 'latency'\] with format='auto'.*method='uniform'"),
-        ({"fraction": 0.5, "max_macs": None}, "`fraction` with method='uniform' only"),
+        ({"fraction": 0.5, "max_macs": None}, "`fraction` only with method='uniform'"),
         ({"format": "autos"}, r"Expected one of \['auto', .*'autos'. Did you mean 'auto'"),
         ({"max_macs": 0.001}, r"cannot be met with format 'cp', 'spatial_svd', 'svd'.*Expected max_macs ≥"),
     ],

@@ -334,7 +334,7 @@ def test_a_model_of_open_size_is_planned_for_a_given_one(tmp_path):
     keras.utils.set_random_seed(0)
     fixed, free = network(40), network(None)
     free.set_weights(fixed.get_weights())
-    with pytest.raises(ValueError, match="pass `input_shape`"):
+    with pytest.raises(ValueError, match="Expected `input_shape`"):
         elrt.plan_ranks(free, max_macs=0.5)
     for method in ("uniform", "energy"):
         plan = elrt.plan_ranks(free, max_macs=0.6, multiple_of=2, method=method, input_shape=(40, 40, 3))

@@ -147,7 +147,7 @@ def test_bad_schedules(schedule, message):
 
 @pytest.mark.parametrize("value", [None, "strong"])
 def test_a_schedule_that_gives_no_number(value):
-    with pytest.raises(ValueError, match=f"a schedule that gives a number. Received: {value!r} at epoch 3"):
+    with pytest.raises(ValueError, match=f"a schedule that returns a number. Received: {value!r} at epoch 3"):
         elrt.callbacks.RegularizationSchedule(lambda epoch: value).strength(3)
 
 
@@ -158,7 +158,7 @@ def test_factor_errors_are_those_of_a_model(model):
 
 
 def test_schedule_without_a_regularizer_is_an_error():
-    with pytest.raises(ValueError, match="found no orthogonality regularizer"):
+    with pytest.raises(ValueError, match="Expected a model with an orthogonality regularizer"):
         fit(tiny(None), [elrt.callbacks.RegularizationSchedule({0: 1.0})])
 
 

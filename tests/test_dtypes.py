@@ -135,7 +135,7 @@ def test_mixed_precision_models_as_graphs(mixed, tmp_path):
 def test_weights_in_half_floats_are_refused_by_name(dtype, tmp_path):
     model = keras.Sequential([keras.Input((8, 8, 4)), layers.Conv2D(4, 3, dtype=dtype)])
     for export in (elrt.export.to_litert, elrt.export.to_onnx):
-        with pytest.raises(ValueError, match=f"takes weights in float32.*Received: .* with weights in {dtype}"):
+        with pytest.raises(ValueError, match=f"Expected weights in float32.*Received: .* with weights in {dtype}"):
             export(model, tmp_path / "m.tflite")
     assert not list(tmp_path.iterdir())
 

@@ -257,8 +257,8 @@ def bad(message, **arguments):
         bad(r"Received: ranks=\(2, 0\)", ranks=(2, 0)),
         bad(r"Received: ranks=8bit", ranks="8bit"),
         bad(r"2 entries, \(r_in, r_out\).*Received: ranks=\(2, 2, 2\)", ranks=(2, 2, 2)),
-        bad(r"r_in is at most the full rank, 3.*Received: ranks=\(4, 2\)", ranks=(4, 2)),
-        bad(r"r_out is at most the full rank, 4.*Received: ranks=\(2, 5\)", ranks=(2, 5)),
+        bad(r"r_in of at most the full rank, 3.*Received: ranks=\(4, 2\)", ranks=(4, 2)),
+        bad(r"r_out of at most the full rank, 4.*Received: ranks=\(2, 5\)", ranks=(2, 5)),
         bad(r"strides=\(2, 2\).*dilation_rate=\(2, 2\)", strides=2, dilation_rate=2),
         bad(r"groups=3", groups=3),
         bad(r"Received: execution='fast'", execution="fast"),
@@ -270,7 +270,7 @@ def bad(message, **arguments):
         bad(r"Received: filters=2.5", filters=2.5),
         bad(r"Received: factor_initializer='best'", factor_initializer="best"),
         bad(r"Received: factor_initializer=None", factor_initializer=None),
-        bad(r"too small.*Received: input_shape=\(None, 4, 4, 3\)", kernel_size=5),
+        bad(r"Expected a larger input.*Received: input_shape=\(None, 4, 4, 3\)", kernel_size=5),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -95,7 +95,7 @@ def test_the_general_layers_take_the_same_and_a_format():
             {"format": "spatial_svd"},
             r"Expected a format for 1 spatial axes, one of \['cp', 'svd', 'tucker2'\].*'spatial_svd'",
         ),
-        ({"format": type(formats.get("svd"))()}, "as it is registered.*Received: format='svd', another object"),
+        ({"format": type(formats.get("svd"))()}, "a registered format.*Received: format='svd', another object"),
     ],
     ids=["unknown", "none", "other dimensions", "another object"],
 )

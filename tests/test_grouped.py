@@ -281,9 +281,9 @@ def test_group_sizes_that_do_not_fit_are_told():
         elrt.layers.Tucker2Conv2D(8, 3, 1, groups=4).build((None, 8, 8, 6))
     with pytest.raises(ValueError, match="groups"):
         elrt.layers.Tucker2Conv2D(9, 3, 1, groups=4)
-    with pytest.raises(ValueError, match=r"r_in is at most the full rank, 2, .*Received: ranks=\(4, 2\)"):
+    with pytest.raises(ValueError, match=r"r_in of at most the full rank, 2, .*Received: ranks=\(4, 2\)"):
         elrt.layers.Tucker2Conv2D(8, 3, (4, 2), groups=4).build((None, 8, 8, 8))
-    with pytest.raises(ValueError, match="'grouped': r_in is at most the full rank, 16"):
+    with pytest.raises(ValueError, match="'grouped': Expected r_in of at most the full rank, 16"):
         elrt.factorize(grouped_model(), {"grouped": ("tucker2", (17, 1))})
     with pytest.raises(ValueError, match=r"full rank, 2, for a kernel of shape \(3, 3, 2, 8\) in 4 groups"):
         elrt.layers.Tucker2Conv2D(8, 3, (2, 4), groups=4).build((None, 8, 8, 8))

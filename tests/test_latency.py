@@ -310,7 +310,7 @@ def test_old_times_of_layers_and_a_new_one_of_the_model_fit_together(cache):
 def test_a_table_that_cannot_be_kept_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("ELRT_CACHE_DIR", str(tmp_path / "file"))
-    with pytest.raises(ValueError, match="Cannot keep measured times; .ELRT_CACHE_DIR says where. Received: "):
+    with pytest.raises(ValueError, match="Cannot keep measured times; .ELRT_CACHE_DIR sets the folder. Received: "):
         elrt.plan_ranks(small_model(), max_latency=0.5)
 
 

@@ -44,7 +44,7 @@ def test_a_missing_runtime_is_named_with_its_remedy(call, monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "ai_edge_litert"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
-    with pytest.raises(ImportError, match="LiteRT needs `pip install ai-edge-litert`"):
+    with pytest.raises(ImportError, match="Expected LiteRT: `pip install ai-edge-litert`"):
         call()
 
 
@@ -79,7 +79,7 @@ def test_only_built_in_operators_and_batch_norm_folded(model, exported):
     "arguments, message",
     [
         ({"quantization": "int4"}, "Received: quantization='int4'"),
-        ({"quantization": "int8"}, "expected representative_data.*Received: representative_data=None"),
+        ({"quantization": "int8"}, "Expected representative_data.*Received: representative_data=None"),
         ({"representative_data": np.zeros((2, 8, 8, 3))}, r"shape \(N, 16, 16, 3\). Received: \(2, 8, 8, 3\)"),
         ({"representative_data": []}, "Received: none"),
         ({"representative_data": np.full((2, 16, 16, 3), np.nan)}, "finite numbers"),

@@ -109,7 +109,7 @@ def test_penalties_and_gradients():
     "arguments, message",
     [
         ({"ranks": 0}, "Received: ranks=0"),
-        ({"ranks": 7}, "r is at most the full rank, 6, .*Received: ranks=7"),
+        ({"ranks": 7}, "r of at most the full rank, 6, .*Received: ranks=7"),
         ({"ranks": (2, 2)}, r"1 entry, \(r\)"),
         ({"units": 0}, "units"),
         ({"execution": "fast"}, "Received: execution='fast'"),

@@ -74,7 +74,7 @@ def test_orthogonality_of_a_run_with_full_rank_warm_up(tmp_path):
         (3, "Expected a history of training.*Received: 3"),
         ([1, 2], r"Expected a history of training.*Received: \[1, 2\]"),
         ({"a": [1], "b": [1, 2]}, "Expected a history of training"),
-        ({}, r"OrthogonalityLogger adds them for a low-rank model. Received: columns \[\]"),
+        ({}, r"OrthogonalityLogger adds for a low-rank model. Received: columns \[\]"),
         ({"orthogonality_error_mean": [0.1]}, r"Received: columns \['orthogonality_error_mean'\]"),
         (dict.fromkeys(("orthogonality_error_mean", "orthogonality_error_max"), [math.nan]), "a history with numbers"),
         (dict.fromkeys(("orthogonality_error_mean", "orthogonality_error_max"), ["x"]), "Received: 'x'"),

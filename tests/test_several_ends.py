@@ -107,7 +107,7 @@ def fully_convolutional():
 def test_open_sizes_are_closed_by_input_shape(kind, tmp_path):
     export, name, _ = EXPORTS[kind]
     model = fully_convolutional()
-    with pytest.raises(ValueError, match="`input_shape` gives one. Received: {'image': \\(None, None, 3\\)}"):
+    with pytest.raises(ValueError, match="pass `input_shape`. Received: {'image': \\(None, None, 3\\)}"):
         export(model, tmp_path / name)
     with pytest.raises(ValueError, match="'image', .*Received: input_shape=\\(8, 8\\)"):
         export(model, tmp_path / name, input_shape=(8, 8))
@@ -153,7 +153,7 @@ def test_open_sizes_of_several_inputs_are_closed_by_name(tmp_path):
     model = keras.Model([image, other], layers.Dense(2)(layers.Concatenate()([x, other])))
     with pytest.raises(ValueError, match="pass `input_shape` as {name: shape}"):
         elrt.count_costs(model)
-    with pytest.raises(ValueError, match="expected {name: shape}"):
+    with pytest.raises(ValueError, match="Expected {name: shape}"):
         elrt.count_costs(model, (4, 5, 3))
     with pytest.raises(ValueError, match=r"names of inputs among \['picture', 'other-one'\]"):
         elrt.count_costs(model, {"image": (4, 5, 3)})

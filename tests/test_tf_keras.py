@@ -80,7 +80,7 @@ def test_what_tf_keras_lacks_is_named():
     with pytest.raises(ValueError, match="Expected layers that tf_keras can make. Received: 'twice', a Lambda"):
         export.to_tf_keras(model)
     model = keras.Sequential([inputs, keras.layers.Conv2D(2, 3, activation="hard_sigmoid", name="gate")])
-    with pytest.raises(ValueError, match="tf_keras computes alike. Received: 'gate', 'hard_sigmoid'"):
+    with pytest.raises(ValueError, match="that are equal in tf_keras. Received: 'gate', 'hard_sigmoid'"):
         export.to_tf_keras(model)
 
 

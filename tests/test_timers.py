@@ -156,7 +156,7 @@ def test_a_device_that_slows_down_is_corrected_by_the_first_file(tmp_path):
 @pytest.mark.parametrize(
     "body, each, message",
     [
-        ("sys.exit('device offline')", "seconds = size", "failed with status 1. Received: device offline"),
+        ("sys.exit('device offline')", "seconds = size", "that succeeds. Received: status 1: device offline"),
         ("print('hello'); sys.exit(0)", "seconds = size", r"times of 14 files.*Received: 0, in 'hello'"),
         ("", "seconds = -size", "positive numbers as seconds"),
         ("", "seconds = size * (1 + number)", "stay within 30%; let the device cool down"),
@@ -381,8 +381,8 @@ def test_an_android_device_is_pushed_to_once_and_left_clean(path_of_programs):
 @pytest.mark.parametrize(
     "fault, message",
     [
-        ("gone", "failed with status 1. Received: adb: error: device 'x' not found"),
-        ("crash", "failed with status 1. Received: ERROR: Failed to load model"),
+        ("gone", "Received: status 1: adb: error: device 'x' not found"),
+        ("crash", "Received: status 1: ERROR: Failed to load model"),
         ("nonsense", "times of 14 files.*Segmentation fault"),
     ],
 )
@@ -401,7 +401,7 @@ def test_a_board_with_python_runs_the_files_itself(path_of_programs):
     quartiles = CommandTimer.ssh("board", sys.executable, runs=20).measure(contents, 1)
     assert quartiles.shape == (3, 2) and (np.diff(quartiles, axis=0) >= 0).all()
     assert quartiles[1, 1] > 3 * quartiles[1, 0]
-    with pytest.raises(ValueError, match="failed with status"):
+    with pytest.raises(ValueError, match="a timing command that succeeds. Received: status"):
         CommandTimer.ssh("board", "no-such-python").measure(contents, 1)
 
 

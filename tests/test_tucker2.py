@@ -183,5 +183,5 @@ def test_wrong_number_of_ranks(ranks):
 
 @pytest.mark.parametrize("ranks, name, limit", [(11, "r_in", 10), ((11, 3), "r_in", 10), ((3, 26), "r_out", 25)])
 def test_ranks_above_the_full_rank(ranks, name, limit):
-    with pytest.raises(ValueError, match=rf"{name} is at most the full rank, {limit}, .*\(3, 3, 10, 25\)\. Received"):
+    with pytest.raises(ValueError, match=rf"{name} of at most the full rank, {limit}, .*\(3, 3, 10, 25\)\. Received"):
         TUCKER2.resolve_ranks((3, 3, 10, 25), ranks)

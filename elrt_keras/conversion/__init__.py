@@ -1,4 +1,4 @@
-"""Whole models: dense to low-rank and back, to stock layers, and to lower ranks."""
+"""Conversion of whole models: dense to low-rank and back, to stock layers, and to lower ranks."""
 
 from elrt_keras.conversion.factorize import factorize
 from elrt_keras.conversion.merge import expand, merge

@@ -1,4 +1,4 @@
-"""Dense to low-rank: `factorize`."""
+"""Conversion from dense to low-rank: `factorize`."""
 
 import functools
 from collections.abc import Mapping
@@ -28,36 +28,37 @@ def factorize(
     recompute: bool = False,
     calibration_data: Any = None,
 ) -> keras.Model:
-    """The low-rank twin of a model: every layer that the plan factorises is replaced, all others are kept as they are.
+    """Makes the low-rank twin of a model: replaces every layer that the plan factorises and keeps all others.
 
-    The new model has its own weights: biases and all layers that stay dense take over the values of `model`; the
-    factors come from `factor_initializer`. Names, shared layers and nested models stay; a custom layer becomes a nested
-    functional model if a layer in it is replaced. It is not compiled.
+    The new model has its own weights. Biases and layers that stay dense take over the values of `model`. The factors
+    come from `factor_initializer`. Names, shared layers and nested models stay. A custom layer becomes a nested
+    functional model if one of its layers is replaced. The new model is not compiled.
 
     Args:
         model: a built Functional or Sequential Keras model.
         plan: a `RankPlan`, or a mapping from layer names to `(format, ranks)` or `None`.
         factor_initializer: an initializer of `elrt_keras.initializers` or of Keras, by name or object;
-            `"decomposed"` takes over the model's own kernels as well. An object with a seed gives each layer a seed of
-            its own, derived from it.
+            `"decomposed"` decomposes the kernels of the model. From an object with a seed each layer gets its own
+            derived seed.
         factor_regularizer: regularizer of the orthogonal factors, shared by all layers, by name (`"dso"`, …) or object,
-            see `elrt_keras.regularizers`. Its strength is state: models
-            that are trained with schedules of their own want an object each.
-        kernel_regularizer: regularizer of the composed kernels; `None` keeps each layer's own.
+            see `elrt_keras.regularizers`. Its strength is state: models that train with different schedules need
+            separate objects.
+        kernel_regularizer: regularizer of the composed kernels; `None` keeps that of each layer.
         factor_constraint: constraint of the orthogonal factors, `"stiefel"` or an object.
-        recompute: whether training computes what lies between the factors again for the gradient, to save memory.
-        calibration_data: some thousand examples of the training data, for `factor_initializer="decomposed"`, as
-            `recalibrate_batch_norm` takes them. The decompositions then minimise the error of each layer's outputs,
-            ‖(W − Ŵ)ᵀx‖² by the second moments of its inputs, and the batch-norm statistics are taken anew where that
-            brings the model's outputs on the data closer to those of `model`; a line on the standard error says so.
+        recompute: whether training computes the tensors between the factors again for the gradient, to save memory.
+        calibration_data: some thousand examples of the training data, for `factor_initializer="decomposed"`, in the
+            forms that `recalibrate_batch_norm` takes. The decompositions then minimise the error of each layer's
+            outputs, ‖(W − Ŵ)ᵀx‖², from the second moments of its inputs. The batch-norm statistics are also computed
+            again from the data. They are kept if they bring the model's outputs on the data closer to those of `model`;
+            a line on the standard error reports this.
 
     Returns:
         A `keras.Model` of the same kind.
 
     Raises:
-        ValueError: before anything is built, if the plan names a layer that the model lacks, factorises nothing, or
-            asks for a layer or ranks that are not possible; the message names the layer. For calibration data that do
-            not fit the model, or without `"decomposed"`.
+        ValueError: if the plan names a layer that the model does not have, factorises nothing, or has an entry that is
+            not possible. The message names the layer, and nothing is built before these checks. Also for calibration
+            data that do not fit the model, or without `"decomposed"`.
 
     Example:
 
@@ -97,7 +98,7 @@ def factorize(
         def set_weights(low_rank):
             if decomposed:
                 low_rank.assign_kernel(layer.kernel, weightings.get(id(layer)))
-                # From zeros, which were no more than a place to put these, a model made anew could not be trained.
+                # The zeros were only a placeholder: a model that starts from zeros cannot be trained.
                 low_rank.factor_initializer = initializers.OrthogonalFactors(
                     layer.kernel_initializer or "glorot_uniform"
                 )
@@ -113,7 +114,7 @@ def factorize(
 
 
 def _seeded(initializer, index):
-    """The initializer for the layer of that number; of one with a seed, another one with a seed derived from it."""
+    """Returns the initializer for the layer with number `index`. If it has a seed, the layer gets a derived seed."""
     if hasattr(initializer, "with_seed"):
         return initializer.with_seed(index)
     seed = initializer.get_config().get("seed") if isinstance(initializer, keras.initializers.Initializer) else None
@@ -124,12 +125,12 @@ def _seeded(initializer, index):
 
 
 def _checked_replacements(view, plan):
-    """`{id(layer): (index, low-rank class, entry)}` for the layers to replace, everything checked."""
+    """Checks the plan. Returns `{id(layer): (index, low-rank class, entry)}` of the layers to replace."""
     layers = dict(view.layers)
     unknown = [name for name in plan if name not in layers]
     if unknown:
         raise ValueError(
-            f"The plan names layers that '{view.model.name}' lacks. Received: {unknown}; it has {list(layers)}"
+            f"Expected a plan for layers of '{view.model.name}', which has {list(layers)}. Received: {unknown}"
         )
     replacements = {}
     for index, (name, entry) in enumerate(plan.factorized().items()):
@@ -140,24 +141,26 @@ def _checked_replacements(view, plan):
             raise ValueError(f"Layer {name!r}: {error}") from error
         known = replacements.setdefault(id(layer), (index, twin, entry))[2]
         if known != entry:
-            raise ValueError(f"Layer {name!r} is shared and has one entry in a plan. Received: {known} and {entry}")
+            raise ValueError(f"Expected one entry for layer {name!r}, which is shared. Received: {known} and {entry}")
     if not replacements:
-        told = "".join(f"; '{name}': {reason}" for name, reason in plan.reasons.items())
-        raise ValueError(f"The plan factorises no layer. Received: plan with {len(plan)} entries, all dense{told}")
+        reasons_text = "".join(f"; '{name}': {reason}" for name, reason in plan.reasons.items())
+        raise ValueError(
+            f"Expected a plan that factorises a layer. Received: plan with {len(plan)} entries, all dense{reasons_text}"
+        )
     return replacements
 
 
 def _checked_twin(layer, entry):
-    """The constructor of the low-rank twin of a layer, which is known to take the layer's arguments and ranks."""
+    """Checks that a layer has a low-rank twin at the ranks of the entry. Returns the constructor of the twin."""
     dims = STOCK.get(type(layer))
     if dims is None:
         kinds = ", ".join(kind.__name__ for kind in STOCK)
         raise ValueError(f"expected one of {kinds}. Received: a {type(layer).__name__}")
     twin = twin_of(layer, entry.format)
     if twin is None:
-        where = f"{dims}-D" if dims else "a dense layer"
-        raise ValueError(f"no layer of format '{entry.format}' for {where}. Received: a {type(layer).__name__}")
-    # Makes the layer once, unbuilt, so that whatever its constructor refuses is refused here.
+        kind = f"{dims}-D convolutions" if dims else "dense layers"
+        raise ValueError(f"expected a format for {kind}. Received: format={entry.format!r}")
+    # Makes the layer once, unbuilt, so that errors of its constructor appear here.
     low_rank = twin(ranks=entry.ranks)
     low_rank.format.resolve_ranks(tuple(layer.kernel.shape), entry.ranks)
     return twin

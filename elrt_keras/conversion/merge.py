@@ -1,4 +1,4 @@
-"""Low-rank back to stock Keras: `merge` to the dense architecture, `expand` to chains of stock layers."""
+"""Conversion from low-rank to stock Keras: `merge` to the dense architecture, `expand` to chains of stock layers."""
 
 from collections.abc import Sequence
 
@@ -11,15 +11,15 @@ from elrt_keras.layers import FactorizedLayer
 
 
 def merge(model: keras.Model) -> keras.Model:
-    """The dense twin of a low-rank model: every low-rank layer becomes one stock layer with the composed kernel.
+    """Makes the dense twin of a low-rank model: each low-rank layer becomes one stock layer with the composed kernel.
 
-    The outputs are equal up to rounding. Names, shared layers and nested models stay; the result is not compiled.
+    The outputs are equal up to rounding. Names, shared layers and nested models stay. The result is not compiled.
 
     Args:
         model: a built Functional or Sequential model with low-rank layers.
 
     Raises:
-        ValueError: if the model holds no low-rank layer, or one inside a layer that cannot be opened, such as a
+        ValueError: if the model has no low-rank layer, or has one inside a layer that cannot be opened, such as a
             subclassed model.
 
     Example:
@@ -33,22 +33,23 @@ def merge(model: keras.Model) -> keras.Model:
 
 
 def expand(model: keras.Model) -> keras.Model:
-    """The same model in stock Keras layers: every low-rank layer becomes its chain of plain convolutions.
+    """Rewrites a low-rank model in stock Keras layers: each low-rank layer becomes its chain of plain convolutions.
 
-    The result runs, saves and exports wherever Keras does, without this package; a model of a class with its own
-    configuration needs it for loading. The outputs are equal up to rounding.
-    A chain's layers are named after the layer and its factors (`conv1_factor_in`, `conv1_core`), but for the last: it
-    keeps the layer's name, so that named outputs stay, and has the bias and the activation. A layer that executes by
+    The result runs, saves and exports wherever Keras does, without this package. Only a model whose class has its own
+    configuration needs the package for loading. The outputs are equal up to rounding.
+
+    The layers of a chain are named after the layer and its factors (`conv1_factor_in`, `conv1_core`). The last one
+    keeps the name of the layer, so named outputs stay; it has the bias and the activation. A layer that runs through
     its composed kernel, because that takes fewer MACs, becomes one stock layer. All other names, shared layers and
-    nested models stay. Regularizers and constraints of factors and kernels are left behind, since stock layers have
-    none of that kind. The result is not compiled.
+    nested models stay. Regularizers and constraints of factors and kernels are dropped, because stock layers have no
+    counterpart. The result is not compiled.
 
     Args:
         model: a built Functional or Sequential model with low-rank layers.
 
     Raises:
-        ValueError: if the model holds no low-rank layer, or one inside a layer that cannot be opened, such as a
-            subclassed model; if two layers would get one name.
+        ValueError: if the model has no low-rank layer, or has one inside a layer that cannot be opened, such as a
+            subclassed model; if two layers would get the same name.
 
     Example:
 
@@ -74,15 +75,20 @@ def _check_names(view):
 
 
 def is_low_rank(layer: keras.layers.Layer) -> bool:
-    """Whether a layer is one of this package's low-rank layers."""
+    """Reports if a layer is one of this package's low-rank layers."""
     return isinstance(layer, FactorizedLayer)
 
 
 def low_rank_view(model: keras.Model, verb: str, input_shape: Sequence[int] | None = None) -> View:
-    """Returns the view of a model that can be rebuilt and has low-rank layers to `verb`, none of which is left over.
+    """Checks that a model can be rebuilt and that all its low-rank layers can be replaced. Returns its view.
+
+    Args:
+        model: the model.
+        verb: name of the conversion, for messages.
+        input_shape: shape of one example, for a model that leaves sizes open.
 
     Raises:
-        ValueError: with what was found.
+        ValueError: if it has no low-rank layers, or has some inside layers that cannot be opened.
     """
     check_convertible(model)
     view = View(model, input_shape)

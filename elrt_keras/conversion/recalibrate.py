@@ -1,4 +1,4 @@
-"""Training data for models whose kernels have changed: batch-norm statistics, and moments of the layers' inputs."""
+"""Calibration of models whose kernels have changed: batch-norm statistics, and moments of the layers' inputs."""
 
 import contextlib
 import functools
@@ -22,30 +22,30 @@ _BATCH = 128
 
 
 def recalibrate_batch_norm(model: keras.Model, images: Any, *, input_shape: Sequence[int] | None = None) -> keras.Model:
-    """Takes the statistics of all batch-norm layers of a model anew, from images and without training.
+    """Computes the statistics of all batch-norm layers of a model again, from images and without training.
 
-    Truncated or decomposed kernels give other activations than those that the moving averages describe. The images run
-    through the model as in training, and each layer gets
+    Truncated or decomposed kernels change the activations, so the moving averages no longer fit. The images run through
+    the model as in training, and each layer gets
 
         moving_mean = Σ_b n_b·mean_b / Σ_b n_b,   moving_variance = Σ_b n_b·variance_b / Σ_b n_b
 
-    over the batches b of n_b images, and over all calls of a layer that is shared. No other variable changes. Layers
-    that are frozen (`trainable = False`) keep their statistics, as they do in training. Some thousand training images,
-    augmented as in training, are enough; a few hundred can do harm where the statistics were nearly right.
+    over the batches b of n_b images, and over all calls of a shared layer. No other variable changes. Frozen layers
+    (`trainable = False`) keep their statistics, as in training. Some thousand training images, augmented as in
+    training, are enough. A few hundred can make statistics worse that were nearly right.
 
     Args:
         model: a built Functional or Sequential model. Nested models and the layers of custom layers are included.
         images: array `(N, …)`, a tuple `(images, labels)` of arrays, a `tf.data.Dataset`, a `keras.utils.PyDataset` or
-            another iterable of batches or `(images, labels)`; for several inputs dicts `{name: array}`. Labels are not
-            used.
+            another iterable of batches or `(images, labels)`; for several inputs, dicts `{name: array}`. Labels are
+            ignored.
         input_shape: shape of one example, for a model that leaves sizes open.
 
     Returns:
         The same model.
 
     Raises:
-        ValueError: for a model without a batch-norm layer that could change, no images, images of another shape, or
-            NaN or infinity among them; the model then keeps its statistics.
+        ValueError: for a model without a batch-norm layer that can change, for no images or images of another shape,
+            or for NaN or infinity in them. The model then keeps its statistics.
 
     Example:
 
@@ -53,7 +53,7 @@ def recalibrate_batch_norm(model: keras.Model, images: Any, *, input_shape: Sequ
     >>> images = np.random.default_rng(0).uniform(0, 255, (64, 8, 8, 1))
     >>> model = elrt_keras.recalibrate_batch_norm(model, images)
 
-    Source: Izmailov et al. 2018, arXiv 1803.05407, re-estimate batch-norm after averaging weights in this way.
+    Source: Izmailov et al. 2018, arXiv 1803.05407, estimate batch-norm again in this way after averaging weights.
     """
     check_keras_model(model)
     layers = batch_norm_layers(model)
@@ -72,23 +72,23 @@ def recalibrate_batch_norm(model: keras.Model, images: Any, *, input_shape: Sequ
 
 
 def batch_norm_layers(model: keras.Model) -> list[keras.layers.BatchNormalization]:
-    """Lists the batch-norm layers of a model whose statistics training changes, each once."""
-    found = {
+    """Lists the batch-norm layers of a model whose statistics change in training, each once."""
+    layers_by_id = {
         id(layer): layer
         for _, layer in iterate_sublayers(model)
         if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
     }
-    return list(found.values())
+    return list(layers_by_id.values())
 
 
 class _Totals:
-    """Sums over the calls of a layer."""
+    """Sums of statistics over the calls of a layer."""
 
     def __init__(self):
         self.count, self.mean, self.variance = 0, 0.0, 0.0
 
     def add(self, layer, count):
-        """Adds the statistics that the layer holds, of a batch of `count` examples."""
+        """Adds the present statistics of the layer, which come from a batch of `count` examples."""
         mean, variance = (
             keras.ops.convert_to_numpy(value).astype("float64") for value in (layer.moving_mean, layer.moving_variance)
         )
@@ -97,7 +97,7 @@ class _Totals:
         self.variance += count * variance
 
     def assign(self, layer):
-        """Gives the layer the mean of what was added; a layer that never ran keeps what it has."""
+        """Sets the statistics of the layer to the mean of all that were added. A layer that never ran keeps its own."""
         if self.count:
             layer.moving_mean.assign(self.mean / self.count)
             layer.moving_variance.assign(self.variance / self.count)
@@ -105,7 +105,7 @@ class _Totals:
 
 @contextlib.contextmanager
 def _recorded(layers: list[keras.layers.BatchNormalization], totals: dict[int, _Totals]) -> Iterator[None]:
-    """Within it each call of a layer leaves the statistics of its batch in the layer, and adds them to its totals."""
+    """Context in which each call of a layer stores the statistics of its batch and adds them to its totals."""
 
     def recording(layer, call):
         def recorded(inputs, *args, **kwargs):
@@ -128,7 +128,7 @@ def _recorded(layers: list[keras.layers.BatchNormalization], totals: dict[int, _
 
 @contextlib.contextmanager
 def _unchanged(model: keras.Model) -> Iterator[None]:
-    """Keeps all state that a forward pass changes, such as seeds of dropout, as it is."""
+    """Context that restores all state that a forward pass changes, such as seeds of dropout."""
     kept = [(variable, np.array(keras.ops.convert_to_numpy(variable))) for variable in model.non_trainable_variables]
     try:
         yield
@@ -138,11 +138,11 @@ def _unchanged(model: keras.Model) -> Iterator[None]:
 
 
 class Calibration:
-    """Examples of a model's training data, and what they say of the model.
+    """Examples of a model's training data, from which weightings and batch-norm statistics are computed.
 
     Args:
-        model: the model that others are made from, of fewer ranks or with decomposed kernels.
-        data: examples, as `recalibrate_batch_norm` takes them; they are read once and kept.
+        model: the original model; others are made from it, with lower ranks or decomposed kernels.
+        data: examples, in the forms that `recalibrate_batch_norm` takes. They are read once and kept.
         input_shape: shape of one example, for a model that leaves sizes open.
 
     Raises:
@@ -154,14 +154,14 @@ class Calibration:
         self._inputs = [inputs for inputs, _ in batches(data, interface(model, input_shape), batch_size=_BATCH)]
 
     def weightings(self, view: View, layers: Iterable[keras.layers.Layer]) -> dict[int, InputWeighting]:
-        """Returns the weighting of each layer's kernel by the layer's id; see `input_weightings`."""
+        """Returns `{id of a layer: weighting of its kernel}`; see `input_weightings`."""
         return input_weightings(view, layers, self._inputs)
 
     def settle_batch_norm(self, made: keras.Model) -> bool | None:
-        """Takes the batch-norm statistics of a model anew where that brings its outputs closer to the first model's.
+        """Computes batch-norm statistics again, and keeps them if the outputs come closer to the original model's.
 
         Args:
-            made: a model made from the first one; its statistics may change.
+            made: a model made from the original one; its statistics may change.
 
         Returns:
             Whether the new statistics stay; `None` for a model without batch-norm layers.
@@ -192,7 +192,7 @@ class Calibration:
         return [keras.ops.convert_to_numpy(output).astype("float64") for output in outputs_of(model, inputs)]
 
     def _distance(self, model):
-        """Root mean square of the differences from the first model's outputs, relative to these."""
+        """Root mean square of the differences from the original model's outputs, relative to these outputs."""
         lost = size = 0.0
         for inputs, targets in zip(self._inputs, self._targets):
             for output, target in zip(self._outputs(model, inputs), targets):

@@ -1,4 +1,4 @@
-"""Lower ranks from a trained low-rank model: `shrink`, and the curve of budgets it reaches."""
+"""Lower ranks for a trained low-rank model: `shrink`, and `shrink_curve` for several budgets."""
 
 import collections.abc
 import dataclasses
@@ -28,32 +28,32 @@ def shrink(
     input_shape: Sequence[int] | None = None,
     calibration_data: Any = None,
 ) -> keras.Model:
-    """A low-rank model at lower ranks, from the weights it has: one training gives models of many sizes.
+    """Copies a low-rank model at lower ranks, from its present weights. So one training gives models of many sizes.
 
-    Ranks are chosen as by `plan_ranks(method="energy")` from the spectra of the composed kernels, at most the present
-    ones. The factors are then truncated: for Tucker-2 both factor matrices are orthonormalised by QR, what they held
-    goes into the core, and the core is decomposed at the lower ranks, which gives the best approximation of the whole
-    kernel. Where the kernels have the lower ranks already, the outputs stay equal up to rounding.
+    Ranks are chosen as by `plan_ranks(method="energy")` from the spectra of the composed kernels. They are at most the
+    present ranks. Then the factors are truncated. For Tucker-2, both factor matrices are orthonormalised by QR, their
+    remainders go into the core, and the core is decomposed at the lower ranks. This gives the best approximation of the
+    whole kernel. If the kernels already have the lower ranks, the outputs stay equal up to rounding.
 
     Args:
         model: a built Functional or Sequential model with low-rank layers.
         max_macs: float in (0, 1]: keep at most this part of the MACs of the *dense* model, `merge(model)`.
         max_params: the same for parameters. Both budgets may be given.
-        multiple_of: int ≥ 1: ranks are multiples of it, or the present rank; `None` for 8. Where the present rank is no
-            more than that, any lower one.
+        multiple_of: int ≥ 1: new ranks are multiples of it, or the present rank; `None` for 8. If the present rank is
+            at most `multiple_of`, any lower rank is allowed.
         input_shape: shape of one example, for a model that leaves sizes open.
-        calibration_data: some thousand examples of the training data, as `recalibrate_batch_norm` takes them. Ranks and
-            factors are then chosen by the error of each layer's outputs, and the batch-norm statistics are taken anew
-            where that brings the model's outputs on the data closer to those of `model`; a line on the standard error
-            says so. After large steps that saves most of the accuracy.
+        calibration_data: some thousand examples of the training data, in the forms that `recalibrate_batch_norm` takes.
+            Ranks and factors then minimise the error of each layer's outputs. The batch-norm statistics are also
+            computed again from the data. They are kept if they bring the model's outputs on the data closer to those of
+            `model`; a line on the standard error reports this. After large steps this saves most of the accuracy.
 
     Returns:
         A new model with its own weights; names, shared layers and nested models stay. It is not compiled. A model that
-        meets the budget already is copied at its present ranks.
+        already meets the budget is copied at its present ranks.
 
     Raises:
-        ValueError: if the model holds no low-rank layer or one that `merge` refuses, no budget is given, or it cannot
-            be met (the message says what can), or the calibration data do not fit.
+        ValueError: if the model has no low-rank layer, or one that `merge` refuses; if no budget is given; if the
+            budget cannot be met (the message gives the smallest one that can); or if the calibration data do not fit.
 
     Example:
 
@@ -76,7 +76,7 @@ def shrink_curve(
     input_shape: Sequence[int] | None = None,
     calibration_data: Any = None,
 ) -> "ShrinkCurve":
-    """What `shrink` reaches over a list of MACs budgets.
+    """Runs `shrink` for a list of MACs budgets.
 
     Args:
         model: a built Functional or Sequential model with low-rank layers.
@@ -87,7 +87,7 @@ def shrink_curve(
         calibration_data: as in `shrink`.
 
     Returns:
-        A `ShrinkCurve`; `print()` gives a table. The model as it is comes first.
+        A `ShrinkCurve`; `print()` shows a table. The unchanged model comes first.
 
     Raises:
         ValueError: as `shrink`; all budgets are checked before the first evaluation.
@@ -106,9 +106,9 @@ def shrink_curve(
     budgets = [_validated(budget, None) for budget in max_macs]
     calibration = None if calibration_data is None else Calibration(model, calibration_data, input_shape)
     view, candidates, dense = _surveyed(model, input_shape, calibration)
-    made = (_shrunk(view, candidates, dense, budget, multiple_of, calibration) for budget in budgets)
+    shrunk_models = (_shrunk(view, candidates, dense, budget, multiple_of, calibration) for budget in budgets)
     points = []
-    for low_rank, loss, recalibrated in [(model, 0.0, None), *made]:
+    for low_rank, loss, recalibrated in [(model, 0.0, None), *shrunk_models]:
         costs = count_costs(low_rank, input_shape)
         metric = None if evaluate is None else float(evaluate(low_rank))
         points.append(ShrinkPoint(low_rank, costs.macs, costs.params, loss, metric, recalibrated))
@@ -122,10 +122,10 @@ class ShrinkPoint:
     Attributes:
         model: the model.
         macs, params: its costs.
-        loss: the part of a layer's squared norm (with calibration data: of its outputs') that truncation left out, on
+        loss: the part of a layer's squared norm (with calibration data, of its outputs) that truncation dropped, on
             average over the low-rank layers.
-        metric: what `evaluate` returned, or `None`.
-        recalibrated: whether the batch-norm statistics are those of the calibration data; `None` without batch-norm or
+        metric: result of `evaluate`, or `None`.
+        recalibrated: whether the batch-norm statistics come from the calibration data; `None` without batch-norm or
             data.
 
     Example: see `ShrinkCurve`.
@@ -141,11 +141,11 @@ class ShrinkPoint:
 
 @dataclasses.dataclass(frozen=True)
 class ShrinkCurve:
-    """Models of falling cost from one training; `print()` gives a table.
+    """Models of falling cost from one training; `print()` shows a table.
 
     Attributes:
         dense_macs, dense_params: costs of the dense model.
-        points: list of `ShrinkPoint`, the model as it was trained first.
+        points: list of `ShrinkPoint`; the first one is the trained model.
 
     Example:
 
@@ -181,7 +181,7 @@ class ShrinkCurve:
 def _validated(max_macs, max_params):
     fractions = validated_budgets(max_macs, max_params)
     if not fractions:
-        raise ValueError("Pass a budget. Received: max_macs=None, max_params=None")
+        raise ValueError("Expected a budget. Received: max_macs=None, max_params=None")
     return fractions
 
 
@@ -196,7 +196,7 @@ def _surveyed(model, input_shape, calibration):
 
 
 def _shrunk(view, candidates, totals, fractions, multiple_of, calibration):
-    """The shrunk model, the mean loss of its layers, and whether its batch-norm statistics are new."""
+    """Returns the shrunk model, the mean loss of its layers, and whether its batch-norm statistics are new."""
     budget = Budget(candidates, totals, fractions)
     present = {c.name: c.limits for c in candidates}
     chosen = present
@@ -213,9 +213,9 @@ def _shrunk(view, candidates, totals, fractions, multiple_of, calibration):
             factors, losses[id(layer)] = by_layer[id(layer)].truncated(factors, ranks[id(layer)])
         return [(type(layer).from_config(arguments), [*factors, *layer.end_weights()])]
 
-    made = rebuild(view, is_low_rank, truncated)
-    is_new = calibration.settle_batch_norm(made) if calibration and chosen != present else None
-    return made, sum(losses.values()) / len(losses), is_new
+    shrunk_model = rebuild(view, is_low_rank, truncated)
+    is_new = calibration.settle_batch_norm(shrunk_model) if calibration and chosen != present else None
+    return shrunk_model, sum(losses.values()) / len(losses), is_new
 
 
 def _dense_totals(view, candidates):

@@ -1,4 +1,4 @@
-"""Taking trained models elsewhere. TensorFlow is imported when a function here is called, not before."""
+"""Export of trained models to other formats. TensorFlow is imported when a function here is called, not before."""
 
 from elrt_keras.export.benchmark import LatencyResult, benchmark_litert
 from elrt_keras.export.graphs import GraphReport, to_onnx, to_saved_model

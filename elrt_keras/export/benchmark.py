@@ -17,16 +17,16 @@ _MEMORY_PROGRAM = pathlib.Path(litert.__file__).parent / "memory.py"
 
 @dataclasses.dataclass(frozen=True)
 class LatencyResult:
-    """What one LiteRT file took.
+    """Measurements of one LiteRT file.
 
     Attributes:
         path: the file.
         size_bytes: its size.
         threads: CPU threads.
-        runs: inferences that counted.
+        runs: number of inferences that count.
         median_ms: median time of one inference, in milliseconds.
         low_ms, high_ms: 10th and 90th percentile.
-        peak_memory_bytes: what loading and running it adds at most to a fresh process; `None` where it is not known.
+        peak_memory_bytes: peak memory that loading and running the file adds to a new process; `None` if not known.
     """
 
     path: str
@@ -42,13 +42,13 @@ class LatencyResult:
 def benchmark_litert(
     paths: Path | Iterable[Path], threads: int = 1, runs: int = 50, warmup: int = 5
 ) -> list[LatencyResult]:
-    """Times LiteRT files, one inference of each in turn in every round, so that noise hits all alike.
+    """Times LiteRT files. Each round runs every file once, so noise affects all equally.
 
     Args:
         paths: list of `.tflite` files (or one path).
         threads: int, CPU threads of each interpreter.
-        runs: int, rounds that count.
-        warmup: int, rounds before that do not.
+        runs: int, number of rounds that count.
+        warmup: int, number of earlier rounds that do not count.
 
     Returns:
         A list of `LatencyResult`, in the order of `paths`.
@@ -68,7 +68,7 @@ def benchmark_litert(
             "Expected at least one path, threads and runs of at least 1, warmup of at least 0. "
             f"Received: paths={paths}, threads={threads}, runs={runs}, warmup={warmup}"
         )
-    threads, runs, warmup = int(threads), int(runs), int(warmup)  # NumPy's ints are none to the interpreter
+    threads, runs, warmup = int(threads), int(runs), int(warmup)  # the interpreter refuses NumPy's ints
     runners = [litert.Runner(path, threads) for path in paths]
     milliseconds = 1e3 * litert.time_interleaved(runners, runs, warmup)
     return [
@@ -89,7 +89,7 @@ def benchmark_litert(
 def _peak_memory(path, threads):
     if not sys.platform.startswith("linux"):
         return None
-    # -P: the program's own folder is no place to import from.
+    # -P: Python does not import from the folder of the program.
     command = [sys.executable, "-P", str(_MEMORY_PROGRAM), path, str(threads)]
     done = subprocess.run(command, capture_output=True, text=True)
     return int(done.stdout) if done.returncode == 0 else None

@@ -1,4 +1,4 @@
-"""Ranges of a quantisation-aware model from data, before it is trained."""
+"""Start values for the ranges of a quantisation-aware model, computed from data before training."""
 
 from typing import TYPE_CHECKING
 
@@ -13,20 +13,20 @@ _KINDS = ("post_activation", "output", "pre_activation")
 
 
 def calibrate(aware: "tf_keras.Model", model: "tf_keras.Model", inputs: np.ndarray) -> None:
-    """Sets the ranges of a quantisation-aware model to what the float model computes on some inputs.
+    """Sets the ranges of a quantisation-aware model to the ranges of the float model on some inputs.
 
-    tfmot starts every range at −6 to 6 and moves it by a thousandth a step, so that activations that reach further are
-    cut off for long.
+    tfmot starts every range at −6 to 6 and moves it by a thousandth per step. So larger activations would be cut off
+    for a long time.
 
     Args:
-        aware: tf_keras model of `quantization_aware`, whose layers are called `quant_` and the float layer's name.
-        model: the tf_keras model it was made from.
+        aware: tf_keras model of `quantization_aware`; its layers have the names of the float layers after `quant_`.
+        model: the tf_keras model that it was made from.
         inputs: float32 array `(N, …)`.
     """
     for name, (low, high) in _ranges(aware, model, inputs).items():
         _variable(aware, f"{name}_min").assign(min(low, 0.0))
         _variable(aware, f"{name}_max").assign(max(high, 0.0))
-    # One pass in training mode takes over the ranges of the weights and of the input; the rest it may not touch.
+    # One pass in training mode sets the ranges of the weights and of the input. All other weights are restored.
     kept = [weight for weight in aware.weights if not _is_range(weight)]
     values = [weight.numpy() for weight in kept]
     aware(inputs, training=True)
@@ -43,7 +43,7 @@ def _variable(aware, name):
 
 
 def _ranges(aware, model, inputs):
-    """`{"quant_layer/output": (low, high)}` of the float model over all calls, for each range of an activation."""
+    """`{"quant_layer/output": (low, high)}` for each range of an activation, from all calls of the float model."""
     tf_keras = import_tf_keras()
     tensors = {}
     for layer in aware.layers:
@@ -61,7 +61,7 @@ def _ranges(aware, model, inputs):
 
 
 def _before_activation(layer):
-    """The outputs of a layer with the same weights and no activation, on the same inputs."""
+    """Outputs of the layer without its activation, on the same inputs."""
     twin = type(layer).from_config({**layer.get_config(), "activation": "linear", "name": f"{layer.name}_linear"})
     outputs = [twin(node.input_tensors) for node in layer.inbound_nodes]
     twin.set_weights(layer.get_weights())

@@ -1,4 +1,4 @@
-"""Checks of all exports: of the model that is to be exported, and of how close the exported one is to it."""
+"""Checks of all exports: of the model before the export, and of the differences between both models after it."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -14,25 +14,25 @@ from elrt_keras.litert import Interface, outputs_of
 if TYPE_CHECKING:
     import tf_keras
 
-# Largest accepted RMS difference of the outputs, relative to their RMS, by quantisation. float32 sums in another order;
-# the others catch models that went wrong (saturated, NaN), not the loss of a good quantisation, which labels judge.
+# Largest accepted RMS difference of the outputs, relative to their RMS, by quantisation. In float32 only the order of
+# sums differs. The other limits detect broken models (saturated, NaN). They do not measure the loss of a good
+# quantisation, for which labels are needed.
 TOLERANCES: dict[str | None, float] = {None: 1e-4, "float16": 0.02, "dynamic_int8": 0.3, "int8": 0.5}
 MAX_ACCURACY_DROP = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Two models on the same examples.
+    """Comparison of two models on the same examples.
 
     Attributes:
-        examples: how many.
+        examples: number of examples.
         max_difference: largest absolute difference of an output.
-        rms_difference: root mean square of the differences, relative to that of the Keras outputs; of several outputs
+        rms_difference: root mean square of the differences, relative to that of the Keras outputs; for several outputs
             the largest.
-        agreement: part of the examples with the same largest score; `None` where there is one number only, or several
-            outputs.
-        accuracy, keras_accuracy: of both models; `None` without labels. A single output means class 1 above 0.5, or
-            above 0 if some of Keras' outputs are no probabilities.
+        agreement: part of the examples with the same largest score; `None` for a single score or several outputs.
+        accuracy, keras_accuracy: accuracies of both models; `None` without labels. A single score means class 1 if it
+            is above 0.5, or above 0 if some of Keras' outputs are no probabilities.
     """
 
     examples: int
@@ -49,9 +49,10 @@ def compare(
     batches: Iterable[tuple[Any, np.ndarray | None]],
     ends: Interface,
 ) -> Comparison:
-    """Runs `model` (Keras) and `run` on the same examples.
+    """Runs `model` (Keras) and `run` on the same examples and compares their outputs.
 
     Args:
+        model: the Keras model.
         run: function of a batch of inputs that returns its outputs: an array, or `{output name: array}`.
         batches: iterable of `(inputs, labels)`; labels are class numbers or `None`.
         ends: the inputs and outputs of the model.
@@ -60,7 +61,8 @@ def compare(
         A `Comparison`.
 
     Raises:
-        ValueError: for examples that the model does not take, and outputs that are not finite, with whose they are.
+        ValueError: for examples that the model does not take, or outputs that are not finite; the message names the
+            model.
     """
     expected, actual, all_labels = [], [], []
     for inputs, labels in batches:
@@ -74,7 +76,7 @@ def compare(
     for name, pair in zip(ends.outputs, pairs):
         _require_finite(name, *pair)
     (expected, actual), *others = pairs
-    # Of several outputs no one is judged by scores.
+    # For several outputs the classes are not compared.
     is_scores = not others and expected.ndim > 1 and expected.shape[-1] > 1
     labels = np.concatenate(all_labels) if all_labels else None
     threshold = 0.5 if 0 <= expected.min() and expected.max() <= 1 else 0.0
@@ -111,10 +113,10 @@ def _rms_difference(expected, actual):
 
 
 def check_limits(**limits: Any) -> None:
-    """Refuses limits of `require_close` that are none, before the work that they judge.
+    """Checks limits of `require_close`, before the work of the export.
 
     Raises:
-        ValueError: for anything but a number of at least 0.
+        ValueError: for a limit that is no number of at least 0.
     """
     for name, limit in limits.items():
         number_in(limit, "[0, inf]", name)  # infinite: no limit
@@ -126,18 +128,18 @@ def _outputs(model, inputs):
     try:
         return [keras.ops.convert_to_numpy(one).astype("float64") for one in outputs_of(model, inputs)]
     except tf.errors.InvalidArgumentError as error:
-        # Around TensorFlow's own words Keras puts what it called, and the terminal's codes for bold.
+        # Keras adds the name of the operation and terminal codes for bold text around TensorFlow's message.
         reason = str(error.message).rpartition("}} ")[2].partition(" [Op:")[0]
         raise ValueError(
-            f"Expected examples that the model takes; evaluation_data and input_range say which. Received: {reason}"
+            f"Expected examples that the model takes; set evaluation_data or input_range. Received: {reason}"
         ) from error
 
 
 def require_close(comparison: Comparison, tolerance: float, max_accuracy_drop: float) -> None:
-    """Refuses an export that is too far from its Keras model.
+    """Checks that an export is close enough to its Keras model.
 
     Raises:
-        ValueError: with what was measured.
+        ValueError: if it is not; the message gives the difference.
     """
     if not comparison.rms_difference <= tolerance:
         raise ValueError(
@@ -146,7 +148,7 @@ def require_close(comparison: Comparison, tolerance: float, max_accuracy_drop: f
         )
     if comparison.accuracy is None:
         return
-    # With one accuracy there is the other.
+    # Either both accuracies are known or none.
     drop = comparison.keras_accuracy - comparison.accuracy  # pyright: ignore[reportOptionalOperand]
     if not drop <= max_accuracy_drop:
         raise ValueError(
@@ -156,19 +158,19 @@ def require_close(comparison: Comparison, tolerance: float, max_accuracy_drop: f
 
 
 def check_model(model: Any, what: str, legacy: bool = False, simple: bool = False) -> None:
-    """Refuses a model that cannot be exported.
+    """Checks that a model can be exported.
 
     Args:
-        model: anything.
-        what: what it is to be exported as, for messages.
-        legacy: whether a tf_keras model can.
+        model: any value.
+        what: name of the export, for messages.
+        legacy: whether a tf_keras model is accepted.
         simple: whether it must have one input of known shape and one output; a tf_keras model always must.
 
     Raises:
-        ValueError: for another backend, or no such model.
+        ValueError: for another backend, or a model that does not fulfil these conditions.
     """
     if keras.backend.backend() != "tensorflow":
-        raise ValueError(f"{what} needs the TensorFlow backend. Received: backend {keras.backend.backend()!r}")
+        raise ValueError(f"Expected the TensorFlow backend for {what}. Received: backend {keras.backend.backend()!r}")
     is_known = isinstance(model, keras.Model) or is_of_tf_keras(model)
     if is_of_tf_keras(model) and not legacy:
         check_keras_model(model)
@@ -184,14 +186,14 @@ def check_model(model: Any, what: str, legacy: bool = False, simple: bool = Fals
 
 
 def check_weights(model: "keras.Model | tf_keras.Model", what: str) -> None:
-    """Refuses a model whose weights themselves are half floats, which the converters do not take.
+    """Refuses a model with weights in half precision, which the converters do not take.
 
     Raises:
-        ValueError: with their type.
+        ValueError: for such a model; the message names the type.
     """
     types = {getattr(weight.dtype, "name", weight.dtype) for weight in model.weights} & {"float16", "bfloat16"}
     if types:
         raise ValueError(
-            f"{what} takes weights in float32 (a policy such as 'mixed_float16' keeps them so). "
+            f"Expected weights in float32 for {what} (a policy such as 'mixed_float16' keeps them in float32). "
             f"Received: {model.name!r} with weights in {', '.join(sorted(types))}"
         )

@@ -1,6 +1,6 @@
-"""SavedModel and ONNX export, checked against Keras before the files appear.
+"""SavedModel and ONNX export, compared with Keras before the files are written.
 
-Models with a mixed precision policy are exported as what they compute in float32.
+Models with a mixed precision policy are exported in float32.
 """
 
 import dataclasses
@@ -25,14 +25,14 @@ from elrt_keras.litert.examples import check_batches, check_range
 
 @dataclasses.dataclass(frozen=True)
 class GraphReport(checks.Comparison):
-    """What was exported and how close it is: a `Comparison`, and
+    """Report of an export: a `Comparison` with Keras, and the following attributes.
 
     Attributes:
         path: the file or folder.
         size_bytes: its size.
         macs: multiply-accumulates of one example.
-        input_dtype: type of the input: the model's own if that is one of whole numbers, else float32; of several inputs
-            the types in their order, with commas between them.
+        input_dtype: type of the input: the type of the model for integers, else float32; for several inputs their types
+            in order, separated by commas.
     """
 
     path: str
@@ -52,9 +52,9 @@ def to_saved_model(
     tolerance: float = 1e-4,
     max_accuracy_drop: float = checks.MAX_ACCURACY_DROP,
 ) -> GraphReport:
-    """Writes a TensorFlow SavedModel with one signature, from `image` `(batch, …)` to `scores`, compared with Keras.
+    """Writes a TensorFlow SavedModel, after comparing it with Keras. Its signature maps `image` to `scores`.
 
-    Several inputs or outputs are called as the model calls them.
+    `image` has shape `(batch, …)`. Several inputs or outputs keep their names in the model.
 
     Args:
         model: a built Functional or Sequential Keras model, on the TensorFlow backend.
@@ -65,7 +65,7 @@ def to_saved_model(
         A `GraphReport`.
 
     Raises:
-        ValueError: as `to_litert`; no folder is left then.
+        ValueError: as in `to_litert`; then no folder is written.
 
     Example:
 
@@ -106,21 +106,21 @@ def to_onnx(
     tolerance: float = 1e-4,
     max_accuracy_drop: float = checks.MAX_ACCURACY_DROP,
 ) -> GraphReport:
-    """Writes an ONNX file (by tf2onnx), run with ONNX Runtime and compared with Keras.
+    """Writes an ONNX file with tf2onnx, after running it with ONNX Runtime and comparing it with Keras.
 
-    Inputs and outputs are called `image` and `scores`; several of them as the model calls them.
+    The input and the output are called `image` and `scores`. Several inputs or outputs keep their names in the model.
 
     Args:
         model: a built Functional or Sequential Keras model, on the TensorFlow backend.
         path: the `.onnx` file; replaced atomically.
-        opset: int, the version of ONNX' operators; `None` for tf2onnx' own choice.
+        opset: int, the version of the ONNX operators; `None` for the default of tf2onnx.
         evaluation_data, max_examples, input_range, input_shape, tolerance, max_accuracy_drop: as for `to_litert`.
 
     Returns:
         A `GraphReport`.
 
     Raises:
-        ValueError: as `to_litert`; no file is left then.
+        ValueError: as in `to_litert`; then no file is written.
         ImportError: without the `onnx` extra.
 
     Example:
@@ -136,9 +136,11 @@ def to_onnx(
     checks.check_weights(model, "ONNX export")
     try:
         import onnxruntime
-        import tf2onnx  # noqa: F401  (told here what to install)
+        import tf2onnx  # noqa: F401  (only to check that it is installed)
     except ImportError as error:
-        raise ImportError("ONNX export needs `pip install 'elrt_keras[onnx]'`.") from error
+        raise ImportError(
+            f"Expected the `onnx` extra: `pip install 'elrt_keras[onnx]'`. Received: no package {error.name!r}"
+        ) from error
     with plain_errors(model, "ONNX"):
         convertible = with_twins(model)
     with plain_errors(model, "ONNX"), for_inference(convertible):
@@ -156,7 +158,7 @@ def to_onnx(
 
 
 def _prepare(model, evaluation_data, max_examples, input_range, input_shape, what):
-    """`(Interface, batches)` of an export, with everything checked."""
+    """Checks the arguments of an export. Returns `(Interface, batches)`."""
     checks.check_model(model, what)
     check_range(input_range)
     ends = interface(model, input_shape)

@@ -1,4 +1,4 @@
-"""A Keras 3 model as a tf_keras model, the kind that tensorflow-model-optimization works on."""
+"""Conversion of a Keras 3 model to tf_keras, which tensorflow-model-optimization needs."""
 
 import importlib
 import inspect
@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     import tf_keras
 
 _TOLERANCE = 1e-5
-# Arguments for what weights start from or are held to: they hold Keras 3 objects, and the weights are carried over.
+# Arguments that are dropped: they hold Keras 3 objects, and the weights are copied anyway.
 _LEFT_BEHIND = ("_initializer", "_regularizer", "_constraint")
-_OTHER_FUNCTIONS = {"hard_sigmoid"}  # activations that go by one name and differ: x/6 + 1/2 here, x/5 + 1/2 there
-_OPERATIONS = {"Add", "Subtract", "Multiply", "Maximum", "Minimum", "Concatenate"}  # of keras.ops, as layers
-# Of a tensor and a number, which may come first: scale and offset.
+# Activations with the same name but different functions: x/6 + 1/2 in Keras 3, x/5 + 1/2 in tf_keras.
+_OTHER_FUNCTIONS = {"hard_sigmoid"}
+_OPERATIONS = {"Add", "Subtract", "Multiply", "Maximum", "Minimum", "Concatenate"}  # of keras.ops, which become layers
+# Operations of a tensor and a number, as functions that return scale and offset. `first`: the number comes first.
 _WITH_NUMBER = {
     "Add": lambda number, first: (1.0, number),
     "Subtract": lambda number, first: (-1.0, number) if first else (1.0, -number),
@@ -36,19 +37,19 @@ _WITH_NUMBER = {
 
 
 def to_tf_keras(model: keras.Model) -> "tf_keras.Model":
-    """The same model in tf_keras, low-rank layers expanded to their chains, with the same names and weights.
+    """Converts a model to tf_keras, with the same names and weights. Low-rank layers are expanded to their chains.
 
-    Nested models are unfolded, since tensorflow-model-optimization takes none. Regularizers and constraints are left
-    behind. The result is not compiled.
+    Nested models are unfolded, because tensorflow-model-optimization does not take them. Regularizers and constraints
+    are dropped. The result is not compiled.
 
     Args:
         model: a built Functional or Sequential Keras 3 model with one input and one output, on the TensorFlow backend.
 
     Returns:
-        A `tf_keras.Model` whose outputs equal the model's to 1e-5 of the largest; that is checked on random inputs.
+        A `tf_keras.Model` whose outputs equal the model's to 1e-5 of the largest. This is checked on random inputs.
 
     Raises:
-        ValueError: for a layer that tf_keras lacks, or outputs that differ.
+        ValueError: for a layer that tf_keras does not have, or outputs that differ.
         ImportError: without the `optimize` extra.
 
     Example:
@@ -74,7 +75,7 @@ def to_tf_keras(model: keras.Model) -> "tf_keras.Model":
 
 
 def _replayed(view, model, inputs, twins):
-    """The outputs of a Keras 3 model's graph, run on a symbolic tensor of tf_keras."""
+    """Runs a Keras 3 model's graph on a symbolic tensor of tf_keras. Returns its output."""
     graph = replayed(model)
     tensors = {id(graph.inputs[0]): inputs}
 
@@ -102,28 +103,28 @@ def _called(view, layer, args, kwargs, twins):
 
 
 def _unused(name, twins):
-    """The name, or where layers of two nested models share it, one with a number behind it."""
+    """Returns the name. If layers of two nested models share it, a number is added."""
     names = {twin.name for _, twin in twins.values()}
     numbered = (f"{name}_{number}" for number in itertools.count(1))
     return name if name not in names else next(one for one in numbered if one not in names)
 
 
 def _operated(operation, args, twins):
-    """The outputs of an operation of `keras.ops`, by the layer of tf_keras that computes it."""
-    if id(operation) not in twins:  # named after no layer, whichever comes first
+    """Runs an operation of `keras.ops` through the layer of tf_keras that computes it."""
+    if id(operation) not in twins:  # the suffix keeps the name different from those of layers
         twins[id(operation)] = (operation, _operation_twin(operation, args, _unused(f"{operation.name}_op", twins)))
     tensors = [value for value in args if not isinstance(value, numbers.Real)]
     return twins[id(operation)][1](tensors if len(tensors) > 1 else tensors[0])
 
 
 def _operation_twin(operation, args, own_name):
-    """The layer of tf_keras, of that name, that computes an operation."""
+    """Makes the layer of tf_keras that computes an operation, with the name `own_name`."""
     tf_keras, name = import_tf_keras(), type(operation).__name__
     is_number = [isinstance(value, numbers.Real) for value in args]
     if any(is_number) and name in _WITH_NUMBER:
         scale, offset = _WITH_NUMBER[name](float(args[0 if is_number[0] else 1]), is_number[0])
         return tf_keras.layers.Rescaling(scale, offset, name=own_name)
-    # By its name: `is_keras_tensor` raises for what is no tensor.
+    # Compared by name, because `is_keras_tensor` raises an error for values that are no tensors.
     if name not in _OPERATIONS or any(type(value).__name__ != "KerasTensor" for value in keras.tree.flatten(args)):
         raise ValueError(f"Expected layers and operations that tf_keras has as layers. Received: keras.ops, {name}")
     options = {"axis": operation.axis} if name == "Concatenate" else {}
@@ -131,7 +132,7 @@ def _operation_twin(operation, args, own_name):
 
 
 def _twin(layer, name):
-    """The tf_keras layer of the same class and arguments, of that name, without weights."""
+    """Makes the tf_keras layer of the same class and arguments, called `name`, without weights."""
     tf_keras = import_tf_keras()
     kind = getattr(tf_keras.layers, type(layer).__name__, None)
     if kind is None or type(layer).__module__.split(".")[0] != "keras":
@@ -149,7 +150,7 @@ def _twin(layer, name):
     if not isinstance(activation, (str, type(None))):
         raise ValueError(f"Expected activations of Keras by name. Received: {layer.name!r}, {activation}")
     if activation in _OTHER_FUNCTIONS:
-        raise ValueError(f"Expected activations that tf_keras computes alike. Received: {layer.name!r}, {activation!r}")
+        raise ValueError(f"Expected activations that are equal in tf_keras. Received: {layer.name!r}, {activation!r}")
     try:
         return kind(**{"trainable": layer.trainable, **options, "name": name})
     except (TypeError, ValueError) as error:
@@ -169,7 +170,7 @@ def _check_equal(model, legacy):
 
 
 def _examples(model):
-    """Random inputs that a model takes, and its outputs: pixels, or what is small where those go too far for it."""
+    """Random inputs that a model takes, and its outputs. The inputs are pixels, or numbers up to 1 if pixels fail."""
     import tensorflow as tf
 
     random = np.random.default_rng(0).uniform(0, 1, (4, *model.inputs[0].shape[1:]))
@@ -178,7 +179,7 @@ def _examples(model):
         try:
             with for_inference(model):
                 outputs = keras.ops.convert_to_numpy(only_output(model, examples))
-        except tf.errors.InvalidArgumentError:  # numbers of an Embedding
+        except tf.errors.InvalidArgumentError:  # indices of an Embedding
             if highest == 1:
                 raise
             continue
@@ -188,7 +189,7 @@ def _examples(model):
 
 
 def copied(model: "tf_keras.Model") -> "tf_keras.Model":
-    """A tf_keras model of its own layers, with the weights of another.
+    """Copies a tf_keras model: new layers with the same weights.
 
     Raises:
         ValueError: for a layer that cannot be made from its configuration.
@@ -203,13 +204,15 @@ def copied(model: "tf_keras.Model") -> "tf_keras.Model":
 
 
 def import_tf_keras() -> ModuleType:
-    """The module `tf_keras`; an `ImportError` says what to install."""
+    """Imports the module `tf_keras`. If it is missing, the `ImportError` names the extra to install."""
     return import_optional("tf_keras")
 
 
 def import_optional(name: str) -> ModuleType:
-    """A module of the extra `optimize`; an `ImportError` says what to install."""
+    """Imports a module of the extra `optimize`. If it is missing, the `ImportError` names the extra to install."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError("This needs `pip install 'elrt_keras[optimize]'`.") from error
+        raise ImportError(
+            f"Expected the `optimize` extra: `pip install 'elrt_keras[optimize]'`. Received: no package {name!r}"
+        ) from error

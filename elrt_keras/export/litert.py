@@ -1,4 +1,4 @@
-"""LiteRT (TFLite) export, checked against Keras before the file appears."""
+"""LiteRT (TFLite) export, compared with Keras before the file is written."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -28,16 +28,16 @@ _CHECK_EXAMPLES = 16
 
 @dataclasses.dataclass(frozen=True)
 class LiteRTReport(checks.Comparison):
-    """What was exported and how close it is: a `Comparison`, and
+    """Report of an export: a `Comparison` with Keras, and the following attributes.
 
     Attributes:
         path: the file.
-        quantization: as asked for.
-        input_dtype: type of the input in the file: the model's own if that is one of whole numbers, else `io_dtype`; of
-            several inputs the types in their order, with commas between them.
-        size_bytes: its size.
+        quantization: the requested quantisation.
+        input_dtype: type of the input in the file: the type of the model for integers, else `io_dtype`; for several
+            inputs their types in order, separated by commas.
+        size_bytes: size of the file.
         macs: multiply-accumulates of one example; `None` for a tf_keras model.
-        operators: dict, how often each operator occurs.
+        operators: dict, number of each operator.
     """
 
     path: str
@@ -63,43 +63,42 @@ def to_litert(
     tolerance: float | None = None,
     max_accuracy_drop: float = checks.MAX_ACCURACY_DROP,
 ) -> LiteRTReport:
-    """Writes a model as a LiteRT file for one example at a time, after running it and comparing it with Keras.
+    """Writes a model as a LiteRT file with batch size 1, after running it and comparing it with Keras.
 
-    Batch-norm is folded into the convolutions; a low-rank layer is its chain of plain convolutions. The file's one
-    signature takes `image` and gives `scores`; several inputs or outputs are called as the model calls them. The
-    metadata of a file with one input hold its range and the class names. A model with a mixed precision policy is
-    exported, and compared, as what it computes in float32.
+    Batch-norm is folded into the convolutions. A low-rank layer becomes its chain of plain convolutions. The file has
+    one signature, from `image` to `scores`; several inputs or outputs keep their names in the model. The metadata of a
+    file with one input hold its range and the class names. A model with a mixed precision policy is exported and
+    compared in float32.
 
     Args:
         model: a built Functional or Sequential Keras model, on the TensorFlow backend; or a tf_keras model with one
-            input and one output, as `quantization_aware`, `prune` and `cluster` make them (the latter two are
-            stripped).
+            input and one output, from `quantization_aware`, `prune` or `cluster` (the latter two are stripped).
         path: the `.tflite` file; replaced atomically.
         quantization: `None` (float32); `"float16"` (weights); `"dynamic_int8"` (weights int8 per channel, activations
-            quantised while it runs); `"int8"` (weights and activations int8, for which ranges of activations are
-            measured on `representative_data`). A quantisation-aware model knows its ranges and becomes int8 anyway.
+            quantised at run time); `"int8"` (weights and activations int8; the ranges of activations are measured on
+            `representative_data`). A quantisation-aware model contains its ranges and always becomes int8.
         representative_data: example inputs: an array `(N, …)`, a `tf.data.Dataset` or another iterable of batches,
             which may be `(inputs, labels)`; several inputs are dicts `{name: array}`. At most 500 are used.
-        evaluation_data: the examples of the check, such as the test set: `(inputs, labels)`, or batches of such tuples;
-            labels are class numbers or one-hot, of a single output 0 or 1, and may be left out. Otherwise 16 examples
-            of `representative_data` or random ones.
-        max_examples: int, the most examples of `evaluation_data` that are looked at.
+        evaluation_data: examples for the check, such as the test set: `(inputs, labels)`, or batches of such tuples.
+            Labels are class numbers or one-hot, for a single score 0 or 1. Labels are optional. The default is 16
+            examples of `representative_data`, or random ones.
+        max_examples: int, maximum number of examples of `evaluation_data` to use.
         class_names: list of str, one per output.
         input_range: `(lowest, highest)` value of an input, for the metadata and for random examples.
-        io_dtype: type of the input and the output in the file; `"int8"` and `"uint8"` with `quantization="int8"` only.
-            An input of whole numbers, such as the words of a text, keeps its own type.
-        input_shape: shape of one example, for a model that leaves sizes open, or `{input name: shape}`.
-        tolerance: float, the accepted root mean square of the differences to Keras' outputs, relative to theirs; `None`
-            for 1e-4 (float32), 0.02 (float16), 0.3 (dynamic_int8), 0.5 (int8).
-        max_accuracy_drop: float, how far the accuracy on `evaluation_data` may be below Keras'.
+        io_dtype: type of the input and the output in the file; `"int8"` and `"uint8"` only with `quantization="int8"`.
+            An integer input, such as the words of a text, keeps its own type.
+        input_shape: shape of one example or `{input name: shape}`, for a model that leaves sizes open.
+        tolerance: float, accepted root mean square of the differences from Keras' outputs, relative to these outputs;
+            `None` for 1e-4 (float32), 0.02 (float16), 0.3 (dynamic_int8), 0.5 (int8).
+        max_accuracy_drop: float, the largest accepted drop of the accuracy on `evaluation_data` below that of Keras.
 
     Returns:
         A `LiteRTReport`.
 
     Raises:
         ValueError: for arguments out of range, int8 without representative data, another backend, a model with an open
-            input size, or with a layer that LiteRT cannot take, a path that cannot be written, or outputs too far from
-            Keras'. No file is left then, and one that was there before is untouched.
+            input size or a layer that LiteRT cannot take, a path that cannot be written, or outputs too far from those
+            of Keras. Then no file is written, and an existing file stays.
         ImportError: without the `litert` extra.
 
     Example:
@@ -150,13 +149,11 @@ def _check(model, path, quantization, representative_data, io_dtype, class_names
     checks.check_weights(model, "LiteRT export")
     aware = is_quantization_aware(model)
     if aware and quantization != "int8":
-        raise ValueError(
-            f"A quantisation-aware model becomes int8: expected quantization='int8'. Received: {quantization!r}"
-        )
+        raise ValueError(f"Expected quantization='int8' for a quantisation-aware model. Received: {quantization!r}")
     if quantization == "int8" and representative_data is None and not aware:
         raise ValueError(
-            "quantization='int8' measures ranges of activations: expected representative_data, some hundred example "
-            "inputs. Received: representative_data=None"
+            "Expected representative_data, some hundred example inputs, to measure the ranges of activations for "
+            "quantization='int8'. Received: representative_data=None"
         )
     if one_of(io_dtype, IO_DTYPES, "io_dtype") != "float32" and quantization != "int8":
         raise ValueError(
@@ -179,12 +176,12 @@ def _check(model, path, quantization, representative_data, io_dtype, class_names
 
 
 def _each(inputs, function):
-    """A function applied to the one input, or to each of several."""
+    """Applies a function to a single input, or to each of several."""
     return {name: function(one) for name, one in inputs.items()} if isinstance(inputs, Mapping) else function(inputs)
 
 
 def _spanning(calibration, input_range):
-    """The examples with the range's ends in them, so that integer inputs stand for the whole range."""
+    """Puts both ends of the range into the examples, so that integer inputs cover the whole range."""
     calibration = calibration.copy()
     calibration[0].flat[0], calibration[0].flat[-1] = input_range
     return calibration

@@ -1,4 +1,4 @@
-"""A Keras model as the bytes of an ONNX file, by tf2onnx."""
+"""Conversion of a Keras model to the bytes of an ONNX file, with tf2onnx."""
 
 import keras
 import numpy as np
@@ -7,12 +7,12 @@ from elrt_keras.litert import INPUT, Interface, outputs_of
 
 
 def to_onnx_bytes(model: keras.Model, ends: Interface, opset: int | None = None) -> bytes:
-    """Converts a model on the TensorFlow backend, for any batch size.
+    """Converts a model on the TensorFlow backend to ONNX, for any batch size.
 
     Args:
         model: a built Keras model.
-        ends: its inputs and outputs, which keep these names.
-        opset: version of ONNX' operators; `None` for tf2onnx' own choice.
+        ends: its inputs and outputs, with their names in the file.
+        opset: version of the ONNX operators; `None` for the default of tf2onnx.
     """
     import tensorflow as tf
     import tf2onnx
@@ -23,7 +23,7 @@ def to_onnx_bytes(model: keras.Model, ends: Interface, opset: int | None = None)
     def serve(*inputs):
         by_name = dict(zip(ends.inputs, inputs))
         batch = by_name if len(by_name) > 1 else by_name[INPUT]
-        # Each an operation of its own: an output that is an input, or comes twice, could not have a name of its own.
+        # Each output needs its own operation. Otherwise an output that is also an input, or occurs twice, gets no name.
         return {name: tf.identity(output) for name, output in zip(ends.outputs, outputs_of(model, batch))}
 
     handlers = {"Erfc": (_one_minus_erf, [])}
@@ -32,7 +32,7 @@ def to_onnx_bytes(model: keras.Model, ends: Interface, opset: int | None = None)
 
 
 def _one_minus_erf(graph, node, name, _):
-    """erfc(x) = 1 − erf(x): TensorFlow makes the exact GELU of erfc, which tf2onnx lacks."""
+    """Replaces erfc(x) by 1 − erf(x). TensorFlow computes the exact GELU with erfc, which tf2onnx does not support."""
     from tf2onnx import utils
 
     dtype, shape = graph.get_dtype(node.output[0]), graph.get_shape(node.output[0])

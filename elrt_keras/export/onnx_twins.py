@@ -1,8 +1,8 @@
-"""Layers that TensorFlow's graph has in a form which ONNX's converter does not take, in one that it does.
+"""Replacements for layers whose TensorFlow graph the ONNX converter does not take.
 
-Grouped convolutions become single operations: on TensorFlow Keras has XLA compile them, as calls of functions in the
-graph, of which ONNX has none. The statistics of a `Normalization` become constants: what is a tensor outside of the
-graph would be a further input of the file.
+Grouped convolutions become single operations. On TensorFlow, Keras compiles them with XLA, as calls of functions in the
+graph, and ONNX has no such calls. The statistics of a `Normalization` become constants. Otherwise they would be tensors
+outside of the graph, and further inputs of the file.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from elrt_keras.graph.view import View
 
 
 def _one_operation(layer, inputs):
-    """The call of a stock convolution, with the convolution as one operation."""
+    """Computes the call of a stock convolution, with the convolution as one operation."""
     import tensorflow as tf
 
     padding, last = layer.padding, layer.data_format == "channels_last"
@@ -35,7 +35,7 @@ def _one_operation(layer, inputs):
     kernel = keras.ops.convert_to_tensor(layer.kernel)
     if layer.rank < 3:
         outputs = tf.nn.convolution(inputs, kernel, **arguments)
-    else:  # which the converter takes for a convolution without groups
+    else:  # the converter would ignore the groups
         axis = -1 if last else 1
         parts = tf.split(inputs, layer.groups, axis), tf.split(kernel, layer.groups, -1)
         outputs = tf.concat([tf.nn.convolution(*part, **arguments) for part in zip(*parts)], axis)
@@ -46,7 +46,7 @@ def _one_operation(layer, inputs):
 
 
 def _causal_padding(layer):
-    """The padding in front of a 1-D convolution that sees no later step."""
+    """The padding in front of a causal 1-D convolution."""
     before = (layer.dilation_rate[0] * (layer.kernel_size[0] - 1), 0)
     return ((0, 0), before, (0, 0)) if layer.data_format == "channels_last" else ((0, 0), (0, 0), before)
 
@@ -83,9 +83,9 @@ _TWINS = {
 
 
 def with_twins(model: keras.Model) -> keras.Model:
-    """A model that computes the same, of layers that the converter takes; itself if it has no others.
+    """Makes a model with equal outputs whose layers the converter takes. Returns `model` itself if all fit already.
 
-    Such a model is there to be converted: TensorFlow may not run it.
+    The new model is only for conversion: TensorFlow may be unable to run it.
     """
     if not is_container(model) or not any(map(_needs_twin, held_layers(model))):
         return model
@@ -101,12 +101,12 @@ def _is_grouped(layer):
 
 
 def _plain(layer):
-    """What stands in for a layer, stock or low-rank, as `rebuild` takes it."""
+    """Makes the replacement of a stock or low-rank layer, in the form that `rebuild` takes."""
     if not is_low_rank(layer):
         return [(_twin(layer), layer.get_weights())]
     chain = layer.stock_layers()
     twins = [_twin(one) if _is_grouped(one) else one for one, _ in chain]
-    # In a model of its own, where the names of the chain meet no others.
+    # In a nested model the names of the chain cannot collide with others.
     return [(keras.Sequential(twins, name=layer.name), [array for _, arrays in chain for array in arrays])]
 
 

@@ -1,7 +1,7 @@
-"""Quantisation-aware training, pruning, weight clustering and their combinations by tfmot.
+"""Quantisation-aware training, pruning, weight clustering and their combinations, with tfmot.
 
-Each takes a Keras 3 model (low-rank or not) or a tf_keras model, and gives a tf_keras model to be compiled and trained
-further; `strip` takes what was only for training out again, and `to_litert` exports the result.
+Each function takes a Keras 3 model (low-rank or not) or a tf_keras model. It returns a tf_keras model to compile and
+train further. `strip` removes everything that only training needs, and `to_litert` exports the result.
 """
 
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PRESERVE = (None, "sparsity", "clusters", "both")
 _WRAPPED = ("Conv1D", "Conv2D", "Conv3D", "Dense")  # by pruning and clustering
 _CALIBRATION_EXAMPLES = 128
-# What tfmot 0.8.1 takes behind a layer (the last is its own, before batch-norm); with another function it raises.
+# Activations that tfmot 0.8.1 supports (the last is its own, before batch-norm). It raises an error for others.
 _ACTIVATIONS = {"linear", "relu", "swish", "gelu", "softmax", "sigmoid", "tanh", "NoOpActivation"}
 
 
@@ -30,21 +30,21 @@ def quantization_aware(
     preserve: Literal["sparsity", "clusters", "both"] | None = None,
     representative_data: Any = None,
 ) -> "tf_keras.Model":
-    """A tf_keras model that computes with int8 rounding of weights and activations, for fine-tuning.
+    """Makes a tf_keras model that computes with int8 rounding of weights and activations, for fine-tuning.
 
     Rescaling and normalisation of images, channel by channel, become fixed 1×1 depthwise convolutions, so that they are
-    quantised too. Layers that tfmot cannot quantise, or whose activation it cannot (such as ELU), stay float.
-    `to_litert(…, quantization="int8")` exports it and then needs no representative data.
+    quantised too. Layers stay float if tfmot cannot quantise them or their activation (such as ELU).
+    `to_litert(…, quantization="int8")` exports the model and then needs no representative data.
 
     Args:
-        model: a built Keras 3 or tf_keras model; one that was pruned or clustered after `strip`.
-        preserve: `"sparsity"`, `"clusters"` or `"both"`: what training keeps of a stripped model that was pruned or
-            clustered before.
-        representative_data: example inputs as for `to_litert`, of which 128 are used: activations start with the ranges
-            that these give. Without them all ranges start at −6 to 6 and adapt over thousands of steps.
+        model: a built Keras 3 or tf_keras model; a pruned or clustered one only after `strip`.
+        preserve: `"sparsity"`, `"clusters"` or `"both"`: the property that training keeps, for a stripped model that
+            was pruned or clustered before.
+        representative_data: example inputs as for `to_litert`; 128 are used. Activations start with the ranges of these
+            examples. Without them all ranges start at −6 to 6 and adapt over thousands of steps.
 
     Raises:
-        ValueError: as `to_tf_keras`; for an unknown `preserve`, or layers that are wrapped for training already.
+        ValueError: as in `to_tf_keras`; for an unknown `preserve`, or layers that are already wrapped for training.
         ImportError: without the `optimize` extra.
 
     Example:
@@ -64,7 +64,7 @@ def quantization_aware(
     }
     scheme = schemes[preserve]()
     registry = _by_activation(scheme)
-    source = copied(model)  # layers that are not annotated become the clone's, too
+    source = copied(model)  # the clone shares all layers that are not annotated
 
     def annotated(layer):
         layer = _as_convolution(layer, tf_keras)
@@ -74,7 +74,7 @@ def quantization_aware(
     clone = tf_keras.models.clone_model(source, clone_function=annotated)
     aware = quantization.quantize_apply(clone, scheme)
     for layer in aware.layers:
-        layer.finalize_state()  # tfmot sets weights past it, by which an adapted Normalization would be reset
+        layer.finalize_state()  # tfmot sets weights without this call, and an adapted Normalization would be reset
         if isinstance(layer, quantization.QuantizeWrapper) and not layer.trainable:
             _freeze(layer)
     if representative_data is not None:
@@ -89,20 +89,20 @@ def prune(
     end_step: int = 1000,
     frequency: int = 100,
 ) -> "tf_keras.Model":
-    """A tf_keras model whose smallest weights are set to zero step by step while it trains.
+    """Makes a tf_keras model whose smallest weights are set to zero step by step during training.
 
     Training needs the callback `tensorflow_model_optimization.sparsity.keras.UpdatePruningStep()`. Convolutions and
-    dense layers are pruned; depthwise, separable and transposed ones, layers that are not trainable, and those in
-    nested tf_keras models stay as they are.
+    dense layers are pruned. Depthwise, separable and transposed convolutions, frozen layers, and layers in nested
+    tf_keras models stay unchanged.
 
     Args:
-        model: a built Keras 3 or tf_keras model, which stays as it is.
-        sparsity: float in (0, 1): the part of each layer's weights that is zero in the end.
-        begin_step, end_step, frequency: ints, the training steps between which and at which weights are dropped; the
-            part of zeros grows by a cubic polynomial (Zhu and Gupta, arXiv 1710.01878).
+        model: a built Keras 3 or tf_keras model, which does not change.
+        sparsity: float in (0, 1): the part of each layer's weights that is zero at the end.
+        begin_step, end_step, frequency: ints: weights are set to zero from `begin_step` to `end_step`, every
+            `frequency` training steps. The part of zeros grows by a cubic polynomial (Zhu and Gupta, arXiv 1710.01878).
 
     Raises:
-        ValueError: as `to_tf_keras`; for a sparsity out of range, or layers that are wrapped for training already.
+        ValueError: as in `to_tf_keras`; for a sparsity out of range, or layers that are already wrapped for training.
         ImportError: without the `optimize` extra.
 
     Example:
@@ -121,18 +121,18 @@ def prune(
 def cluster(
     model: "keras.Model | tf_keras.Model", clusters: int = 16, preserve_sparsity: bool = False
 ) -> "tf_keras.Model":
-    """A tf_keras model whose layers have `clusters` different weights each, which training moves together.
+    """Makes a tf_keras model in which each layer has only `clusters` different weights. Training moves them together.
 
-    Convolutions and dense layers are clustered; layers with fewer weights than clusters, and those that `prune` leaves
-    out, stay as they are.
+    Convolutions and dense layers are clustered. Layers with fewer weights than clusters, and those that `prune` leaves
+    out, stay unchanged.
 
     Args:
-        model: a built Keras 3 or tf_keras model; a stripped one to combine with pruning.
+        model: a built Keras 3 or tf_keras model; to combine clustering with pruning, a stripped one.
         clusters: int ≥ 2.
         preserve_sparsity: whether zeros stay zeros.
 
     Raises:
-        ValueError: as `to_tf_keras`; for fewer than two clusters, or layers that are wrapped for training already.
+        ValueError: as in `to_tf_keras`; for fewer than two clusters, or layers that are already wrapped for training.
         ImportError: without the `optimize` extra.
 
     Example:
@@ -142,7 +142,7 @@ def cluster(
     """
     int_in(clusters, "[2, inf)", "clusters")
     tfmot, tf_keras, model = _prepared(model)
-    # The one with `preserve_sparsity` has no public name; tfmot's own guide imports it from here.
+    # The function with `preserve_sparsity` has no public name. The guide of tfmot imports it from here.
     from tensorflow_model_optimization.python.core.clustering.keras.experimental.cluster import cluster_weights
 
     start = tfmot.clustering.keras.CentroidInitialization.KMEANS_PLUS_PLUS
@@ -161,14 +161,14 @@ def _prepared(model):
         return tfmot, tf_keras, to_tf_keras(model)
     if wrapped := wrappers(model):
         raise ValueError(
-            "Expected a model that is not yet wrapped for training: `strip` after pruning and clustering, quantisation "
-            f"last. Received: {wrapped[0].name!r}, a {type(wrapped[0]).__name__}"
+            "Expected a model that is not yet wrapped for training; call `strip` after pruning and clustering, and "
+            f"quantise last. Received: {wrapped[0].name!r}, a {type(wrapped[0]).__name__}"
         )
-    return tfmot, tf_keras, copied(model)  # of layers that nothing else trains
+    return tfmot, tf_keras, copied(model)  # a copy, so that the original's layers are not trained
 
 
 def _wrapped(model, tf_keras, wrap):
-    """A copy of a model whose convolutions and dense layers are wrapped, those that are trainable."""
+    """Copies a model and wraps its trainable convolutions and dense layers."""
     kinds = [getattr(tf_keras.layers, name) for name in _WRAPPED]
 
     def wrapped(layer):
@@ -178,9 +178,9 @@ def _wrapped(model, tf_keras, wrap):
 
 
 def _as_convolution(layer, tf_keras):
-    """Rescaling or normalisation of images channel by channel as a 1×1 depthwise convolution, any other layer as it is.
+    """Converts rescaling or normalisation of float images, channel by channel, to a 1×1 depthwise convolution.
 
-    The images are floats: a convolution takes no others.
+    Any other layer is returned unchanged.
     """
     if not isinstance(layer, (tf_keras.layers.Rescaling, tf_keras.layers.Normalization)):
         return layer
@@ -213,7 +213,7 @@ def _name_of(activation):
 
 
 def _by_activation(scheme):
-    """The registry of a scheme, which from now on supports no layer with an activation that tfmot would refuse."""
+    """Changes the registry of a scheme to support no layer with an activation that tfmot refuses. Returns it."""
     registry = scheme.get_quantize_registry()
     supports = registry.supports
 
@@ -227,17 +227,20 @@ def _by_activation(scheme):
 
 
 def _freeze(wrapper):
-    """Keeps the weights of a wrapped layer that is not trainable as they are.
+    """Freezes the weights of a wrapped layer that is not trainable.
 
-    tfmot 0.8.1 lists every weight that it quantises as trainable, and has no public way to say otherwise. A step in the
-    scale of pixels would wreck the model.
+    tfmot 0.8.1 lists every quantised weight as trainable, and has no public way to change this. A training step that
+    changes the scale of pixels would ruin the model.
     """
     wrapper._non_trainable_weights.extend(wrapper._trainable_weights)
     wrapper._trainable_weights.clear()
 
 
 def _is_folded(layer, model, tf_keras):
-    """Whether a layer is batch-norm that tfmot folds into a convolution: what it alone takes, as it was computed."""
+    """Reports if a layer is a batch-norm that tfmot folds into a convolution.
+
+    The convolution must be linear, and the batch-norm the only layer that takes its output.
+    """
     if not isinstance(layer, tf_keras.layers.BatchNormalization) or len(layer.inbound_nodes) != 1:
         return False
     source = layer.inbound_nodes[0].inbound_layers
@@ -252,9 +255,9 @@ def _listed(value):
 
 
 def strip(model: "tf_keras.Model") -> "tf_keras.Model":
-    """The model without what pruning and clustering added for training: plain tf_keras layers, the weights as trained.
+    """Removes everything that pruning and clustering added for training: returns plain tf_keras layers, as trained.
 
-    A quantisation-aware model comes back as it is, since its layers are what the export quantises.
+    A quantisation-aware model is returned unchanged, because the export needs its layers.
 
     Args:
         model: a tf_keras model of `prune` or `cluster`.
@@ -272,15 +275,15 @@ def strip(model: "tf_keras.Model") -> "tf_keras.Model":
         raise ValueError(f"Expected a tf_keras model. Received: model={model!r}")
     if is_quantization_aware(model):
         return model
-    # tfmot calls the same layers anew; a copy has each layer called once, so that it has one output.
+    # tfmot calls the same layers again. In a copy each layer is called once and has one output.
     return copied(tfmot.clustering.keras.strip_clustering(tfmot.sparsity.keras.strip_pruning(model)))
 
 
 def is_quantization_aware(model: "keras.Model | tf_keras.Model") -> bool:
-    """Reports if a model knows the ranges of its activations (see `quantization_aware`)."""
+    """Reports if a model contains the ranges of its activations (see `quantization_aware`)."""
     return any(type(layer).__name__ in ("QuantizeWrapper", "QuantizeWrapperV2") for layer in model.layers)
 
 
 def wrappers(model: "keras.Model | tf_keras.Model") -> list:
-    """The layers of a model that tensorflow-model-optimization has put around others."""
+    """Lists the layers of a model that tensorflow-model-optimization wrapped around others."""
     return [layer for layer in model.layers if type(layer).__module__.startswith("tensorflow_model_optimization.")]

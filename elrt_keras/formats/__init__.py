@@ -1,4 +1,4 @@
-"""The low-rank formats, one file each. Importing this package registers all of them: a further file is picked up."""
+"""The low-rank formats, one file each. Importing this package registers the format of every file in this folder."""
 
 import importlib
 import pkgutil

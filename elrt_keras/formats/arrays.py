@@ -12,19 +12,19 @@ from keras import ops
 
 from elrt_keras.formats.chain import Shape
 
-# What `keras.ops` takes and gives: a tensor of the backend, a variable, an array. These have no type in common.
+# Argument or result of `keras.ops`: a tensor of the backend, a variable or an array. These have no common type.
 Tensor: TypeAlias = Any
 
 
 @dataclasses.dataclass(frozen=True)
 class MatrixView:
-    """How the factor at position `index` is read as a matrix: `rows` and `columns` are axes of the factor.
+    """Rule that turns the factor at position `index` into a matrix: `rows` and `columns` are axes of the factor.
 
-    Orthogonality is a property of this matrix, whatever the shape the convolution wants the factor in.
+    Orthogonality is a property of this matrix. The factor itself keeps the shape that the convolution needs.
 
     Attributes:
         index: int, the factor's position in the chain.
-        rows, columns: tuples of ints, all axes of the factor between them.
+        rows, columns: tuples of ints; together they hold all axes of the factor.
         groups: int, the number of such matrices that lie side by side along `group_axis`.
         group_axis: int, an axis of the factor.
 
@@ -46,7 +46,7 @@ class MatrixView:
         return [self.to_matrix(part) for part in split(factor, self.groups, self.group_axis)]
 
     def apply(self, function: Callable[[Tensor], Tensor], factor: Tensor) -> Tensor:
-        """The factor with `function`, which keeps the shape, applied to each of its matrices."""
+        """Applies `function`, which keeps the shape, to each matrix of the factor. Returns the new factor."""
         parts = split(factor, self.groups, self.group_axis)
         results = [self.from_matrix(function(self.to_matrix(part)), part.shape) for part in parts]
         return joined(results, self.group_axis)
@@ -66,28 +66,28 @@ class MatrixView:
 
 
 def split(tensor: Tensor, parts: int, axis: int) -> list[Tensor]:
-    """A tensor in as many equal parts along an axis."""
+    """Splits a tensor into `parts` equal parts along an axis."""
     if parts == 1:
         return [tensor]
     return list((np if isinstance(tensor, np.ndarray) else ops).split(tensor, parts, axis=axis))
 
 
 def joined(tensors: Sequence[Tensor], axis: int) -> Tensor:
-    """Tensors side by side along an axis: the inverse of `split`."""
+    """Joins tensors along an axis: the inverse of `split`."""
     return tensors[0] if len(tensors) == 1 else ops.concatenate(tensors, axis=axis)
 
 
 def channel_product(factor: Tensor, matrix: Tensor) -> Tensor:
     """A factor `(…, in, out)` times a matrix `(out, columns)`, at each position.
 
-    One plain matrix product: products that broadcast over positions, which `matmul` offers, are computed wrongly by
-    TensorFlow 2.21 with oneDNN for some shapes, (1, 1, 8, 3) by (3, 1, 3, 8) for one.
+    One plain matrix product computes it. `matmul` could also broadcast over the positions, but TensorFlow 2.21 with
+    oneDNN computes some of these products wrongly, such as (1, 1, 8, 3) by (3, 1, 3, 8).
     """
     return contracted(factor, matrix, [len(factor.shape) - 1], [0])
 
 
 def kernel_product(left: Tensor, right: Tensor) -> Tensor:
-    """Two kernels `(*kernel_size, in, out)` as one, where along each spatial axis one of them has length 1."""
+    """Composes two kernels `(*kernel_size, in, out)` into one; along each spatial axis one of them has length 1."""
     dims = len(left.shape) - 2
     # (*left positions, in, *right positions, out), then the positions of each axis side by side.
     outer = contracted(left, right, [dims + 1], [dims])
@@ -100,7 +100,7 @@ def contracted(left: Tensor, right: Tensor, left_axes: Sequence[int], right_axes
     """The product of two tensors summed over pairs of axes; the other axes of `left` come first."""
     if keras.backend.standardize_dtype(left.dtype) != "float64":
         return ops.tensordot(left, right, axes=(list(left_axes), list(right_axes)))
-    # On PyTorch Keras' other products of float64 come out as float32.
+    # On PyTorch the other products of Keras return float32 for float64 inputs.
     of_left = string.ascii_lowercase[: len(left.shape)]
     of_right = list(string.ascii_uppercase[: len(right.shape)])
     for left_axis, right_axis in zip(left_axes, right_axes):
@@ -110,13 +110,16 @@ def contracted(left: Tensor, right: Tensor, left_axes: Sequence[int], right_axes
 
 
 def as_loss(penalty: Tensor) -> Tensor:
-    """A penalty, float32 or float64, in a type that Keras can add to a loss: a half one where that is the default."""
-    # With other defaults Keras casts, or the loss has the type of the weights.
+    """Casts a penalty (float32 or float64) to a type that Keras can add to a loss.
+
+    The type changes only if the default type of Keras is float16 or bfloat16.
+    """
+    # With other default types Keras casts by itself, or the loss has the type of the weights.
     return ops.cast(penalty, keras.config.floatx()) if keras.config.floatx() in ("float16", "bfloat16") else penalty
 
 
-# Above this size of the smaller side, singular vectors come from the Gram matrix: several times faster, and what it
-# loses (singular values below 1e-8 of the largest) is beneath the rounding of float32 weights.
+# Above this size of the smaller side, singular vectors come from the Gram matrix, which is several times faster. The
+# Gram matrix loses singular values below 1e-8 of the largest; the rounding of float32 weights is larger than that.
 _GRAM_SIZE = 1024
 
 
@@ -131,8 +134,8 @@ def squared_singular_values(matrix: np.ndarray) -> np.ndarray:
 def leading_rows(matrix: np.ndarray, rank: int) -> np.ndarray:
     """Orthonormal rows `(rank, columns)` that span the leading right singular vectors of a matrix (float64).
 
-    Rows beyond the rank that a matrix of this shape can have are orthonormal to the others; where there is no room for
-    as many, they are zero.
+    If `rank` is above the full rank of the matrix, further rows are added that are orthonormal to the others. Rows
+    beyond the number of columns are zero.
     """
     rank_limit = min(rank, *matrix.shape)
     if min(matrix.shape) <= _GRAM_SIZE:
@@ -146,7 +149,7 @@ def leading_rows(matrix: np.ndarray, rank: int) -> np.ndarray:
 
 
 def _completed(rows, count):
-    """Orthonormal rows with more of them, up to a number: a zero one would never get a gradient."""
+    """Adds orthonormal rows until there are `count`. Zero rows would never get a gradient."""
     possible = min(count, rows.shape[1])
     random = np.random.default_rng(0).standard_normal((possible - len(rows), rows.shape[1]))
     more = np.linalg.qr(np.vstack([rows, random]).T)[0].T[len(rows) :]

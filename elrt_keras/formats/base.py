@@ -1,9 +1,8 @@
-"""What a low-rank format is: a chain of convolutions, and the maths of one factorisation.
+"""Base class of the low-rank formats: a chain of convolutions, and the maths of one factorisation.
 
-A format replaces one convolution with dense kernel `W` of shape `(*kernel_size, C_in, C_out)` (the Keras
-layout, N spatial dimensions) by a chain of smaller convolutions without anything in between. Layers, costs,
-the rank planner and the conversions know formats only through the class `Format`, so a further format is one
-further file here.
+A format replaces one convolution with dense kernel `W` of shape `(*kernel_size, C_in, C_out)` (the Keras layout, N
+spatial dimensions) by a chain of smaller convolutions with nothing in between. Layers, costs, the rank planner and the
+conversions use formats only through the class `Format`. A new format therefore needs one new file here.
 """
 
 import fractions
@@ -28,25 +27,25 @@ from elrt_keras.formats.arrays import (
 from elrt_keras.formats.chain import ChainCosts, Shape, Stage, chain_costs, dense_stage, macs_per_position
 from elrt_keras.formats.errors import Errors, of_spectra
 
-# As users give them: one number for all ranks or one for each; a float is a fraction of the full rank.
+# Ranks as a user writes them: one number for all ranks or one per rank; a float is a fraction of the full rank.
 Ranks: TypeAlias = int | float | Sequence[int | float]
 
 _FORMATS: dict[str, "Format"] = {}
 
 
 class Format:
-    """One way to factorise a convolution kernel. Stateless; subclasses are registered by `name`.
+    """One way to factorise a convolution kernel. Stateless. Subclasses are registered by `name`.
 
-    All kernels have shape `(*kernel_size, C_in, C_out)`; all factors are convolution kernels themselves. A dense
-    layer's matrix is a kernel without spatial axes.
+    All kernels have shape `(*kernel_size, C_in, C_out)`. All factors are convolution kernels themselves. The matrix of
+    a dense layer is a kernel without spatial axes.
 
     Attributes:
-        name: str, by which `get` finds the format.
-        spatial_dims: tuple of ints, the numbers of spatial axes it is defined for; 0 stands for a dense layer.
+        name: str; `get` finds the format by it.
+        spatial_dims: tuple of ints, the supported numbers of spatial axes; 0 stands for a dense layer.
         rank_names: tuple of str, one per rank.
         factor_names: tuple of str, one per factor, in the order of the chain.
-        core_index: int, the factor that carries the scale: initializers scale it to reach the dense variance.
-        groups: int, 1 but for what `grouped` makes of a format.
+        core_index: int, index of the factor that carries the scale: initializers scale it to reach the dense variance.
+        groups: int, 1 for every format except those that `grouped` returns.
 
     Example:
 
@@ -57,18 +56,18 @@ class Format:
     """
 
     name: str = None  # pyright: ignore[reportAssignmentType]  (every subclass has one)
-    spatial_dims: tuple[int, ...] = ()  # the numbers of spatial axes it is defined for
+    spatial_dims: tuple[int, ...] = ()  # the supported numbers of spatial axes
     rank_names: tuple[str, ...] = ()  # one name per rank, for messages and tables
     factor_names: tuple[str, ...] = ()  # one name per factor, in the order of the chain
     core_index: int = 0  # the factor that carries the scale: initializers scale it to reach the dense variance
     groups: int = 1
 
     def max_ranks(self, kernel_shape: Shape) -> tuple[int, ...]:
-        """The full ranks: one int per rank of the format. At these every kernel is composed exactly."""
+        """The full ranks, one int per rank of the format. At full rank the format composes every kernel exactly."""
         raise NotImplementedError
 
     def usable_ranks(self, kernel_shape: Shape, ranks: Sequence[int]) -> tuple[int, ...]:
-        """The ranks, cut to what the others let a composed kernel make use of: with less it can be the same."""
+        """The ranks, each cut to the largest value that the other ranks allow. The composed kernel stays the same."""
         return tuple(ranks)
 
     def factor_shapes(self, kernel_shape: Shape, ranks: Sequence[int]) -> list[tuple[int, ...]]:
@@ -92,23 +91,23 @@ class Format:
         raise NotImplementedError
 
     def rank_estimates(self, kernel: np.ndarray, estimate: Callable[[np.ndarray], float]) -> list[float]:
-        """What a function of a matrix says of each of the `unfoldings`."""
+        """Values of `estimate` for each of the `unfoldings`, one per rank."""
         return [estimate(matrix) for matrix in self.unfoldings(kernel)]
 
     def spectra(self, kernel: np.ndarray) -> list[np.ndarray]:
-        """Squared singular values by rank, each in descending order, as many as the unfolding has: the
-        full rank, or fewer where the rank is a channel axis longer than all others together.
+        """Squared singular values of each unfolding, in descending order, one array per rank.
 
-        What a rank leaves out is the tail of its spectrum, and the sum of the tails bounds the squared error of the
-        decomposition (exactly the error for one rank; the bound of HOSVD and TT-SVD for several).
+        The length is the full rank. It is smaller if the rank belongs to a channel axis that is longer than all other
+        axes together. A rank drops the tail of its spectrum. The sum of the tails bounds the squared error of the
+        decomposition: it is the exact error for one rank, and the bound of HOSVD and TT-SVD for several.
         """
         return [squared_singular_values(matrix) for matrix in self.unfoldings(np.asarray(kernel, "float64"))]
 
     def errors(self, kernel: np.ndarray) -> Errors:
         """Returns the relative squared error of decomposing a kernel `W`, a NumPy array: `ranks ↦ ‖W − Ŵ‖² / ‖W‖²`.
 
-        Exact for a format of one rank whose unfolding is the kernel as a matrix, an estimate from the spectra for
-        others; a format overrides it with what it knows better.
+        The error is exact for a format of one rank whose unfolding is the kernel as a matrix. For other formats it is
+        an estimate from the spectra. A format overrides this method if it knows a better estimate.
 
         Example:
 
@@ -119,19 +118,19 @@ class Format:
         return of_spectra(self.spectra(kernel))
 
     def errors_of_factors(self, factors: Sequence[np.ndarray]) -> Errors:
-        """`errors` of the kernel that factors (NumPy arrays) compose, by what `truncate` leaves out of them."""
+        """Returns the relative squared error of `truncate` on factors (NumPy arrays), as a function of the ranks."""
         return self.errors(ops.convert_to_numpy(self.compose(factors)))
 
     def compose(self, factors: Sequence[Tensor]) -> Tensor:
         """The dense kernel, `(*kernel_size, C_in, C_out)`, of a list of factors.
 
-        The product of the factors as matrices `in × out`, for each position of the kernel. Along each spatial axis only
-        one factor of a chain is longer than 1.
+        At each position of the kernel it is the product of the factors as matrices `in × out`. Along each spatial axis
+        only one factor of a chain is longer than 1.
         """
         return functools.reduce(kernel_product, factors)
 
     def squared_norm(self, factors: Sequence[Tensor]) -> Tensor:
-        """‖compose(factors)‖_F² by Gram matrices of the size of a rank, without composing.
+        """‖compose(factors)‖_F², computed from Gram matrices of the size of a rank, without composing the kernel.
 
         With W = A₁…A_m and G_m = ΣA_mA_mᵀ, G_i = ΣA_iG_{i+1}A_iᵀ (sums over spatial positions):
         ‖W‖_F² = ⟨ΣA₁ᵀA₁, G₂⟩.
@@ -139,7 +138,7 @@ class Format:
         gram = None
         for factor in reversed(factors[1:]):
             weighted = factor if gram is None else channel_product(factor, gram)
-            # Σ over positions of (in × out)·(in × out)ᵀ: all axes but the one of the inputs are summed.
+            # Σ over positions of (in × out)·(in × out)ᵀ: the sum runs over all axes except that of the inputs.
             summed = [*range(len(factor.shape) - 2), len(factor.shape) - 1]
             gram = contracted(weighted, factor, summed, summed)
         positions = [*range(len(factors[0].shape) - 1)]
@@ -150,7 +149,7 @@ class Format:
         return self.decompose(ops.convert_to_numpy(self.compose(factors)), ranks)
 
     def validate_ranks(self, ranks: Ranks) -> int | float | tuple[int | float, ...]:
-        """Checks what can be checked without a kernel: type, length, range. Returns plain Python."""
+        """Checks the type, length and range of ranks, which needs no kernel. Returns the ranks as plain Python."""
         count = len(self.rank_names)
         entries = "entry" if count == 1 else "entries"
         names = f"({', '.join(self.rank_names)})"
@@ -158,7 +157,8 @@ class Format:
         if isinstance(ranks, (tuple, list)):
             if len(ranks) != count:
                 raise ValueError(
-                    f"`ranks` of format '{self.name}' has {count} {entries}, {names}. Received: ranks={tuple(ranks)}"
+                    f"Expected {count} {entries} in `ranks` of format '{self.name}', {names}. "
+                    f"Received: ranks={tuple(ranks)}"
                 )
             return tuple(_validate_rank(rank, ranks) for rank in ranks)
         return _validate_rank(ranks, ranks)
@@ -172,20 +172,20 @@ class Format:
                 of these, one per rank.
 
         Raises:
-            ValueError: if a rank is below 1, above the full rank, or the tuple has another length.
+            ValueError: if a rank is below 1 or above the full rank, or if the tuple has the wrong length.
         """
         ranks = self.validate_ranks(ranks)
         full = self.max_ranks(kernel_shape)
-        given = ranks if isinstance(ranks, tuple) else (ranks,) * len(full)
+        rank_per_name = ranks if isinstance(ranks, tuple) else (ranks,) * len(full)
         resolved = tuple(
-            _rounded_up(rank, limit) if isinstance(rank, float) else rank for rank, limit in zip(given, full)
+            _rounded_up(rank, limit) if isinstance(rank, float) else rank for rank, limit in zip(rank_per_name, full)
         )
         groups = f" in {self.groups} groups" if self.groups > 1 else ""
         for name, rank, limit in zip(self.rank_names, resolved, full):
             if rank > limit:
                 raise ValueError(
-                    f"{name} is at most the full rank, {limit}, for a kernel of shape {tuple(kernel_shape)}{groups}. "
-                    f"Received: ranks={ranks}"
+                    f"Expected {name} of at most the full rank, {limit}, for a kernel of shape {tuple(kernel_shape)}"
+                    f"{groups}. Received: ranks={ranks}"
                 )
         return resolved
 
@@ -198,7 +198,7 @@ class Format:
         padding: str,
         dilation_rate: Shape,
     ) -> ChainCosts:
-        """`ChainCosts` of the chain for one example.
+        """Costs of running the chain on one example, as `ChainCosts`.
 
         Args:
             kernel_shape: shape of the dense kernel, `(*kernel_size, C_in, C_out)`.
@@ -211,9 +211,10 @@ class Format:
         return chain_costs(self.stages(kernel_shape, ranks, strides, dilation_rate), input_size, padding)
 
     def prefers_chain(self, kernel_shape: Shape, ranks: Sequence[int], strides: Shape) -> bool:
-        """Reports if the chain takes no more MACs than the dense kernel, borders aside; `"auto"` then runs the chain.
+        """Reports if the chain takes at most the MACs of the dense kernel, not counting borders.
 
-        Depends on nothing else, so that a layer, a plan, the costs and the times of one convolution always agree.
+        If it does, a layer with execution `"auto"` runs the chain. The answer depends only on the arguments, so a
+        layer, its plan, its costs and its measured times always agree.
 
         Args:
             kernel_shape: shape of the dense kernel, `(*kernel_size, C_in, C_out)`.
@@ -232,7 +233,7 @@ class Format:
 
 
 def _validate_rank(rank, ranks):
-    # Typeshed's `numbers` know no comparisons.
+    # The types of `numbers` in typeshed have no comparisons.
     if isinstance(rank, numbers.Integral) and not isinstance(rank, bool) and rank >= 1:  # pyright: ignore
         return int(rank)
     if (
@@ -246,7 +247,7 @@ def _validate_rank(rank, ranks):
 
 
 def _rounded_up(fraction, limit):
-    """⌈fraction · limit⌉ for the decimal number that was written: 0.1 of 30 is 3, though 0.1 · 30 > 3 in binary."""
+    """⌈fraction · limit⌉ of the decimal number as written: 0.1 of 30 is 3, although 0.1 · 30 > 3 in binary."""
     return math.ceil(fractions.Fraction(repr(fraction)) * limit)
 
 
@@ -254,7 +255,7 @@ _FormatT = TypeVar("_FormatT", bound=Format)
 
 
 def register(format_class: type[_FormatT]) -> type[_FormatT]:
-    """Class decorator: makes the format known to `get` under its `name`.
+    """Class decorator: registers the format, so that `get` finds it by its `name`.
 
     Args:
         format_class: a subclass of `Format`; it is instantiated once, without arguments.
@@ -280,10 +281,10 @@ def names() -> list[str]:
 
 
 def get(name: str | Format) -> Format:
-    """The format called `name`.
+    """Returns the format called `name`.
 
     Args:
-        name: str, or a `Format`, which is returned as it is.
+        name: str, or a `Format`, which is returned unchanged.
 
     Raises:
         ValueError: for an unknown name; the message lists the known ones.

@@ -1,4 +1,4 @@
-"""The chain of convolutions that stands for one, and what running it costs."""
+"""The chain of convolutions that replaces one convolution, and its costs."""
 
 import dataclasses
 import math
@@ -15,9 +15,9 @@ class Stage:
     Attributes:
         kernel_size, strides, dilation_rate: tuples of ints, one per spatial axis.
         in_channels, out_channels: ints.
-        depthwise: whether each channel is convolved by itself; the factor then has shape `(*kernel_size, C, 1)`,
+        depthwise: whether each channel is convolved by itself. If so, the factor has shape `(*kernel_size, C, 1)`,
             otherwise `(*kernel_size, in_channels / groups, out_channels)`.
-        groups: int: the channels fall into as many groups, of which none sees another.
+        groups: int, number of groups of channels; each group is convolved by itself.
 
     Example:
 
@@ -36,23 +36,23 @@ class Stage:
 
     @property
     def weights(self) -> int:
-        """Number of weights, which is also the MACs for one position of the output."""
+        """Number of weights, which is also the number of MACs for one position of the output."""
         inputs_per_output = 1 if self.depthwise else self.in_channels // self.groups
         return math.prod(self.kernel_size) * inputs_per_output * self.out_channels
 
     def of_one_group(self) -> "Stage":
-        """What the stage is within each of its groups."""
+        """Returns the stage of one group by itself, with `groups=1`."""
         channels = {"in_channels": self.in_channels // self.groups, "out_channels": self.out_channels // self.groups}
         return dataclasses.replace(self, **channels, groups=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class ChainCosts:
-    """What one example costs in a chain without biases.
+    """Costs of one example in a chain without biases.
 
     Attributes:
         params: number of weights.
-        macs: multiply-accumulates: weights times positions of the output, summed over the stages.
+        macs: multiply-accumulates: weights times output positions, summed over the stages.
         activations: elements of all stage outputs.
 
     Example:
@@ -74,14 +74,14 @@ def conv_output_size(
     `same` and `causal`: ceil(size / stride); `valid`: floor((size − dilation·(k − 1) − 1) / stride) + 1.
     """
 
-    def one(size, kernel, stride, dilation):
+    def axis_size(size, kernel, stride, dilation):
         if size is None:
             return None
         if padding in ("same", "causal"):
             return -(-size // stride)
         return (size - dilation * (kernel - 1) - 1) // stride + 1
 
-    return tuple(map(one, size, kernel_size, strides, dilation_rate))
+    return tuple(map(axis_size, size, kernel_size, strides, dilation_rate))
 
 
 def chain_costs(stages: Sequence[Stage], input_size: Shape, padding: str) -> ChainCosts:
@@ -97,9 +97,9 @@ def chain_costs(stages: Sequence[Stage], input_size: Shape, padding: str) -> Cha
 
 
 def macs_per_position(stages: Sequence[Stage]) -> int:
-    """MACs of a chain for one position of its output, borders aside.
+    """MACs of a chain for one position of its output, not counting borders.
 
-    `Σ_i weights_i · ∏_{j>i} ∏ strides_j`: a stage before a stride runs at more positions than the chain has outputs.
+    `Σ_i weights_i · ∏_{j>i} ∏ strides_j`: a stage before a stride runs at more positions than the output has.
     """
     macs, positions = 0, 1
     for stage in reversed(stages):

@@ -3,8 +3,8 @@
     W[…, p, q] = Σ_{a ≤ r} U[p, a] · D[…, a] · Z[a, q]
 
 with p over C_in and q over C_out: the canonical polyadic decomposition of the kernel as a 3-way tensor
-C_in × K × C_out (K = ∏ kernel_size). Source: Lebedev et al., arXiv 1412.6553; with the spatial axes kept together,
-Astrid and Lee, arXiv 1701.07148.
+C_in × K × C_out (K = ∏ kernel_size). Source: Lebedev et al., arXiv 1412.6553. Astrid and Lee, arXiv 1701.07148, keep
+the spatial axes together, as here.
 """
 
 import math
@@ -20,9 +20,11 @@ from elrt_keras.formats.errors import Errors, between, rounded, tails_of
 from elrt_keras.formats.iterative import tensorly_on_numpy
 
 _ITERATIONS, _TOLERANCE = 200, 1e-8
-_FEW_ITERATIONS, _LOOKED_AT = 12, 10  # for errors: steps of an iteration, and ranks at which they are computed
-_LARGE, _PART = 2**17, 64  # elements of a kernel whose errors are corrected by those of a part with as many channels
-# Elements of the tensor times rank up to which all iterations are affordable, and a second start; then it is half.
+_FEW_ITERATIONS, _LOOKED_AT = 12, 10  # for `errors`: steps of the iteration, and number of ranks to compute them at
+# Kernels with more elements than `_LARGE` get their errors from a part of the kernel with about `_PART` channels.
+_LARGE, _PART = 2**17, 64
+# Up to this number, elements of the tensor times rank, all iterations and a second start are affordable. Above it, the
+# iterations are halved.
 _SMALL = 2**24
 
 
@@ -31,8 +33,8 @@ class CP(Format):
     """CP with rank `(r,)`.
 
     Factors: `U (1…1, C_in, r)`, depthwise `D (*kernel_size, r, 1)`, which carries the scale, and `Z (1…1, r, C_out)`.
-    Orthogonality applies to `U` (C_in × r) and `Z` (r × C_out). The full rank is
-    `min(K·C_in, K·C_out, C_in·C_out)`, at which every tensor has an exact decomposition.
+    Orthogonality applies to `U` (C_in × r) and `Z` (r × C_out). The full rank is `min(K·C_in, K·C_out, C_in·C_out)`:
+    at that rank every tensor has an exact decomposition.
     """
 
     name = "cp"
@@ -66,7 +68,7 @@ class CP(Format):
         return channel_product(weighted, ops.reshape(factor_out, factor_out.shape[-2:]))
 
     def squared_norm(self, factors: Sequence[Tensor]) -> Tensor:
-        """⟨UᵀU ∘ DᵀD, ZZᵀ⟩, ∘ the elementwise product."""
+        """⟨UᵀU ∘ DᵀD, ZZᵀ⟩, where ∘ is the elementwise product."""
         left, depthwise, right = (ops.reshape(f, (-1, n)) for f, n in zip(factors, _last_axes(factors)))
         grams = [contracted(matrix, matrix, [axis], [axis]) for matrix, axis in ((left, 0), (depthwise, 0), (right, 1))]
         return ops.sum(grams[0] * grams[1] * grams[2])
@@ -84,7 +86,7 @@ class CP(Format):
     def decompose(self, kernel: np.ndarray, ranks: Sequence[int]) -> list[np.ndarray]:
         """Alternating least squares (TensorLy's `parafac`), started from orthogonal rank-one terms.
 
-        Small problems are also started from TensorLy's own SVD start, and the better result is taken. Where the
+        A small problem also gets a second run from TensorLy's own SVD start, and the better result is taken. If the
         orthogonal terms are exact already, they are the result.
         """
         kernel = np.asarray(kernel)
@@ -93,8 +95,8 @@ class CP(Format):
     def errors(self, kernel: np.ndarray) -> Errors:
         """Errors after a few steps of alternating least squares at ten ranks, interpolated between them.
 
-        The errors of a large kernel are those of its orthogonal terms. They are corrected by the ratio that a part of
-        the channels shows between the two.
+        For a large kernel the errors are those of its orthogonal terms, times a correction. The correction is the ratio
+        of both methods on a part of the channels.
         """
         tensor = _three_way(np.asarray(kernel, "float64"))
         if not np.any(tensor):
@@ -103,19 +105,19 @@ class CP(Format):
         return between({**_errors_at(tensor), full: 0.0})
 
     def errors_of_factors(self, factors: Sequence[np.ndarray]) -> Errors:
-        """Errors after leaving out terms one after another, from which `truncate` starts.
+        """Errors after the least important terms are removed one by one; `truncate` starts from the same terms.
 
-        The terms of trained factors are not orthogonal, and a kernel of r such terms has more than r orthogonal ones.
+        The terms of trained factors are not orthogonal. A kernel of r such terms has more than r orthogonal terms.
         """
         errors = _leaving_out(_matrices(factors))[1]
         if errors[-1] == 0:
             return lambda ranks: 0.0
-        # In the order of ranks, and no rank loses more than a lower one.
+        # In the order of the ranks; no rank has a larger error than a lower rank.
         by_rank = rounded(np.minimum(np.maximum.accumulate(errors) / errors[-1], 1.0)[::-1])
         return lambda ranks: float(by_rank[min(ranks[0], len(by_rank) - 1)])
 
     def truncate(self, factors: Sequence[Tensor], ranks: Sequence[int]) -> list[np.ndarray]:
-        """As `decompose`, started also from the terms whose removal changes the kernel least (see `_leaving_out`)."""
+        """Like `decompose`, but also starts from the most important terms of the factors (see `_leaving_out`)."""
         factors = [np.asarray(ops.convert_to_numpy(factor)) for factor in factors]
         matrices = _matrices(factors)
         kept = np.sort(_leaving_out(matrices)[0][::-1][: ranks[0]])
@@ -124,7 +126,7 @@ class CP(Format):
         return self._factors(kernel, _best_cp(tensor, ranks[0], [matrix[:, kept] for matrix in matrices]))
 
     def _factors(self, kernel, matrices):
-        """Three factor matrices as factors for a kernel: unit columns in the outer ones, the scale in the depthwise."""
+        """Turns three factor matrices into factors: the outer ones get unit columns, the depthwise one the scale."""
         norms = [np.linalg.norm(matrix, axis=0) for matrix in matrices]
         left, middle, right = (m / np.where(n > 0, n, 1) for m, n in zip(matrices, norms))
         depthwise = (middle * math.prod(norms)).reshape(*kernel.shape[:-2], -1, 1)
@@ -147,14 +149,16 @@ def _matrices(factors):
 
 
 def _leaving_out(matrices):
-    """The order in which to leave out terms, each time the one that raises the error least, and the squared errors.
+    """Removes terms one by one, each time the term whose removal raises the squared error least.
 
     Returns:
-        `(order, errors)`: indices `(r,)`, and `(r + 1,)` errors after 0, 1, … r of them; the last is the squared norm.
+        `(order, errors)`: indices `(r,)` of the terms in the order of removal, and `(r + 1,)` squared errors after 0,
+        1, … r removals. The last error is the squared norm.
     """
     grams = np.prod([matrix.T @ matrix for matrix in matrices], axis=0)
     order, errors = [], [0.0]
-    raised = np.diag(grams).copy()  # by each term that is left: its norm, and its products with those that are out
+    # Increase of the squared error by each remaining term: its squared norm plus its products with removed terms.
+    raised = np.diag(grams).copy()
     for _ in range(len(grams)):
         term = int(np.argmin(raised))
         order.append(term)
@@ -165,15 +169,15 @@ def _leaving_out(matrices):
 
 
 def _three_way(kernel):
-    """C_in × K × C_out."""
+    """The kernel as a tensor C_in × K × C_out."""
     return np.moveaxis(kernel.reshape(-1, *kernel.shape[-2:]), 0, 1)
 
 
 def _orthogonal_terms(tensor):
-    """Rank-one terms with orthogonal directions whose sum is the 3-way tensor, largest first: TTr1SVD.
+    """Writes the 3-way tensor as a sum of mutually orthogonal rank-one terms, largest first: TTr1SVD.
 
-    The SVD of the narrower channel mode × rest gives vectors and matrices, the SVD of each matrix gives the terms.
-    Dropping terms costs exactly their squared weights. Source: Batselier, Liu, Wong, SIAM J. Matrix Anal. Appl. 36,
+    The SVD of the narrower channel mode × rest gives vectors and matrices. The SVD of each matrix gives the terms.
+    Removing terms costs exactly their squared weights. Source: Batselier, Liu, Wong, SIAM J. Matrix Anal. Appl. 36,
     2015.
 
     Returns:
@@ -196,25 +200,25 @@ def _orthogonal_terms(tensor):
 
 
 def _errors_at(tensor):
-    """`{rank: relative squared error}` of CP at some ranks, from 0 to one at which nothing is left out."""
+    """`{rank: relative squared error}` of CP at some ranks, from rank 0 to a rank with error 0."""
     weights, terms = _orthogonal_terms(tensor)
     tails = tails_of(weights**2)
     exact = int(np.sum(tails > 0))
-    # At higher ranks the chain has more weights than the kernel.
+    # Above this rank the chain has more weights than the kernel.
     highest = math.ceil(tensor.size / sum(tensor.shape))
     ranks = np.unique(np.geomspace(1, highest, _LOOKED_AT).round().astype(int))
     ranks = [int(rank) for rank in ranks if rank < exact]
     if tensor.size <= _LARGE:
-        found = {rank: _squared_error(tensor, rank, weights, terms) / np.sum(tensor**2) for rank in ranks}
+        error_at = {rank: _squared_error(tensor, rank, weights, terms) / np.sum(tensor**2) for rank in ranks}
     else:
         part = tensor[:: -(-tensor.shape[0] // _PART), :, :: -(-tensor.shape[2] // _PART)]
         gain, size = _gain(part), math.ceil(part.size / sum(part.shape))
-        found = {rank: max(0.0, 1.0 - (1.0 - tails[rank]) * gain(rank / highest * size)) for rank in ranks}
-    return {0: 1.0, **found, exact: 0.0}
+        error_at = {rank: max(0.0, 1.0 - (1.0 - tails[rank]) * gain(rank / highest * size)) for rank in ranks}
+    return {0: 1.0, **error_at, exact: 0.0}
 
 
 def _gain(tensor):
-    """Ratio of the parts of a tensor that the iteration and the orthogonal terms keep, as a function of the rank."""
+    """Part of the tensor that the iteration keeps, divided by the part that the orthogonal terms keep, by rank."""
     tails, errors = tails_of(_orthogonal_terms(tensor)[0] ** 2), _errors_at(tensor)
     ranks = [rank for rank in sorted(errors) if 0 < rank < len(tails)]
     gains = [(1.0 - errors[rank]) / (1.0 - tails[rank]) for rank in ranks]
@@ -222,7 +226,7 @@ def _gain(tensor):
 
 
 def _squared_error(tensor, rank, weights, terms):
-    """Squared error of CP at a rank after a few iterations from the orthogonal terms."""
+    """Squared error of CP at a rank after a few iterations that start from the orthogonal terms."""
     from tensorly.cp_tensor import CPTensor, cp_to_tensor
     from tensorly.decomposition import parafac
 
@@ -239,8 +243,8 @@ def _squared_error(tensor, rank, weights, terms):
 
 
 def _best_cp(tensor, rank, known=None):
-    """Three factor matrices `(size, rank)` whose CP approximates the tensor; `known`: ones to start from as well."""
-    # Late, as in `tensorly_on_numpy`.
+    """Three factor matrices `(size, rank)` whose CP approximates the tensor. `known`: matrices for a further start."""
+    # Imported here for the reason in `tensorly_on_numpy`.
     from tensorly.cp_tensor import CPTensor, cp_to_tensor
     from tensorly.decomposition import parafac
 
@@ -255,14 +259,14 @@ def _best_cp(tensor, rank, known=None):
     if min(error for error, _ in results) <= 1e-7 * total:
         return min(results, key=lambda result: result[0])[1]
     is_small = tensor.size * rank <= _SMALL
-    # Every other step goes on along the last ones as far as that helps: as close in half the iterations.
+    # The line search extends every other step as far as that helps. It needs half the iterations for the same error.
     options = {"n_iter_max": _ITERATIONS // (1 if is_small else 2), "tol": _TOLERANCE, "linesearch": True}
     with tensorly_on_numpy():
         inits = [CPTensor((np.ones(rank), factors)) for _, factors in results]
         for init in inits + ["svd"] * is_small:
             try:
                 cp = parafac(tensor, rank, init=init, random_state=0, **options)
-            except np.linalg.LinAlgError:  # terms that are multiples of one another in two of the modes
+            except np.linalg.LinAlgError:  # terms that are multiples of each other in two of the modes
                 continue
             factors = [np.asarray(factor) for factor in cp.factors]
             factors[0] = factors[0] * cp.weights

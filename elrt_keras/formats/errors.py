@@ -5,15 +5,15 @@ from typing import TypeAlias
 
 import numpy as np
 
-# From ranks to the part of the kernel's squared norm that a decomposition leaves out.
+# Function from ranks to the part of the kernel's squared norm that a decomposition drops.
 Errors: TypeAlias = Callable[[Sequence[int]], float]
 
-# Of float32 weights rounding leaves out about 1e-14; less than this is none.
+# Rounding of float32 weights causes errors of about 1e-14. Errors below this limit count as zero.
 _ROUNDING = 1e-12
 
 
 def tails_of(squares: np.ndarray) -> np.ndarray:
-    """The part of a sum that the entries from each index on make up.
+    """For each index, the sum of the entries from that index on, divided by the sum of all entries.
 
     Args:
         squares: `(n,)`, squared singular values in descending order.
@@ -26,18 +26,18 @@ def tails_of(squares: np.ndarray) -> np.ndarray:
 
 
 def rounded(errors: np.ndarray) -> np.ndarray:
-    """Errors without what is rounding, and none below 0."""
+    """Sets errors that are only rounding, and errors below 0, to 0."""
     return np.where(errors < _ROUNDING, 0.0, errors)
 
 
 def of_spectra(spectra: Sequence[np.ndarray]) -> Errors:
-    """`1 − Π_i (1 − tail_i)`: the exact error for one rank, an estimate for several.
+    """Returns `1 − Π_i (1 − tail_i)`: the exact error for one rank, an estimate for several.
 
-    The estimate takes the ranks as independent: each keeps the same part of the whole kernel and of what the others
-    keep of it.
+    The estimate treats the ranks as independent: each rank keeps the same part of the whole kernel as of the part that
+    the other ranks keep.
 
     Args:
-        spectra: by rank, squared singular values of the unfolding in descending order.
+        spectra: squared singular values of the unfolding in descending order, one array per rank.
     """
     tails = [tails_of(squares) for squares in spectra]
 
@@ -48,25 +48,25 @@ def of_spectra(spectra: Sequence[np.ndarray]) -> Errors:
 
 
 def between(measured: Mapping[int, float]) -> Errors:
-    """Errors at one rank, by monotone interpolation between those that were measured.
+    """Interpolates measured errors of a format of one rank monotonically between the measured ranks.
 
     Args:
         measured: `{rank: error}`, from rank 0 (error 1) to the full rank.
     """
-    from scipy.interpolate import PchipInterpolator  # late: importing the package shall stay quick
+    from scipy.interpolate import PchipInterpolator  # imported here to keep the import of the package quick
 
     ranks = sorted(measured)
-    # What a higher rank captures is no less; a worse result of an iteration does not count.
+    # A higher rank never has a larger error. If an iteration returned one, the error of the lower rank counts.
     errors = np.minimum.accumulate([measured[rank] for rank in ranks])
     curve = PchipInterpolator(ranks, errors)
     return lambda ranks: float(rounded(curve(ranks[0])))
 
 
 def weighted(parts: Sequence[tuple[float, Errors]]) -> Errors:
-    """Errors of several kernels together, at the same ranks.
+    """Errors of several kernels together, all at the same ranks.
 
     Args:
-        parts: `(squared norm, errors)` of each.
+        parts: `(squared norm, errors)` of each kernel.
     """
     total = sum(norm for norm, _ in parts)
     return lambda ranks: sum(norm * errors(ranks) for norm, errors in parts) / total if total > 0 else 0.0

@@ -1,8 +1,8 @@
-"""A format for grouped convolutions: the same one in every group, side by side.
+"""A format for grouped convolutions: it applies another format to every group.
 
-The kernel of a convolution with G groups, `(*kernel_size, C_in / G, C_out)`, is G kernels side by side along its last
-axis. Each is factorised by itself, at the ranks of all, and their factors are stacked likewise, so that the chain is
-one of grouped convolutions.
+The kernel of a convolution with G groups, `(*kernel_size, C_in / G, C_out)`, holds G kernels side by side along its
+last axis. Each of them is factorised by itself, all at the same ranks. Their factors are stacked in the same way, so
+the chain consists of grouped convolutions.
 """
 
 import functools
@@ -19,10 +19,10 @@ from elrt_keras.formats.errors import Errors, weighted
 
 
 class Grouped(Format):
-    """A format in each of several groups; ranks are those of one group. Made by `grouped`.
+    """A format applied to each of several groups; ranks are those of one group. Made by `grouped`.
 
-    Kernels have shape `(*kernel_size, C_in / groups, C_out)`. A factor is stacked along its last axis, that of its
-    outputs; one of a depthwise stage along its channels.
+    Kernels have shape `(*kernel_size, C_in / groups, C_out)`. Factors are stacked along their last axis, the outputs.
+    Factors of a depthwise stage are stacked along their channels.
     """
 
     def __init__(self, one: Format, groups: int):
@@ -30,7 +30,7 @@ class Grouped(Format):
         self.name, self.spatial_dims, self.rank_names = one.name, one.spatial_dims, one.rank_names
         self.factor_names, self.core_index = one.factor_names, one.core_index
         ones = (1,) * one.spatial_dims[0]
-        chain = one.stages((*ones, 1, 1), (1,) * len(one.rank_names), ones, ones)  # which stages are depthwise
+        chain = one.stages((*ones, 1, 1), (1,) * len(one.rank_names), ones, ones)  # to see which are depthwise
         self._axes = [-2 if stage.depthwise else -1 for stage in chain]
 
     def max_ranks(self, kernel_shape: Shape) -> tuple[int, ...]:
@@ -57,13 +57,13 @@ class Grouped(Format):
         return self._stacked([self._one.decompose(part, ranks) for part in self._kernels(kernel)])
 
     def compose(self, factors: Sequence[Tensor]) -> Tensor:
-        return joined([self._one.compose(some) for some in self._by_group(factors)], -1)
+        return joined([self._one.compose(group_factors) for group_factors in self._by_group(factors)], -1)
 
     def squared_norm(self, factors: Sequence[Tensor]) -> Tensor:
-        return sum(self._one.squared_norm(some) for some in self._by_group(factors))
+        return sum(self._one.squared_norm(group_factors) for group_factors in self._by_group(factors))
 
     def truncate(self, factors: Sequence[Tensor], ranks: Sequence[int]) -> list[np.ndarray]:
-        return self._stacked([self._one.truncate(some, ranks) for some in self._by_group(factors)])
+        return self._stacked([self._one.truncate(group_factors, ranks) for group_factors in self._by_group(factors)])
 
     def orthogonal_factors(self, spatial_dims: int) -> list[MatrixView]:
         """One view per factor, with a matrix for each group."""
@@ -73,27 +73,27 @@ class Grouped(Format):
         ]
 
     def unfoldings(self, kernel: np.ndarray) -> list[np.ndarray]:
-        """Those of the groups as blocks of a diagonal, which leaves their singular values together."""
+        """The unfoldings of all groups as blocks on a diagonal, which keeps all their singular values."""
         by_rank = zip(*(self._one.unfoldings(part) for part in self._kernels(kernel)))
         return [_block_diagonal(matrices) for matrices in by_rank]
 
     def rank_estimates(self, kernel: np.ndarray, estimate: Callable[[np.ndarray], float]) -> list[float]:
-        """The means over the groups."""
+        """The means of the estimates over the groups."""
         by_group = [self._one.rank_estimates(part, estimate) for part in self._kernels(kernel)]
         return [float(mean) for mean in np.mean(by_group, axis=0)]
 
     def spectra(self, kernel: np.ndarray) -> list[np.ndarray]:
-        """The sums over the groups: a rank leaves out the same tail of each."""
+        """The sums of the spectra over the groups: a rank drops the same tail of each."""
         return _summed([self._one.spectra(part) for part in self._kernels(kernel)])
 
     def errors(self, kernel: np.ndarray) -> Errors:
-        """Those of the groups together: a rank is the same in each of them."""
+        """Errors of all groups together, at the same ranks in each group."""
         return weighted([(float(np.sum(part**2)), self._one.errors(part)) for part in self._kernels(kernel)])
 
     def errors_of_factors(self, factors: Sequence[np.ndarray]) -> Errors:
         by_group = list(self._by_group(factors))
-        norms = [float(ops.convert_to_numpy(self._one.squared_norm(some))) for some in by_group]
-        return weighted([(norm, self._one.errors_of_factors(some)) for norm, some in zip(norms, by_group)])
+        norms = [float(ops.convert_to_numpy(self._one.squared_norm(group_factors))) for group_factors in by_group]
+        return weighted([(norm, self._one.errors_of_factors(group)) for norm, group in zip(norms, by_group)])
 
     def _shape(self, kernel_shape):
         """The kernel shape of one group."""
@@ -107,25 +107,24 @@ class Grouped(Format):
     def _by_group(self, factors):
         """The factors of each group."""
         parts = [split(factor, self.groups, axis) for factor, axis in zip(factors, self._axes)]
-        return [list(some) for some in zip(*parts)]
+        return [list(group_factors) for group_factors in zip(*parts)]
 
     def _stacked(self, by_group):
-        """NumPy factors of the groups as those of the whole."""
+        """Stacks the NumPy factors of the groups."""
         return [np.concatenate(parts, axis=axis) for parts, axis in zip(zip(*by_group), self._axes)]
 
 
 def grouped(one: str | Format, groups: int) -> Format:
-    """A format for convolutions with that many groups; the format itself for one.
+    """Returns a format for convolutions with `groups` groups; for one group, the format itself.
 
-    Of the format it needs that its chain has a stage for each factor, and that the outputs of a factor are its last
-    axis.
+    The chain of the format must have one stage per factor, and the last axis of a factor must be its outputs.
 
     Args:
         one: the format of each group, or its name.
         groups: int ≥ 1.
 
     Raises:
-        ValueError: for an unknown format, or another number of groups.
+        ValueError: for an unknown format, or if `groups` is no int ≥ 1.
 
     Example:
 
@@ -133,7 +132,7 @@ def grouped(one: str | Format, groups: int) -> Format:
     >>> tucker2.factor_shapes((3, 3, 8, 64), (4, 6))  # 32 channels to 64 in groups of 8 to 16
     [(1, 1, 8, 16), (3, 3, 4, 24), (1, 1, 6, 64)]
     """
-    groups = int_in(groups, "[1, inf)", "groups")  # not in the cache, for which True and 1.0 are 1
+    groups = int_in(groups, "[1, inf)", "groups")  # checked before the cache, which takes True and 1.0 for 1
     return get(one) if groups == 1 else _grouped(get(one), groups)
 
 

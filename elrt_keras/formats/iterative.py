@@ -1,4 +1,4 @@
-"""TensorLy's iterative decompositions, as the formats use them."""
+"""Settings under which the formats run TensorLy's iterative decompositions."""
 
 import contextlib
 import warnings
@@ -9,11 +9,12 @@ import numpy as np
 
 @contextlib.contextmanager
 def tensorly_on_numpy() -> Iterator[None]:
-    """A context in which TensorLy computes with NumPy, without warnings of what is asked for here.
+    """Context in which TensorLy computes with NumPy and gives no warnings about two expected cases.
 
-    It completes a factor that a short unfolding leaves too narrow, and divides by the norm of a kernel that is zero.
+    In one case TensorLy completes a factor, because a short unfolding leaves it too narrow. In the other it divides by
+    the norm of a zero kernel.
     """
-    # TensorLy brings SciPy along; importing it here keeps `import elrt_keras` as quick as `import keras`.
+    # TensorLy imports SciPy. The import is here so that `import elrt_keras` stays as quick as `import keras`.
     import tensorly
 
     zero_kernel = np.errstate(invalid="ignore")

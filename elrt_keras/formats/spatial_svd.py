@@ -2,7 +2,7 @@
 
     W[h, w, p, q] = Σ_{a ≤ r} V[h, p, a] · H[a, w, q]
 
-the kernel as a matrix of k_h·C_in × k_w·C_out, p over C_in, q over C_out. Source: Jaderberg, Vedaldi, Zisserman,
+with the kernel as a matrix of k_h·C_in × k_w·C_out, p over C_in, q over C_out. Source: Jaderberg, Vedaldi, Zisserman,
 "Speeding up Convolutional Neural Networks with Low Rank Expansions", BMVC 2014.
 """
 

@@ -2,8 +2,8 @@
 
     W[…, p, q] = Σ_{a ≤ r} A[…, p, a] · B[a, q]
 
-the kernel as a matrix of K·C_in × C_out, K = ∏ kernel_size, p over C_in, q over C_out. For a 1×1 convolution or a dense
-layer this is the matrix format of Pufferfish (Wang et al., MLSys 2021) and of SVD training (Yang et al., arXiv
+with the kernel as a matrix of K·C_in × C_out, K = ∏ kernel_size, p over C_in, q over C_out. For a 1×1 convolution or a
+dense layer this is the matrix format of Pufferfish (Wang et al., MLSys 2021) and of SVD training (Yang et al., arXiv
 2004.09031).
 """
 
@@ -22,7 +22,8 @@ class SVD(Format):
     """SVD of the K·C_in × C_out matrix with rank `(r,)`.
 
     Factors: `A (*kernel_size, C_in, r)`, which carries the singular values, and `B (1…1, r, C_out)`. Orthogonality
-    applies to `B` (orthonormal rows): were both factors orthonormal, all singular values of the kernel would be equal.
+    applies only to `B` (orthonormal rows). If both factors were orthonormal, all singular values of the kernel would be
+    equal.
     """
 
     name = "svd"

@@ -79,7 +79,7 @@ class TensorTrain(Format):
         ]
 
     def decompose(self, kernel: np.ndarray, ranks: Sequence[int]) -> list[np.ndarray]:
-        """TT-SVD: one truncated SVD after another, from both ends towards the horizontal factor."""
+        """TT-SVD: a sequence of truncated SVDs from both ends towards the horizontal factor."""
         kernel = np.asarray(kernel)
         height, width, _, out_channels = kernel.shape
         r_in, r_mid, r_out = ranks
@@ -95,7 +95,7 @@ class TensorTrain(Format):
         return as_factors(factors, self.factor_shapes(kernel.shape, ranks), kernel.dtype)
 
     def errors(self, kernel: np.ndarray) -> Errors:
-        """Exact errors of `decompose`; for large kernels the estimate from the spectra, which is higher."""
+        """Exact errors of `decompose`. For large kernels it returns the estimate from the spectra, which is higher."""
         kernel = np.asarray(kernel, "float64")
         norm = np.sum(kernel**2)
         if norm == 0 or kernel.size > _LARGE:

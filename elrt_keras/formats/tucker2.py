@@ -19,8 +19,9 @@ from elrt_keras.formats.errors import Errors, rounded
 from elrt_keras.formats.iterative import tensorly_on_numpy
 
 _TOLERANCE = 1e-6
-_LOOKED_AT, _LOOKED_AT_OF_WIDE, _WIDE = 64, 16, 128  # ranks of one side at which errors are computed, by channels
-_LARGE, _TOLERANCE_OF_LARGE = 2**18, 1e-4  # elements of a kernel: 170 channels to as many at 3×3
+# Number of ranks of one side at which errors are computed: the second number for more than `_WIDE` channels.
+_LOOKED_AT, _LOOKED_AT_OF_WIDE, _WIDE = 64, 16, 128
+_LARGE, _TOLERANCE_OF_LARGE = 2**18, 1e-4  # elements of a kernel: 170 channels to 170 channels at 3×3
 
 
 @register
@@ -65,7 +66,7 @@ class Tucker2(Format):
 
     def decompose(self, kernel: np.ndarray, ranks: Sequence[int]) -> list[np.ndarray]:
         """HOSVD followed by higher-order orthogonal iteration (TensorLy's partial Tucker decomposition)."""
-        from tensorly.decomposition import partial_tucker  # late, as in `tensorly_on_numpy`
+        from tensorly.decomposition import partial_tucker  # imported here for the reason in `tensorly_on_numpy`
 
         kernel = np.asarray(kernel)
         modes = (kernel.ndim - 2, kernel.ndim - 1)
@@ -81,10 +82,10 @@ class Tucker2(Format):
         return as_factors((left, core, right.T), self.factor_shapes(kernel.shape, ranks), kernel.dtype)
 
     def errors(self, kernel: np.ndarray) -> Errors:
-        """Errors after one step of the iteration, from the better of its two sides, for all ranks at once.
+        """Errors after one step of the iteration, for all ranks at once. The step starts from the better side.
 
-        With the leading r_out directions V of the unfolding: Σ_{i > r_in} λ_i of the Gram matrix of W·V along C_in; and
-        the same from the other side. `decompose` goes on from there and leaves out a few percent less.
+        With the leading r_out directions V of the unfolding: Σ_{i > r_in} λ_i of the Gram matrix of W·V along C_in. The
+        other side works likewise. `decompose` continues from there and ends with errors a few percent lower.
         """
         kernel = np.asarray(kernel, "float64").reshape(-1, *kernel.shape[-2:])
         captured = np.maximum(_captured(kernel), _captured(kernel.transpose(0, 2, 1)).T)
@@ -102,9 +103,10 @@ class Tucker2(Format):
         return [np.moveaxis(kernel, axis, 0).reshape(kernel.shape[axis], -1) for axis in (-2, -1)]
 
     def truncate(self, factors: Sequence[Tensor], ranks: Sequence[int]) -> list[np.ndarray]:
-        """Orthonormalises both factor matrices, moves what they held into the core, and decomposes the small core.
+        """Orthonormalises both factor matrices, moves their remainders into the core, and decomposes the small core.
 
-        With U_in = Q₁R₁ and U_out = R₂ᵀQ₂ᵀ, W = Q₁(R₁·G·R₂ᵀ)Q₂ᵀ: the best approximation of the bracket is that of W.
+        With U_in = Q₁R₁ and U_out = R₂ᵀQ₂ᵀ, W = Q₁(R₁·G·R₂ᵀ)Q₂ᵀ. The best approximation of the bracket gives the best
+        approximation of W.
         """
         factor_in, core, factor_out = (np.asarray(ops.convert_to_numpy(factor)) for factor in factors)
         q_in, r_in = np.linalg.qr(factor_in.reshape(factor_in.shape[-2:]).astype("float64"))
@@ -117,9 +119,10 @@ class Tucker2(Format):
 
 
 def _captured(kernel):
-    """Squared norm that ranks `(r_in, r_out)` capture, `(C_in, C_out)`: the leading directions out, then the best in.
+    """Squared norm that ranks `(r_in, r_out)` capture, as an array `(C_in, C_out)`.
 
-    Of many directions some are looked at, and what is between them is interpolated.
+    It takes the leading directions of the outputs, and then the best directions of the inputs. If there are many output
+    directions, it computes the norm at some of them and interpolates between these.
     """
     _, in_channels, out_channels = kernel.shape
     directions = np.linalg.eigh(np.einsum("kpq,kpr->qr", kernel, kernel))[1][:, ::-1]
@@ -136,8 +139,8 @@ def _captured(kernel):
 
 
 def _tolerance(kernel):
-    """By how much the relative error has to fall for the iteration to go on.
+    """Smallest fall of the relative error at which the iteration continues.
 
-    A large kernel takes seconds a step, and what the last ones gain is small (docs/performance.md, "Decomposing").
+    For a large kernel a step takes seconds, and the last steps gain little (docs/performance.md, "Decomposing").
     """
     return _TOLERANCE if kernel.size <= _LARGE else _TOLERANCE_OF_LARGE

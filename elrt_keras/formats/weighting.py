@@ -1,12 +1,12 @@
-"""Decompositions that weigh a kernel by its inputs: they minimise the error of a layer's outputs.
+"""Decompositions that weight a kernel by its inputs: they minimise the error of a layer's outputs.
 
-With the second moments M = E[x·xᵀ] of the channels of a layer's inputs, and its kernel W as matrices in × out for each
-position,
+M = E[x·xᵀ] are the second moments of the channels of a layer's inputs. W is its kernel, as a matrix in × out for each
+position. Then
 
     E‖(W − Ŵ)ᵀx‖² = Σ_positions ‖M^½ (W − Ŵ)‖_F².
 
-So M^½·W is decomposed, and M^-½ is multiplied onto the first factor, which alone has the axis of the inputs. That is
-exact for a kernel of one position. For larger ones it takes the pixels under a kernel as uncorrelated.
+So M^½·W is decomposed, and the first factor is multiplied by M^-½: it is the only factor with the axis of the inputs.
+This is exact for a kernel of one position. For larger kernels it treats the pixels under the kernel as uncorrelated.
 """
 
 import functools
@@ -18,7 +18,7 @@ from keras import ops
 from elrt_keras.formats.base import Format
 from elrt_keras.formats.errors import Errors
 
-# Part of the mean moment that is added to all: directions that the examples never took are not free.
+# This part of the mean moment is added to all moments: errors in directions that no example has must cost something.
 _DAMPING = 1e-2
 
 
@@ -69,12 +69,12 @@ class InputWeighting:
     def relative_error(self, kernel: np.ndarray, other: np.ndarray) -> float:
         """Returns ‖M^½(W − Ŵ)‖² / ‖M^½W‖² of two kernels; 0 for a zero kernel."""
         whole, lost = (
-            np.sum(self._times(0, one) ** 2) for one in (kernel, np.subtract(kernel, other, dtype="float64"))
+            np.sum(self._times(0, array) ** 2) for array in (kernel, np.subtract(kernel, other, dtype="float64"))
         )
         return float(lost / whole) if whole > 0 else 0.0
 
     def _unweighted(self, format, factors, ranks):
-        # At the same ranks `truncate` leaves the kernel as it is, and makes the orthogonal factors orthonormal.
+        # At the same ranks `truncate` keeps the kernel, and makes the orthogonal factors orthonormal.
         return format.truncate(self._first(1, factors), ranks)
 
     def _first(self, power, factors):
@@ -82,7 +82,7 @@ class InputWeighting:
         return [self._times(power, first).astype(first.dtype), *others]
 
     def _times(self, power, kernel):
-        """A power of M times a kernel or first factor `(…, C, groups·n)`, group by group."""
+        """Multiplies a kernel or first factor `(…, C, groups·n)` by a power of M (0: M^½, 1: M^-½), group by group."""
         groups, channels, _ = self.moments.shape
         split = np.asarray(kernel, "float64").reshape(*kernel.shape[:-1], groups, -1)
         product = np.einsum("gij,...jgn->...ign", self._powers[power], split)

@@ -1,4 +1,4 @@
-"""Custom layers made of other layers, opened: their `call` as a graph of these."""
+"""Opening of custom layers that are made of other layers: their `call` becomes a graph of the inner layers."""
 
 import inspect
 import itertools
@@ -13,32 +13,36 @@ from elrt_keras.graph.nodes import GraphCall, replayed
 from elrt_keras.graph.paths import is_container
 from elrt_keras.graph.separable import is_separable, open_sizes, separable_stages
 
-# What a `call` of other people may raise on a tensor that has no values.
+# Errors that a custom `call` may raise on a tensor without values.
 _ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class Opening(NamedTuple):
-    """A layer as a functional model of the layers in it, or why there is none; both empty where it is no such layer."""
+    """A layer as a functional model of its inner layers, or the reason why it stays closed.
+
+    Both are empty if the layer is of another kind.
+    """
 
     graph: keras.Model | None = None
     reason: str = ""
 
 
 class _Closed(Exception):
-    """Why a layer stays closed."""
+    """The reason why a layer stays closed."""
 
 
 def open_layer(layer: keras.layers.Layer, calls: Sequence[GraphCall]) -> Opening:
-    """Opens a layer made of other layers: a functional model of these, sharing them and their weights.
+    """Opens a layer made of other layers: makes a functional model that shares these layers and their weights.
 
-    A separable convolution becomes a depthwise and a pointwise one. Of a custom layer `call` is run on a symbolic
-    input. That works where it takes one tensor and computes with layers and `keras.ops`, the same each time and while
-    training. What the graph would not say keeps a layer closed: values of weights that `call` reads, penalties of its
-    outputs, masks, further arguments, a layer in it that is told whether it trains or cannot be made again by itself.
+    A separable convolution becomes a depthwise and a pointwise convolution. For a custom layer, `call` runs on a
+    symbolic input. The layer must take one tensor and compute with layers and `keras.ops`. It must compute the same
+    each time, also in training. A layer stays closed if the graph would lose something: values of weights that `call`
+    reads, penalties of its outputs, masks, further arguments, an inner layer that gets a fixed `training` argument, or
+    an inner layer that cannot be copied by itself.
 
     Args:
         layer: a layer that `is_openable`.
-        calls: its calls in the model.
+        calls: the calls of the layer in the model.
     """
     try:
         shape, dtype = _input_signature(layer, calls)
@@ -52,7 +56,7 @@ def open_layer(layer: keras.layers.Layer, calls: Sequence[GraphCall]) -> Opening
 
 
 def is_openable(layer: Any) -> bool:
-    """Reports if a layer is of the kinds that are opened: separable convolutions and custom layers that hold layers."""
+    """Reports if a layer is of a kind that can be opened: a separable convolution, or a custom layer with layers."""
     return isinstance(layer, keras.layers.Layer) and layer.built and (is_separable(layer) or _is_custom(layer))
 
 
@@ -65,11 +69,11 @@ def _holds_layers(layer):
 
 
 def _input_signature(layer, calls):
-    """Shape and type of the one tensor that a layer takes; `None` in the place of sizes that differ between calls."""
+    """Shape and type of the one tensor that a layer takes; sizes that differ between calls are `None`."""
     if any(len(call.args) != 1 or not set(call.kwargs) <= {"training", "mask"} for call in calls):
         raise _Closed("it is called with more than one tensor")
     shape = (layer.get_build_config() or {}).get("input_shape")
-    if not calls and is_separable(layer):  # run by another layer, on sizes that may differ
+    if not calls and is_separable(layer):  # another layer runs it, perhaps on several sizes
         shape = open_sizes(layer)
     tensors = [call.args[0] for call in calls]
     shapes = [shape, *(getattr(tensor, "shape", None) for tensor in tensors)]
@@ -77,7 +81,7 @@ def _input_signature(layer, calls):
         raise _Closed("it takes something else than one tensor")
     dtypes = {tensor.dtype for tensor in tensors} or {layer.compute_dtype}
     if layer.autocast and all("float" in dtype for dtype in dtypes):
-        dtypes = {layer.compute_dtype}  # what it makes of its input
+        dtypes = {layer.compute_dtype}  # the layer casts its input to this type
     if len(dtypes) > 1:
         raise _Closed("it is called on tensors of several types")
     sizes = [set(one) for one in zip(*shapes)]
@@ -94,12 +98,12 @@ def _graph_of(layer, inputs):
         raise _Closed("it penalises its outputs")
     if "mask" in accepts:
         raise _Closed("it takes masks")
-    # Twice as it is: what differs then is random.
+    # Two traces without arguments: a difference between them is random.
     modes = [{}, {}, *([{"training": True}, {"training": False}] if "training" in accepts else [])]
     traces = [_traced(layer, inputs, mode) for mode in modes]
     (model, graph), steps = traces[0], [_steps(graph) for _, graph in traces]
     if any(call.kwargs.get("training") is not None for call in graph.calls):
-        # As a frozen batch-norm is; a functional model would tell it otherwise.
+        # A frozen batch-norm is called this way. A functional model would pass another value of `training`.
         raise _Closed("it tells a layer in it whether it trains")
     if steps[0] != steps[1]:
         raise _Closed("it computes something else each time")
@@ -114,7 +118,7 @@ def _graph_of(layer, inputs):
 
 
 def _traced(layer, inputs, mode):
-    """A layer's `call` as `(model, graph)`; closed where that needs values of tensors or of weights."""
+    """Traces a layer's `call` to `(model, graph)`. Raises `_Closed` if it needs values of tensors or weights."""
     try:
         with _Reads() as reads:
             outputs = layer.call(inputs, **mode)
@@ -130,7 +134,10 @@ def _traced(layer, inputs, mode):
 
 
 class _Reads(keras.StatelessScope):
-    """Notes which variables are read: in a graph their values would be constants. Layers that run take no part."""
+    """Records which variables are read, because a graph would hold their values as constants.
+
+    Reads inside the layers that run are not recorded.
+    """
 
     def __init__(self):
         super().__init__()
@@ -149,12 +156,12 @@ def _require_copyable(layer):
 
 
 def _steps(graph) -> list[Any]:
-    """Lists the layers and operations of a graph in order with their arguments, as values that can be compared."""
+    """Lists the layers and operations of a graph, in order and with their arguments, as comparable values."""
     numbers = itertools.count()
     names = {id(tensor): next(numbers) for tensor in graph.inputs}
     steps = []
     for operation, args, kwargs, outputs in graph.calls:
-        # The opened model passes `training` on itself.
+        # The opened model passes `training` on by itself.
         options = sorted(item for item in kwargs.items() if item[0] != "training")
         called = keras.tree.flatten((args, options))
         steps.append((_identity(operation), [_comparable(value, names) for value in called]))
@@ -163,7 +170,7 @@ def _steps(graph) -> list[Any]:
 
 
 def _identity(operation):
-    """A layer is itself; an operation is made anew each time, with its options as attributes."""
+    """Comparable value of a layer (its id) or an operation, which is a new object each time (its type and options)."""
     if isinstance(operation, keras.layers.Layer):
         return id(operation)
     options = {name: value for name, value in vars(operation).items() if name[0] != "_" and name != "name"}

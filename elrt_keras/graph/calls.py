@@ -1,4 +1,4 @@
-"""Traces a model without data: its layer calls in order, with their shapes."""
+"""Symbolic traces of a model: its layer calls in order, with their shapes."""
 
 import contextlib
 import contextvars
@@ -12,16 +12,16 @@ import numpy as np
 from elrt_keras.graph.paths import own_weights
 from elrt_keras.graph.private import held_layers
 
-# Layers that run others once for each step, by a rule of their own.
+# Layers that run other layers once per step. Their costs have a rule of their own.
 _REPEATING = (keras.layers.TimeDistributed, keras.layers.RNN)
 
 
-# Of one example: of the one input, or of each of several by name.
+# Shape of one example: of the single input, or `{name: shape}` of several inputs.
 InputShape: TypeAlias = Sequence[int] | Mapping[str, Sequence[int]]
 
 
 class Call(NamedTuple):
-    """One call of a layer, by the shapes of its first input and first output, with a batch axis of 1."""
+    """One call of a layer: the shapes of its first input and first output, with a batch axis of 1."""
 
     layer: keras.layers.Layer
     input_shape: tuple[int, ...]
@@ -29,14 +29,14 @@ class Call(NamedTuple):
 
 
 def trace_calls(model: keras.layers.Layer, input_shape: InputShape | None = None) -> list[Call]:
-    """Lists all calls of layers that compute something themselves, for one example, in the order in which they end.
+    """Lists the calls of all layers that compute something themselves, for one example, in the order in which they end.
 
-    Those are layers that call no others, or have weights beside those of the others: a convolution may have a layer as
-    its activation. In the place of a `TimeDistributed` there are the calls of what it runs, for every step. Arguments
-    are those of `count_costs`.
+    A layer computes something itself if it calls no other layers, or if it has weights of its own. (A convolution may
+    call a layer as its activation.) A `TimeDistributed` is replaced by the calls of its inner layer, for every step.
+    Arguments are those of `count_costs`.
 
     Raises:
-        ValueError: where the input shape is not known, or a layer cannot run on it, by name.
+        ValueError: if the input shape is not known, or a layer cannot run on it; the message names the layer.
     """
     inputs = _input_specs(model, input_shape)
     recorder = _Recorder()
@@ -53,7 +53,7 @@ def trace_calls(model: keras.layers.Layer, input_shape: InputShape | None = None
 
 
 class _Run(keras.Operation):
-    """Has a model run as it does in inference; of an operation without a shape rule Keras runs `call` symbolically."""
+    """Operation that runs a model in inference mode. It has no shape rule, so Keras runs `call` symbolically."""
 
     def __init__(self, model):
         super().__init__()
@@ -64,7 +64,7 @@ class _Run(keras.Operation):
 
 
 def _with_steps(layer, input_shape, output_shape):
-    """A call, or of a `TimeDistributed` the calls of all its steps."""
+    """Lists one call, or for a `TimeDistributed` the calls of all its steps."""
     if not isinstance(layer, keras.layers.TimeDistributed):
         return [(layer, input_shape, output_shape)]
     examples, steps, *shape = input_shape
@@ -76,7 +76,7 @@ def _with_steps(layer, input_shape, output_shape):
 
 
 def has_own_rule(layer: keras.layers.Layer) -> bool:
-    """Reports if a layer has a cost rule of its own; the layers that it calls are then not recorded."""
+    """Reports if a layer has a cost rule of its own. If so, the layers that it calls are not recorded."""
     return hasattr(layer, "compute_macs") or isinstance(layer, _REPEATING)
 
 
@@ -92,7 +92,7 @@ def _input_specs(model, input_shape):
         if inputs and len(inputs) > 1:
             shapes = {one.name: tuple(one.shape) for one in inputs}
             raise ValueError(
-                f"One shape is for one input; expected {{name: shape}}. Received: input_shape={input_shape}, "
+                f"Expected {{name: shape}} for a model with several inputs. Received: input_shape={input_shape}, "
                 f"model={model.name!r} with inputs of shapes {shapes}"
             )
         own = tuple(inputs[0].shape)[1:] if inputs else (None,) * len(input_shape)
@@ -105,26 +105,30 @@ def _input_specs(model, input_shape):
     inputs = getattr(model, "inputs" if isinstance(model, keras.Sequential) else "input", None)
     if inputs is None:
         raise ValueError(
-            f"The input shape of '{model.name}' is not known; pass `input_shape`. Received: input_shape=None"
+            f"Expected `input_shape`, because the input size of '{model.name}' is not known. Received: input_shape=None"
         )
-    # A Sequential model lists its one input; other models have their own structure of inputs.
+    # The `inputs` of a Sequential model are a list of its one input. Other models have their own structure of inputs.
     inputs = inputs[0] if isinstance(model, keras.Sequential) else inputs
     return keras.tree.map_structure(lambda tensor: _with_known_batch(model, tensor), inputs)
 
 
 def _with_known_batch(model, tensor):
-    shape = (tensor.shape[0] or 1, *tensor.shape[1:])  # one example, unless the model was made for a number of them
+    shape = (tensor.shape[0] or 1, *tensor.shape[1:])  # one example, unless the model has a fixed batch size
     if None in shape:
         one = len(keras.tree.flatten(model.inputs)) == 1
         advice = "`input_shape` without `None`" if one else "`input_shape` as {name: shape}"
         raise ValueError(
-            f"'{model.name}' leaves its input size open; pass {advice}. Received: input of shape {tuple(tensor.shape)}"
+            f"Expected {advice}, because '{model.name}' leaves its input size open. "
+            f"Received: input of shape {tuple(tensor.shape)}"
         )
     return keras.KerasTensor(shape, dtype=tensor.dtype)
 
 
 def _shapes_by_id(model, shapes):
-    """`{id of an input: shape}`; names are those of the inputs or, of letters and digits alone, of exported files."""
+    """Returns `{id of an input: shape}`.
+
+    Names are those of the inputs. Names of exported files also count: they have `_` for all but letters and digits.
+    """
     if len(model.inputs) == len(shapes) == 1:
         return {id(model.inputs[0]): next(iter(shapes.values()))}
     by_name = {re.sub(r"\W", "_", tensor.name): tensor for tensor in model.inputs}
@@ -137,10 +141,10 @@ def _shapes_by_id(model, shapes):
 
 
 def filled_shape(name: str, own: Sequence[int | None], shape: Any) -> tuple[int, ...]:
-    """Returns a given shape of one example of an input.
+    """Checks a given shape of one example of an input, and returns it.
 
     Raises:
-        ValueError: for anything but ints that fit the input's own shape.
+        ValueError: if it is not made of ints that fit the input's own shape.
     """
     known = isinstance(shape, (Sequence, np.ndarray)) and all(isinstance(size, (int, np.integer)) for size in shape)
     if not known or len(shape) != len(own) or any(size not in (None, new) for size, new in zip(own, shape)):
@@ -156,19 +160,19 @@ def _with_shape(model, tensor, shape):
 
 
 def _of_one(batch, shape):
-    """The shape of one example's part, where the first axis is that of the examples of a batch."""
+    """Shape for one example, if the first axis counts the examples of a batch."""
     return (shape[0] // batch, *shape[1:]) if shape and shape[0] % batch == 0 else shape
 
 
 class _Recorder:
-    """Records calls of layers that call no layer themselves, have weights of their own or a cost rule of their own.
+    """Records calls of layers that call no other layers, or have weights or a cost rule of their own.
 
-    Keras has no hook around layer calls: `call` is wrapped on each layer of a model while that is traced.
+    Keras has no hook around layer calls. So `call` of each layer of a model is wrapped while the model is traced.
     """
 
     def __init__(self):
         self.calls, self.failed = [], ""
-        # Other threads that run the model meanwhile have no list here, and pass through.
+        # Other threads that run the model in the meantime have no list here. Their calls are not recorded.
         self._frames: contextvars.ContextVar[list[Any] | None] = contextvars.ContextVar("frames", default=None)
 
     @contextlib.contextmanager
@@ -197,7 +201,7 @@ class _Recorder:
         try:
             outputs = call(*args, **kwargs)
         except Exception as error:
-            # The innermost one is told of first.
+            # The innermost layer fails first, and the message names it.
             self.failed = self.failed or (
                 f"Expected a model that runs on its input shape. Received: layer {layer.name!r}, a "
                 f"{type(layer).__name__}, on an input of shape {inputs}: {error}"
@@ -211,7 +215,10 @@ class _Recorder:
 
 
 class _WrappedCall:
-    """The `call` of one layer, recorded; what was there before it is kept, which may be that of another trace."""
+    """Wrapper that records the `call` of one layer.
+
+    It keeps the attribute that it replaces, which may be the wrapper of another trace.
+    """
 
     def __init__(self, recorder, layer):
         self.recorder, self.layer = recorder, layer
@@ -223,7 +230,7 @@ class _WrappedCall:
 
 
 def _unwrap(layer, recorder):
-    """Takes the wrapper of one recorder off, whichever lie above it."""
+    """Removes the wrapper of one recorder, also from below the wrappers of others."""
     own, name = vars(layer), _method(layer)
     above, wrapped = None, own[name]
     while wrapped.recorder is not recorder:

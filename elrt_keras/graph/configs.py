@@ -1,4 +1,4 @@
-"""Constructor arguments of layers: as plain Python for a config, and as objects for a copy."""
+"""Constructor arguments of layers, as plain Python for a config or as objects for a copy."""
 
 import contextlib
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def serialized(argument: str, value: Any) -> Any:
-    """An argument as plain Python, by what its name says it is."""
+    """Returns an argument as plain Python. The name of the argument tells its type."""
     if argument == "activation":
         return keras.activations.serialize(value)
     for kind in ("initializer", "regularizer", "constraint"):
@@ -18,20 +18,20 @@ def serialized(argument: str, value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A number of NumPy, also in a tuple, as Python's; anything else as it is."""
+    """Returns NumPy numbers, also inside a tuple, as Python numbers. Other values are returned unchanged."""
     if isinstance(value, tuple):
         return tuple(map(plain, value))
     return value.item() if isinstance(value, np.generic) else value
 
 
 def copy_arguments(layer: keras.layers.Layer) -> dict[str, Any]:
-    """The config of a layer for a copy in the same process, with its activation function as it is.
+    """Returns the config of a layer for a copy in the same process, with its activation function as an object.
 
-    A lambda, a backend's own function or an object that can be called could not be found again by what a config says of
-    it, if Keras can write one at all. A custom layer may keep a function as `activation` that no argument of this name
-    stands for; what its config says is left as it is.
+    A config cannot name every activation: a lambda, a function of the backend or a callable object could not be found
+    again, and Keras may refuse to write it. A custom layer may have an attribute `activation` that is no argument; its
+    config stays unchanged.
     """
-    activation = vars(layer).get("activation")  # of a recurrent layer it is the cell's
+    activation = vars(layer).get("activation")  # a recurrent layer has it in its cell
     if not callable(activation) or isinstance(activation, keras.layers.Layer):
         return layer.get_config()
     with _linear(layer):
@@ -40,7 +40,7 @@ def copy_arguments(layer: keras.layers.Layer) -> dict[str, Any]:
         return layer.get_config()
     try:
         config = layer.get_config()
-    except (AttributeError, TypeError, ValueError):  # Keras' complaints about what it cannot write
+    except (AttributeError, TypeError, ValueError):  # Keras raises these for an activation that it cannot write
         config = neutral
     return {**config, "activation": activation}
 

@@ -1,11 +1,11 @@
-"""Copies of single layers: made from their configurations, then given what these do not say."""
+"""Copies of single layers: made from their configurations, then given the state that these do not hold."""
 
 import keras
 
 from elrt_keras.graph.configs import copy_arguments
 from elrt_keras.graph.private import held_layers
 
-# Layers without weights whose configuration lacks a part: a function that Keras could not load again, an adapted table.
+# Layers without weights whose configuration is incomplete: it lacks a function that Keras cannot load, or a table.
 _REUSED = (
     keras.layers.Lambda,
     keras.layers.Discretization,
@@ -13,7 +13,7 @@ _REUSED = (
     keras.layers.StringLookup,
     keras.layers.TextVectorization,
 )
-# What constructors, `get_config` and `build` of other people raise where a configuration does not fit.
+# Errors that constructors, `get_config` and `build` of custom layers raise if a configuration does not fit.
 _ERRORS = (ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError)
 
 
@@ -21,7 +21,7 @@ def copied(layer: keras.layers.Layer) -> keras.layers.Layer:
     """Makes a layer of the same class, configuration and name, not built yet.
 
     Raises:
-        ValueError: for a layer that cannot be made from its configuration, by name.
+        ValueError: for a layer that cannot be made from its configuration; the message names the layer.
     """
     if isinstance(layer, _REUSED):
         return layer
@@ -32,19 +32,19 @@ def copied(layer: keras.layers.Layer) -> keras.layers.Layer:
             "Expected layers that can be made from their configuration. "
             f"Received: {layer.name!r}, a {type(layer).__name__}: {error}"
         ) from error
-    copy.name = layer.name  # which a custom layer's configuration may lack
+    copy.name = layer.name  # the configuration of a custom layer may lack it
     return copy
 
 
 def take_state(layer: keras.layers.Layer, copy: keras.layers.Layer) -> None:
-    """Gives a copy the original's weights, numbers and texts set since it was made, and what is frozen.
+    """Copies the original's state to a copy: weights, numbers and texts set later, and frozen flags.
 
     Raises:
-        ValueError: for a copy that holds other layers or variables than its original, or has another configuration.
+        ValueError: if the copy holds other layers or variables than the original, or has another configuration.
     """
     if copy is layer:
         return
-    if len(copy.weights) < len(layer.weights):  # where a `TimeDistributed` runs it, it is not called by itself
+    if len(copy.weights) < len(layer.weights):  # not built, because a `TimeDistributed` runs it
         copy.build_from_config(layer.get_build_config())
     layers, copies = ([one, *held_layers(one)] for one in (layer, copy))
     shapes, others = ([variable.shape for variable in one.variables] for one in (layer, copy))
@@ -64,10 +64,10 @@ def take_state(layer: keras.layers.Layer, copy: keras.layers.Layer) -> None:
 
 
 def check_copyable(layer: keras.layers.Layer) -> None:
-    """Makes a copy for trial.
+    """Checks that a layer can be copied, by making a copy.
 
     Raises:
-        ValueError: for a layer of which no copy can be made, by name.
+        ValueError: for a layer that cannot be copied; the message names the layer.
     """
     if not is_stock(layer) or held_layers(layer):
         copy = copied(layer)
@@ -79,7 +79,7 @@ def check_copyable(layer: keras.layers.Layer) -> None:
 
 
 def is_stock(layer: keras.layers.Layer) -> bool:
-    """Reports if a layer is of a class of Keras' own."""
+    """Reports if the class of a layer is one of Keras."""
     return type(layer).__module__.split(".")[0] == "keras"
 
 
@@ -91,7 +91,7 @@ def _unlike(layer, part):
 
 
 def _check_config(layer, copy):
-    """Compares what plain values two configurations hold; names of layers inside may have been numbered anew."""
+    """Compares the plain values of two configurations. Names of inner layers may have new numbers and do not count."""
     config, other = copy_arguments(layer), copy_arguments(copy)
     unlike = [name for name, value in config.items() if _is_plain(value) and other.get(name, value) != value]
     if unlike:
@@ -99,7 +99,7 @@ def _check_config(layer, copy):
 
 
 def _public_values(layer):
-    """The numbers and texts that are attributes of a layer; the copy knows by itself if it is built."""
+    """The public attributes of a layer that are numbers or texts, except `built`, which the copy sets itself."""
     public = {name: value for name, value in vars(layer).items() if name[0] != "_" and name != "built"}
     return {name: value for name, value in public.items() if _is_plain(value) and not isinstance(value, list)}
 
@@ -111,7 +111,7 @@ def _is_plain(value):
 
 
 def finalize(layer: keras.layers.Layer) -> None:
-    """Has normalisation layers compute what they use from their weights, as Keras does after loading alone."""
+    """Makes normalisation layers compute their constants from their weights. Keras does so only after loading."""
     for one in (layer, *held_layers(layer)):
         if isinstance(one, keras.layers.Normalization) and one.built:
             one.finalize_state()

@@ -1,8 +1,8 @@
-"""What a Keras model costs: parameters, multiply-accumulates (MACs), bytes of activations.
+"""Costs of a Keras model: parameters, multiply-accumulates (MACs), bytes of activations.
 
-A MAC is one multiplication with its addition; papers often call the same number FLOPs. Counted are convolutions and
-products with weights of the built-in layers and of this package's; batch-norm, pooling, activations and additions count
-as zero, as the literature does, and so do an attention layer's products of its inputs with one another.
+A MAC is one multiplication with its addition; papers often call the same number FLOPs. The count includes convolutions
+and products with weights, in the layers of Keras and of this package. As in the literature, batch-norm, pooling,
+activations and additions count as zero. Products of an attention layer's inputs with each other also count as zero.
 """
 
 import dataclasses
@@ -24,15 +24,16 @@ _SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
 
 @dataclasses.dataclass(frozen=True)
 class LayerCosts:
-    """One layer's costs for one example.
+    """Costs of one layer for one example.
 
     Attributes:
         name, type: of the layer.
         params: number of its trained parameters.
         macs: multiply-accumulates of all its calls.
         activation_bytes: bytes of the outputs of all its calls.
-        calls: how often it runs: more than once for a shared layer, or one that a `TimeDistributed` runs step by step.
-        input_shape, output_shape: those of the first call, with a batch size of 1.
+        calls: number of calls. It is above 1 for a shared layer, and for a layer that a `TimeDistributed` runs at every
+            step.
+        input_shape, output_shape: shapes of the first call, with a batch size of 1.
 
     Example:
 
@@ -54,10 +55,10 @@ class LayerCosts:
 
 @dataclasses.dataclass(frozen=True)
 class ModelCosts:
-    """A model's costs for one example; `print()` gives a table.
+    """Costs of a model for one example; `print()` shows a table.
 
     Attributes:
-        params: number of trained parameters: all weights but the statistics of normalisation layers.
+        params: number of trained parameters: all weights except the statistics of normalisation layers.
         macs: multiply-accumulates.
         activation_bytes: bytes of the outputs of all layers, chain stages included.
         layers: list of `LayerCosts`, in the order of execution.
@@ -87,13 +88,13 @@ class ModelCosts:
 def count_costs(model: keras.Model, input_shape: InputShape | None = None) -> ModelCosts:
     """Counts parameters, MACs and activation bytes of a built Keras model, for one example.
 
-    The model is traced symbolically once, so nested models, shared layers and subclassed models are counted as they
-    run; no data flows.
+    The model is traced once with symbolic tensors, without data. So nested models, shared layers and subclassed models
+    are counted as they run.
 
     Args:
         model: a built `keras.Model` with one or more inputs.
-        input_shape: shape of one example, without the batch axis. Needed where the model leaves spatial sizes open or
-            is subclassed. Of several inputs a dict `{name: shape}`.
+        input_shape: shape of one example, without the batch axis; for several inputs a dict `{name: shape}`. It is
+            needed if the model leaves spatial sizes open or is subclassed.
 
     Returns:
         A `ModelCosts`.
@@ -113,7 +114,7 @@ def count_costs(model: keras.Model, input_shape: InputShape | None = None) -> Mo
 
 
 def costs_of(view: View) -> ModelCosts:
-    """Counts the costs of a model by what is known of it; see `count_costs`."""
+    """Counts the costs of the model of a view; see `count_costs`."""
     rows = {}
     counted = set()
     for layer, in_shape, out_shape in view.calls:
@@ -139,7 +140,7 @@ def costs_of(view: View) -> ModelCosts:
 
 
 def _trained(layer, weights):
-    """Those of the weights of a layer, and of layers that it holds, that training changes: no statistics."""
+    """Lists the weights that training changes, in a layer and in layers that it holds. Statistics are left out."""
     statistics = {id(weight) for one in (layer, *held_layers(layer)) for weight in _statistics(one)}
     return [weight for weight in weights if id(weight) not in statistics]
 
@@ -151,7 +152,7 @@ def _statistics(layer):
 
 
 def _macs(layer, input_shape, output_shape):
-    """Of all that a call works on: more than one example's worth where an axis was merged into that of the batch."""
+    """MACs of one call on its whole input. The batch axis is above 1 if the model merged another axis into it."""
     if isinstance(layer, keras.layers.Dense):
         return math.prod(output_shape[:-1]) * math.prod(layer.kernel.shape)
     if isinstance(layer, keras.layers.EinsumDense):
@@ -178,7 +179,7 @@ def _macs_of_one(layer, input_shape, output_shape):
 
 
 def _cell_macs(cell, output_shape):
-    """One step of a stock cell: the products with its input and with its state; 0 for another kind of cell."""
+    """MACs of one step of a stock cell: its products with the input and with the state. 0 for custom cells."""
     if not (hasattr(cell, "kernel") and hasattr(cell, "recurrent_kernel")):
         return 0
     dims = len(cell.kernel.shape) - 2  # of a convolutional cell's images
@@ -188,7 +189,7 @@ def _cell_macs(cell, output_shape):
 
 
 def _einsum_shared(layer, input_shape):
-    """Product of the input axes that the kernel shares, which a product of both sizes would count twice."""
+    """Product of the sizes that input and kernel share. The product of both sizes contains them twice."""
     inputs, rest = layer.equation.replace(" ", "").split(",")
     kernel = rest.split("->")[0]
     before, _, after = inputs.partition("...")

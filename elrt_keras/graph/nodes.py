@@ -1,4 +1,4 @@
-"""The calls in a model's graph, replayed on tensors made for that."""
+"""Replay of the calls in a model's graph, on new tensors."""
 
 import typing
 from typing import Any
@@ -9,7 +9,7 @@ from elrt_keras.graph.private import held_layers
 
 
 class GraphCall(typing.NamedTuple):
-    """One call in a graph: of a layer or an operation, with symbolic tensors among its arguments."""
+    """One call of a layer or an operation in a graph, with symbolic tensors among its arguments."""
 
     operation: Any
     args: tuple[Any, ...]
@@ -18,7 +18,7 @@ class GraphCall(typing.NamedTuple):
 
 
 class Graph(typing.NamedTuple):
-    """A graph replayed: its input tensors, calls in order and output tensors, each tensor an object of its own."""
+    """A replayed graph: input tensors, calls in order and output tensors. Each tensor is a separate object."""
 
     inputs: list[Any]
     calls: list[GraphCall]
@@ -26,7 +26,7 @@ class Graph(typing.NamedTuple):
 
 
 def replayed(model: keras.Model) -> Graph:
-    """Replays the graph of a Functional or Sequential model, whose layers are called once more on symbolic tensors."""
+    """Replays the graph of a Functional or Sequential model: calls its layers once more on symbolic tensors."""
     calls = []
 
     def record(operation, *args, **kwargs):
@@ -39,7 +39,7 @@ def replayed(model: keras.Model) -> Graph:
         for layer in model.layers:
             outputs = record(layer, outputs)
     else:
-        # A plain model of the same graph, so that no constructor of a subclass runs and nothing is compiled.
+        # A plain model of the same graph: no constructor of a subclass runs, and nothing is compiled.
         plain = keras.Model(model.input, model.output, name=model.name)
         outputs = keras.models.clone_model(
             plain, inputs, clone_function=lambda layer: layer, call_function=record
@@ -55,7 +55,7 @@ def copied_inputs(model: keras.Model) -> Any:
 
 
 def _copied_input(tensor, layer):
-    """Makes an input by the names of its layer and of its tensor, which differ where the user gave none."""
+    """Makes an input with the names of its layer and of its tensor. They differ if the user gave no name."""
     tensor = keras.KerasTensor(tensor.shape, tensor.dtype, sparse=layer.sparse, ragged=layer.ragged, name=tensor.name)
     options = {"ragged": layer.ragged, "optional": layer.optional, "name": layer.name}
     keras.layers.InputLayer(input_tensor=tensor, **options)

@@ -1,4 +1,4 @@
-"""Walking the layers of a model, nested models included."""
+"""Paths of the layers of a model, nested models included."""
 
 import collections.abc
 import fnmatch
@@ -13,9 +13,9 @@ from elrt_keras.graph.private import held_layers
 
 
 def iterate_layers(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
-    """All layers of a model that are no models themselves, as `(path, layer)`.
+    """Yields all layers of a model that are not models themselves, as `(path, layer)`.
 
-    The path of a layer is its name, with the names of the nested models that hold it in front, or of the
+    The path of a layer is its name, preceded by the names of the nested models that hold it, or of the
     `TimeDistributed` that runs it: `"backbone/conv1"`. It is the key of the layer in a rank plan.
     """
     for layer in model.layers:
@@ -33,7 +33,7 @@ def _layers_at(path, layer):
 
 
 def iterate_sublayers(model: keras.Model) -> Iterator[tuple[str, keras.layers.Layer]]:
-    """As `iterate_layers`, and then the layers that other layers hold, by Keras' own paths."""
+    """Yields the same as `iterate_layers`, then the layers that other layers hold, with their Keras paths."""
     seen = set()
     for path, layer in iterate_layers(model):
         seen.add(id(layer))
@@ -44,24 +44,25 @@ def iterate_sublayers(model: keras.Model) -> Iterator[tuple[str, keras.layers.La
 
 
 def own_weights(layer: keras.layers.Layer) -> list[keras.Variable]:
-    """The weights of a layer without those of the layers that it holds."""
+    """Lists the weights of a layer without those of the layers that it holds."""
     held = {id(weight) for inner in held_layers(layer) for weight in inner.weights}
     return [weight for weight in layer.weights if id(weight) not in held]
 
 
 def step_layer(layer: keras.layers.Layer) -> keras.layers.Layer | None:
-    """The layer or model that a `TimeDistributed` runs at every step; `None` for any other layer."""
-    # What a subclass does with its layer is its own affair.
+    """Returns the layer or model that a `TimeDistributed` runs at every step; `None` for any other layer."""
+    # Subclasses are left out, because they may use their layer in another way.
     return layer.layer if type(layer) is keras.layers.TimeDistributed else None
 
 
 def matching(paths: Iterable[str], pattern: str) -> list[str]:
-    """The paths that a shell-style pattern stands for; one that is a path itself, brackets and all, is no pattern.
+    """Lists the paths that match a shell-style pattern.
 
-    One that stands for a nested model stands for all that is in it.
+    A pattern that equals a path, brackets included, matches only this path. A pattern that matches a nested model
+    matches all layers in it.
 
     Raises:
-        ValueError: for anything but a string.
+        ValueError: if the pattern is not a string.
 
     Example:
 
@@ -83,21 +84,21 @@ def _stands_for(pattern, path):
 
 
 def select(paths: Iterable[str], patterns: Any, argument: str) -> list[str]:
-    """The paths that a name or pattern, or one of a list of them, stands for, in the order of the paths.
+    """Lists the paths that match a name or pattern, or one of several, in the order of the paths.
 
     Args:
-        paths: the layers there are.
-        patterns: a string or an iterable of them.
-        argument: what the user calls the patterns, for messages.
+        paths: the paths of all layers.
+        patterns: a string or an iterable of strings.
+        argument: name of the user's argument, for messages.
 
     Raises:
-        ValueError: for a pattern that matches nothing, or anything but strings.
+        ValueError: for a pattern that matches nothing or is not a string.
     """
     paths = list(paths)
     patterns = [patterns] if isinstance(patterns, str) else patterns
     if not isinstance(patterns, collections.abc.Iterable):
         raise ValueError(f"Expected a name or pattern, or a list of them. Received: {argument}={patterns!r}")
-    found = set()
+    matching_paths = set()
     for pattern in patterns:
         matches = matching(paths, pattern)
         if not matches:
@@ -105,24 +106,24 @@ def select(paths: Iterable[str], patterns: Any, argument: str) -> list[str]:
                 f"Nothing matched. Expected a name or pattern among {paths}. "
                 f"Received: {argument}={pattern!r}{suggestion(pattern, paths)}"
             )
-        found.update(matches)
-    return [path for path in paths if path in found]
+        matching_paths.update(matches)
+    return [path for path in paths if path in matching_paths]
 
 
 def is_container(layer: keras.layers.Layer) -> bool:
     """Reports if a layer is a Functional or Sequential model, which can be rebuilt with other layers.
 
-    A subclass with a `call` of its own is none: its graph does not say what it computes.
+    A subclass with its own `call` does not count: its graph does not show what it computes.
     """
     kinds = (keras.Sequential, functional_class())
     return isinstance(layer, kinds) and type(layer).call in [kind.call for kind in kinds]
 
 
 def check_keras_model(model: Any) -> None:
-    """Refuses anything but a model of Keras 3.
+    """Checks that a value is a model of Keras 3.
 
     Raises:
-        ValueError: with what it is.
+        ValueError: for any other value, such as a model of tf_keras.
     """
     if is_of_tf_keras(model):
         raise ValueError(f"Expected a model of Keras 3. Received: {model.name!r}, a model of tf_keras")
@@ -131,7 +132,7 @@ def check_keras_model(model: Any) -> None:
 
 
 def is_of_tf_keras(model: Any) -> bool:
-    """Reports if a model is one of tf_keras, whose classes have the names of Keras' own."""
+    """Reports if a model is one of tf_keras, whose classes have the same names as those of Keras."""
     return any(kind.__module__.split(".")[0] == "tf_keras" for kind in type(model).__mro__)
 
 

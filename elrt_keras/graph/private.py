@@ -1,10 +1,10 @@
-"""The private names of Keras that have no public counterpart, used here alone.
+"""Private names of Keras that have no public counterpart. Only this module uses them.
 
 | name | why | upstream |
 |---|---|---|
-| `Layer._flatten_layers` | all layers that a layer holds, at any depth | none filed |
-| `tensor._keras_mask` | the mask that a symbolic tensor carries | none filed |
-| `Optimizer._trainable_variables`, `…_indices` | on JAX steps update all variables of an optimizer | none filed |
+| `Layer._flatten_layers` | lists all layers that a layer holds, at any depth | none filed |
+| `tensor._keras_mask` | holds the mask of a symbolic tensor | none filed |
+| `Optimizer._trainable_variables`, `…_indices` | on JAX a step updates all variables of an optimizer | none filed |
 """
 
 from collections.abc import Sequence
@@ -19,15 +19,15 @@ def held_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
 
 
 def mask_of(tensor: Any) -> Any:
-    """Returns the mask that a tensor carries, or `None`."""
+    """Returns the mask of a tensor, or `None`."""
     return getattr(tensor, "_keras_mask", None)
 
 
 class OptimizedVariables:
-    """The variables that a step of an optimizer updates: all that it was built for, or some of them.
+    """The variables that a step of an optimizer updates: all that it was built for, or a selection.
 
     Args:
-        optimizer: a built optimizer; what it knows of each variable, such as momentum, stays.
+        optimizer: a built optimizer. Its own state for each variable, such as momentum, stays.
     """
 
     def __init__(self, optimizer: keras.optimizers.Optimizer):
@@ -36,13 +36,14 @@ class OptimizedVariables:
         self._all = [(one, list(one._trainable_variables), dict(one._trainable_variables_indices)) for one in built]
 
     def limit(self, variables: Sequence[keras.Variable]) -> None:
-        """Has steps update these variables alone."""
+        """Makes steps update only these variables."""
         wanted = {id(variable) for variable in variables}
         for optimizer, known, indices in self._all:
-            # In place, and as a plain list: Keras would take what is set or appended for the optimizer's own variables.
+            # Changed in place, with the methods of `list`: Keras tracks what is set or appended as the optimizer's own
+            # variables.
             list.clear(optimizer._trainable_variables)
             list.extend(optimizer._trainable_variables, [one for one in known if id(one) in wanted])
-            # Places in the optimizer's lists, of momenta for one.
+            # The values are indices into the optimizer's lists, such as that of the momenta.
             kept = {key: index for key, index in indices.items() if id(known[index]) in wanted}
             optimizer._trainable_variables_indices.clear()
             optimizer._trainable_variables_indices.update(kept)

@@ -1,4 +1,4 @@
-"""Copying a model with some of its layers replaced."""
+"""Copies of a model in which some layers are replaced."""
 
 import functools
 from collections.abc import Callable
@@ -30,10 +30,10 @@ from elrt_keras.graph.view import View
 
 
 def check_convertible(model: keras.Model) -> None:
-    """Refuses what cannot be rebuilt.
+    """Checks that a model can be rebuilt.
 
     Raises:
-        ValueError: for a model that is neither Functional nor Sequential, has a `call` of its own, or no weights yet.
+        ValueError: if the model is neither Functional nor Sequential, has its own `call`, or has no weights yet.
     """
     if isinstance(model, (keras.Sequential, functional_class())) and not is_container(model):
         raise ValueError(
@@ -53,41 +53,41 @@ def rebuild(
     replacement: Callable[[Any], list[tuple[keras.layers.Layer, Any]]],
     track: Callable[..., Any] = iter,
 ) -> keras.Model:
-    """A copy of a model with its own weights, in which some layers are replaced.
+    """Copies a model and replaces some of its layers. The copy has its own weights.
 
-    Names, shared layers (also between a model and one nested in it) and nested models stay, with their classes and
-    attributes; the copy is not compiled. What a `TimeDistributed` runs is replaced in it, several layers as a model of
-    theirs. A custom layer becomes a nested functional model of its name if a layer in it is replaced, and is copied
-    otherwise.
+    The copy keeps names, nested models and shared layers (also layers shared with a nested model), and the classes and
+    attributes of models. It is not compiled. The layer that a `TimeDistributed` runs is replaced inside it; several new
+    layers become one model there. A custom layer becomes a nested functional model of the same name if one of its
+    layers is replaced; otherwise it is copied.
 
     Args:
-        view: a built Functional or Sequential model.
-        is_replaced: function of a layer: whether others take its place.
-        replacement: function of such a layer that returns a list of `(new layer, weights)`, the layers that take its
-            place, applied one after another. Weights are a list of arrays, or a function of the built new layer that
-            sets them.
+        view: view of a built Functional or Sequential model.
+        is_replaced: function of a layer that returns whether other layers take its place.
+        replacement: function of a replaced layer that returns a list of `(new layer, weights)`. The new layers are
+            applied one after another. Weights are a list of arrays, or a function that sets them in the built new
+            layer.
         track: wraps the list of new layers whose weights are set, to show progress.
 
     Raises:
-        ValueError: for a layer, or an attribute of a subclass, that cannot be copied, by name.
+        ValueError: for a layer, or an attribute of a subclass, that cannot be copied; the message names it.
     """
     return _Rebuilding(view, is_replaced, replacement).run(track)
 
 
 def replace_layers(model: keras.Model, chains: dict[int, list[keras.layers.Layer]]) -> keras.Model:
-    """Rebuilds a model with new layers, weights and all, in the place of those with these numbers in its walk."""
+    """Rebuilds a model: new layers, which keep their weights, replace the layers with these numbers in its walk."""
     view, new = View(model), {}
     for number, chain in chains.items():
         _, layer = view.layers[number]
         last = chain[-1].name
-        for one in chain:  # names that Keras gives are others each time
+        for one in chain:  # names that Keras generates differ each time
             one.name = layer.name + one.name.removeprefix(last)
         new[id(layer)] = [(one, lambda built: None) for one in chain]
     return rebuild(view, lambda layer: id(layer) in new, lambda layer: new[id(layer)])
 
 
 class _Rebuilding:
-    """One run of `rebuild`: the copies so far, and what they are given in the end."""
+    """One run of `rebuild`: the copies so far, and the weights and flags that they get at the end."""
 
     def __init__(self, view, is_replaced, replacement):
         self.view, self.is_replaced, self.replacement = view, is_replaced, replacement
@@ -100,7 +100,7 @@ class _Rebuilding:
     def run(self, track):
         copy = self.layers_for(self.view.model)[0]
         self.flags += [(new, new.trainable) for new, _ in self.values]
-        # A container hands its flag on to all that it holds, which then get their own.
+        # A container passes its flag on to all layers in it. These get their own flags afterwards.
         outer_first = [(new, original.trainable) for original, _, new in reversed(self.containers)]
         for layer, trainable in [*outer_first, *self.flags]:
             layer.trainable = trainable
@@ -116,7 +116,7 @@ class _Rebuilding:
         return copy
 
     def remember(self, original, graph, copy):
-        """Notes in a copy which layers were replaced in it; one like its original needs no note."""
+        """Stores in a copy which of its layers were replaced. A copy that equals its original stores nothing."""
         replaced = {}
         for number, (_, layer) in enumerate(self.view.walk(graph)):
             if self.is_replaced(layer) and all(layer is not old for old, _ in replaced.values()):
@@ -132,7 +132,7 @@ class _Rebuilding:
 
     def new_layers(self, layer):
         if not isinstance(layer, keras.layers.Layer):
-            return [layer]  # an operation such as x + y: no state, so the copy can use it too
+            return [layer]  # an operation such as x + y has no state, so the copy can use it too
         if is_container(layer):
             return [self.container(layer, layer)]
         step = step_layer(layer)
@@ -149,7 +149,7 @@ class _Rebuilding:
         return [one for one, _ in new]
 
     def copied(self, layer):
-        """A layer like another; one that cannot be made by itself is taken from its model, made anew by its class."""
+        """Copies a layer. If it cannot be copied by itself, its twin in a new model of the same class is taken."""
         try:
             return copied(layer)
         except ValueError:
@@ -159,7 +159,7 @@ class _Rebuilding:
 
     @functools.cached_property
     def twins(self):
-        """`{id of a layer: its twin in a model made anew}`, of models with a configuration of their own."""
+        """`{id of a layer: its twin}`: models with their own configuration are made again for their layers."""
         twins = {}
         for model in (self.view.model, *held_layers(self.view.model)):
             if isinstance(model, keras.Model) and id(model) not in twins and has_own_config(model):
@@ -190,7 +190,7 @@ class _Rebuilding:
         def call(layer, *args, **kwargs):
             _check_values(layer, args, kwargs)
             *before, last = in_place.get(id(layer), [layer])
-            if before and not args:  # called by the name of its argument
+            if before and not args:  # the input was passed as a keyword argument
                 args = (kwargs.pop(next(iter(kwargs))),)
             for earlier in before:
                 args = (earlier(*args),)
@@ -206,7 +206,10 @@ class _Rebuilding:
         return dressed(model, [inputs, outputs], dict(zip(map(id, extra), tensors)), self.attribute)
 
     def attribute(self, layer):
-        """Returns the layer for an attribute of a copy: the new one, a chain as one model, or the same if stateless."""
+        """Returns the layer for an attribute of a copy: the new layer, or the same one if it has no state.
+
+        A chain of new layers becomes one model.
+        """
         if id(layer) in self.copies or layer.variables or is_container(layer):
             chain = self.layers_for(layer)
             if len(chain) > 1 and id(layer) not in self.chains:
@@ -217,7 +220,7 @@ class _Rebuilding:
         return layer
 
     def time_distributed(self, layer, chain):
-        """A `TimeDistributed` like another, that runs a chain of layers at every step."""
+        """Makes a `TimeDistributed` like `layer` that runs a chain of layers at every step."""
         step = chain[0]
         if len(chain) > 1:
             step = keras.Sequential(chain, name=layer.layer.name)
@@ -229,7 +232,7 @@ class _Rebuilding:
 
 
 def _with_outputs(model, extra):
-    """A model of the same graph, without a class of its own, with further tensors of it as outputs."""
+    """Makes a plain model of the same graph, with further tensors of the graph as outputs."""
     try:
         return keras.Model(model.input, [model.output, extra], name=model.name)
     except ValueError as error:
@@ -239,7 +242,7 @@ def _with_outputs(model, extra):
 
 
 def _check_values(operation, args, kwargs):
-    """Refuses operations on weights themselves: those of the copy would be the original's."""
+    """Refuses operations that read weights directly: the copy would read those of the original."""
     for value in keras.tree.flatten((args, kwargs)):
         if isinstance(value, keras.Variable):
             raise ValueError(

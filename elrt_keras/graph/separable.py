@@ -1,10 +1,10 @@
-"""Separable convolutions as the two stock layers that they are made of."""
+"""Separable convolutions as two stock layers: a depthwise and a pointwise convolution."""
 
 from typing import Any
 
 import keras
 
-# Each with the layers of its two stages.
+# Separable layers with the layers of their two stages.
 _STAGES = {
     keras.layers.SeparableConv1D: (keras.layers.DepthwiseConv1D, keras.layers.Conv1D),
     keras.layers.SeparableConv2D: (keras.layers.DepthwiseConv2D, keras.layers.Conv2D),
@@ -12,7 +12,7 @@ _STAGES = {
 
 
 def is_separable(layer: keras.layers.Layer) -> bool:
-    """Whether a layer is a stock separable convolution."""
+    """Reports if a layer is a stock separable convolution."""
     return type(layer) in _STAGES
 
 
@@ -22,9 +22,9 @@ def open_sizes(layer: Any) -> tuple[int | None, ...]:
 
 
 def separable_stages(layer: Any) -> list[keras.layers.Layer]:
-    """Makes a depthwise and a pointwise convolution that compute what a separable one does, on its weights.
+    """Makes a depthwise and a pointwise convolution that together equal a separable one and share its weights.
 
-    Their names are the layer's, with `_depthwise` and `_pointwise` behind.
+    Their names are the name of the layer followed by `_depthwise` or `_pointwise`.
     """
     depthwise_class, pointwise_class = _STAGES[type(layer)]
     common = {"data_format": layer.data_format, "dtype": layer.dtype_policy, "trainable": layer.trainable}
@@ -62,9 +62,9 @@ def separable_stages(layer: Any) -> list[keras.layers.Layer]:
 
 
 def _share(layer, kernel, bias=None):
-    """Builds a convolution on weights that there are."""
+    """Builds a convolution on existing weights."""
     weights = {"kernel": kernel, "bias": bias}
-    # What `build` asks for its weights.
+    # `build` calls this to get its weights.
     layer.add_weight = lambda name, **_: weights[name]
     layer.build(_open_sizes(kernel, layer.data_format))
     del layer.add_weight

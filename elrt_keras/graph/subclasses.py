@@ -1,4 +1,4 @@
-"""Copies of models that keep the class, the attributes and the weights that a user or a library added to a graph."""
+"""Copies of models that keep everything a user or a library added to a graph: class, attributes and weights."""
 
 import functools
 import inspect
@@ -9,17 +9,17 @@ import keras
 
 from elrt_keras.graph.paths import functional_class, own_weights
 
-# What get_config of other people may raise.
+# Errors that a custom `get_config` may raise.
 _ERRORS = (AttributeError, LookupError, NotImplementedError, TypeError, ValueError)
 
 
 def graph_class(model: keras.Model) -> type[keras.Model]:
-    """Returns Keras' own class of a model's graph: Functional or Sequential."""
+    """Returns the class that Keras has for a model's graph: Functional or Sequential."""
     return keras.Sequential if isinstance(model, keras.Sequential) else functional_class()
 
 
 def is_plain(model: keras.Model) -> bool:
-    """Reports if a model is no more than its graph: of Keras' own class, not compiled, and nobody added to it."""
+    """Reports if a model is only its graph: of Keras' own class, not compiled, and without added attributes."""
     return type(model) is graph_class(model) and not (model.compiled or _attributes(model) or own_weights(model))
 
 
@@ -36,16 +36,16 @@ def dressed(
     tensors: dict[int, Any],
     layer_for: Callable[[keras.layers.Layer], keras.layers.Layer],
 ) -> keras.Model:
-    """Makes a model of the same class and name of another graph, with all that the class and its user added.
+    """Makes a model of another graph that has the original's class, name, attributes and added weights.
 
     Args:
         model: the original.
-        arguments: what Keras' own class is made of: inputs and outputs, or a list of layers.
-        tensors: `{id of a tensor that an attribute holds: the tensor in its place}`.
-        layer_for: function of a layer that an attribute holds: the layer in its place.
+        arguments: arguments of Keras' own class: inputs and outputs, or a list of layers.
+        tensors: `{id of a tensor that an attribute holds: the tensor for the copy}`.
+        layer_for: function of a layer that an attribute holds; returns the layer for the copy.
 
     Raises:
-        ValueError: for an attribute that holds a weight of a layer, which the copy would share.
+        ValueError: for an attribute that holds a weight of a layer, because the copy would share it.
     """
     base = graph_class(model)
     kind = original_class(model)
@@ -77,12 +77,12 @@ def dressed(
 
 
 def original_class(model: keras.Model) -> type[keras.Model]:
-    """Returns the class that a user wrote, also of a copy that remembers how it was made."""
+    """Returns the class that a user wrote, also for a copy of class `Rebuilt`."""
     return type(model).remembered if isinstance(model, Rebuilt) else type(model)
 
 
 def has_own_config(model: keras.Model) -> bool:
-    """Reports if a model of a class is not made from its graph, but from a configuration of the class."""
+    """Reports if Keras loads a model from a configuration of its class, not from its graph."""
     return not _is_made_by_keras(original_class(model), graph_class(model))
 
 
@@ -96,23 +96,25 @@ def _twin_weight(copy, weight):
         regularizer=weight.regularizer,
         constraint=weight.constraint,
     )
-    twin.assign(keras.ops.convert_to_numpy(weight))  # on JAX the two would share one buffer, which training gives away
+    # Through NumPy: on JAX both would share one buffer, which a training step reuses.
+    twin.assign(keras.ops.convert_to_numpy(weight))
     return twin
 
 
 def _attributes(model):
-    """`{name: value}` of what was set on a model by other code than Keras'; PyTorch keeps layers apart."""
+    """`{name: value}` of the attributes that code outside Keras set on a model."""
     return {name: value for name, value in _all_attributes(model).items() if name not in _names_of_keras()}
 
 
 def _all_attributes(model):
+    # On PyTorch `vars` does not hold the layers that are attributes.
     children = dict(model.named_children()) if hasattr(model, "named_children") else {}
     return {**vars(model), **children}
 
 
 @functools.cache
 def _names_of_keras():
-    """The attributes of models that nobody added to."""
+    """Names of the attributes that Keras itself sets on models."""
     inputs = keras.Input((1,), name="probe")
     models = [
         keras.Model(inputs, keras.layers.Identity(name="probe_identity")(inputs), name="probe"),
@@ -124,7 +126,7 @@ def _names_of_keras():
 
 
 def _mapped(value, function):
-    """A value with a function applied to all that its lists, tuples, sets and dicts hold."""
+    """Applies a function to a value, or to all entries of its lists, tuples, sets and dicts."""
     if isinstance(value, dict):
         return {key: _mapped(one, function) for key, one in value.items()}
     if isinstance(value, (list, set)):
@@ -136,7 +138,7 @@ def _mapped(value, function):
 
 
 def _is_made_by_keras(kind, base):
-    """Reports if Keras can make a model of a class from its graph, as it does of its own classes when loading."""
+    """Reports if Keras loads a model of this class from its graph, as it does for its own classes."""
     if kind is base:
         return True
     above = kind.__mro__[: kind.__mro__.index(base)]
@@ -147,12 +149,12 @@ def _is_made_by_keras(kind, base):
 
 
 class Recipe:
-    """The steps that make a rebuilt model again: its original from a configuration, then other layers in it.
+    """The steps that make a rebuilt model again: first the original from its configuration, then each replacement.
 
     Attributes:
-        original: the serialized original, or the error that it cannot be.
-        steps: list of `{number of a layer in the walk: (serialized layer, [layers in its place])}`, one for each
-            conversion. Names would not do: those that Keras gives are others each time.
+        original: the serialized original, or the error of serializing it.
+        steps: list of `{number of a layer in the walk: (serialized layer, [layers in its place])}`, one dict per
+            conversion. Names are not usable as keys, because names that Keras generates differ each time.
     """
 
     def __init__(self, model: keras.Model, replaced: dict[int, tuple[Any, list[Any]]]) -> None:
@@ -169,20 +171,20 @@ class Recipe:
             self.steps = [*before, last, _with_old_serialized(replaced)]
 
     def serialized_steps(self) -> list[dict[int, Any]]:
-        """The steps with all layers serialized."""
+        """Returns the steps with all layers serialized."""
         return [
             {number: [old, [_serialized(one) for one in chain]] for number, (old, chain) in step.items()}
             for step in self.steps
         ]
 
     def is_original(self) -> bool:
-        """Reports if all layers are those of the original again."""
+        """Reports if all layers equal those of the original again."""
         pairs = [pair for step in self.steps for pair in step.values()]
         return all([_serialized_or_error(one) for one in chain] == [old] for old, chain in pairs)
 
 
 def _with_old_serialized(step):
-    """A step without the layers that are replaced in it, which would keep the weights of the original."""
+    """Replaces the old layers of a step by their configurations, so that it does not hold the original's weights."""
     configs = {number: _serialized_or_error(old) for number, (old, _) in step.items()}
     return {
         number: (None if isinstance(configs[number], Exception) else configs[number], chain)
@@ -206,7 +208,7 @@ def _serialized_or_error(layer):
 
 @keras.saving.register_keras_serializable("elrt_keras")
 class Rebuilt:
-    """Mixin of rebuilt models whose class could not be made from their graph: they are saved as their `Recipe`."""
+    """Mixin of rebuilt models that Keras cannot load from their graph. They are saved as their `Recipe`."""
 
     recipe: Recipe
     remembered: type[keras.Model]
@@ -216,7 +218,7 @@ class Rebuilt:
         """Returns the recipe as plain Python.
 
         Raises:
-            NotImplementedError: where the original model could not be saved either.
+            NotImplementedError: if the original model cannot be saved either.
         """
         if isinstance(self.recipe.original, Exception):
             raise NotImplementedError(str(self.recipe.original))
@@ -240,7 +242,7 @@ class Rebuilt:
 
 @functools.cache
 def _remembering(kind):
-    """The subclass of a class whose instances are saved as recipes."""
-    own = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "remembered": kind}
-    made = type(kind.__name__, (Rebuilt, kind), own)
-    return keras.saving.register_keras_serializable("elrt_keras", "Rebuilt")(made)
+    """Makes the subclass of a class whose instances are saved as recipes."""
+    attributes = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "remembered": kind}
+    subclass = type(kind.__name__, (Rebuilt, kind), attributes)
+    return keras.saving.register_keras_serializable("elrt_keras", "Rebuilt")(subclass)

@@ -1,4 +1,4 @@
-"""The view of a model that one public call reads: layers by path, opened blocks, calls in graphs, calls that run."""
+"""View of a model for one public call: layers by path, opened blocks, calls in graphs, traced calls."""
 
 import functools
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ from elrt_keras.graph.separable import is_separable
 
 
 class View:
-    """A model as it is now. Each public call makes its own and reads all from it: nothing is kept between calls.
+    """A model in its present state. Each public call makes its own view, so nothing is kept between calls.
 
     Args:
         model: a built model.
-        input_shape: shape of one example, for a model that leaves sizes open, or `{input name: shape}`.
+        input_shape: shape of one example or `{input name: shape}`, for a model that leaves sizes open.
     """
 
     def __init__(self, model: keras.Model, input_shape: InputShape | None = None) -> None:
@@ -29,20 +29,20 @@ class View:
 
     @functools.cached_property
     def layers(self) -> list[tuple[str, keras.layers.Layer]]:
-        """`(path, layer)` of the layers that a rebuilt model can have others in the place of.
+        """`(path, layer)` of all layers that `rebuild` can replace.
 
-        Like `iterate_layers`; but subclassed models nested in the model are layers here, custom layers are walked into
-        where they can be opened, and a `TimeDistributed` stands for what it runs.
+        Like `iterate_layers`, with three differences. A nested subclassed model counts as a layer. A custom layer that
+        can be opened is replaced by its inner layers. A `TimeDistributed` is replaced by the layer that it runs.
         """
         return list(self.walk(self.model))
 
     @functools.cached_property
     def calls(self) -> list[Call]:
-        """All calls of layers that compute something, for one example; see `trace_calls`."""
+        """Calls of all layers that compute something, for one example; see `trace_calls`."""
         return trace_calls(self.model, self.input_shape)
 
     def walk(self, graph: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
-        """Walks a graph of the model, or made of its layers, as `layers` does."""
+        """Yields `(path, layer)` as in `layers`, for a graph of the model or a graph made of its layers."""
         for layer in graph.layers:
             yield from self._at(f"{prefix}{layer.name}", layer)
 
@@ -52,14 +52,14 @@ class View:
             yield from self._at(f"{path}/{step.name}", step, masked or self._takes_masks(layer))
             return
         inner = layer if is_container(layer) else self.opening(layer).graph
-        # A `TimeDistributed` hands its masks to models, so a custom layer that became one would get what it never got.
+        # A `TimeDistributed` passes masks to models only. A custom layer that became a model would suddenly get masks.
         if inner is None or (masked and inner is not layer and not is_separable(layer)):
             yield path, layer
         else:
             yield from self.walk(inner, f"{path}/")
 
     def opening(self, layer: keras.layers.Layer) -> Opening:
-        """The layer opened, or why it is closed; see `open_layer`."""
+        """Returns the opened layer, or the reason why it is closed; see `open_layer`."""
         if id(layer) not in self._openings:
             self._openings[id(layer)] = opening = self._opened(layer)
             if opening.graph is not None:
@@ -70,12 +70,12 @@ class View:
         return open_layer(layer, self.graph_calls(layer)) if is_openable(layer) else Opening()
 
     def graph_calls(self, layer: keras.layers.Layer) -> list[GraphCall]:
-        """The calls of a layer in the graphs of the model, of models nested in it and of blocks opened so far."""
+        """Lists the calls of a layer in the graphs of the model, of nested models and of blocks opened so far."""
         self._note(self.model)
         return self._graph_calls.get(id(layer), [])
 
     def _note(self, graph):
-        """Notes the calls of a graph and of the models nested in it, each once."""
+        """Records the calls of a graph and of its nested models, each once."""
         if id(graph) in self._noted or not is_container(graph):
             return
         self._noted.add(id(graph))

@@ -1,4 +1,4 @@
-"""Calls of layers, watched while a model runs."""
+"""Observation of layer calls while a model runs."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
@@ -12,14 +12,14 @@ def replaced_calls(
     layers: Iterable[keras.layers.Layer],
     replacement: Callable[[keras.layers.Layer, Callable[..., Any]], Callable[..., Any]],
 ) -> Iterator[None]:
-    """Within it layers run by other functions than their `call`, wherever a model calls them.
+    """Context in which layers run a replacement instead of their `call`, wherever a model calls them.
 
     Args:
-        layers: the layers; one that comes twice counts once.
-        replacement: function from a layer and its `call` to what runs in its place.
+        layers: the layers; duplicates count once.
+        replacement: function of a layer and its `call` that returns the function to run instead.
     """
     distinct = list({id(layer): layer for layer in layers}.values())
-    # An instance may have a `call` of its own, such as that of `fuse_batch_norm`.
+    # An instance may have its own `call`, such as the one that `fuse_batch_norm` sets.
     own = {id(layer): vars(layer)["call"] for layer in distinct if "call" in vars(layer)}
     try:
         for layer in distinct:

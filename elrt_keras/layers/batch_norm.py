@@ -1,4 +1,4 @@
-"""Batch normalisation that trains as one operation on TensorFlow, where Keras takes about ten."""
+"""Batch normalisation that trains as one operation on TensorFlow; Keras needs about ten."""
 
 import functools
 
@@ -6,29 +6,29 @@ import keras
 
 from elrt_keras.graph.paths import iterate_layers
 
-# At other numbers of channels TensorFlow's kernel is slower on a CPU than what Keras composes
+# At other numbers of channels TensorFlow's kernel is slower on a CPU than the operations of Keras
 # (`benchmarks/batch_norm.py`).
 _MULTIPLE_OF = 4
-# What the kernel computes in; its statistics are float32 in any case.
+# Input types of the kernel. Its statistics are always float32.
 _DTYPES = ("float32", "float16", "bfloat16")
 
 
 def fuse_batch_norm(model: keras.Model) -> keras.Model:
-    """Has the batch-norm layers of a model train as one fused operation, on the TensorFlow backend.
+    """Makes the batch-norm layers of a model train as one fused operation, on the TensorFlow backend.
 
     Keras composes
 
         y = gamma · (x − mean) / √(variance + epsilon) + beta,   mean and variance over batch, rows and columns
 
-    from about ten operations, each of which goes through memory, and as many for the gradient. TensorFlow has it as
-    one. What is computed is the same: statistics, their moving averages (with the biased variance) and gradients to
-    float32 rounding. `docs/performance.md` has what it saves.
+    from about ten operations, and about ten more for the gradient. Each of them reads and writes memory. TensorFlow has
+    one operation for it. The results are the same to float32 rounding: outputs, statistics, their moving averages (with
+    the biased variance) and gradients. `docs/performance.md` lists the time saved.
 
-    Only how the layers run changes, not what they are: they stay stock layers, are saved as such, and a loaded or
-    cloned model is as Keras makes it, until this is called again. Inference is untouched. What the kernel does not do,
-    or does slower, runs as before: channels that are no multiple of 4, inputs other than `(batch, rows, columns,
-    channels)` or not in float32, float16 or bfloat16, masks, `synchronized`, `renorm`. On JAX, which fuses by itself,
-    and on PyTorch nothing changes.
+    The layers stay stock layers and are saved as such. A loaded or cloned model trains as Keras does, until this
+    function is called again. Inference does not change. Cases that the kernel does not support, or computes more
+    slowly, run as before: channels that are no multiple of 4, inputs other than `(batch, rows, columns, channels)` or
+    not in float32, float16 or bfloat16, masks, `synchronized`, `renorm`. On JAX, which fuses by itself, and on PyTorch
+    nothing changes.
 
     Args:
         model: A `keras.Model`; nested models are included.
@@ -55,7 +55,7 @@ def fuse_batch_norm(model: keras.Model) -> keras.Model:
 
 
 def _call(layer, inputs, training=None, mask=None):
-    """What the layer's own `call` computes, fused where the kernel covers it."""
+    """Computes the same as the layer's own `call`, with the fused kernel if it covers the case."""
     if not (training and layer.trainable and mask is None and _is_covered(layer, inputs)):
         return type(layer).call(layer, inputs, training=training, mask=mask)
     channels = inputs.shape[-1:]
@@ -82,6 +82,6 @@ def _fused(inputs, gamma, beta, epsilon):
     outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
         x=inputs, scale=gamma, offset=beta, mean=[], variance=[], epsilon=epsilon, is_training=True
     )
-    # The kernel's variance is the unbiased one.
+    # The kernel returns the unbiased variance.
     count = tf.cast(tf.size(inputs) // tf.shape(inputs)[-1], "float32")
     return outputs, mean, variance * (count - 1) / count

@@ -1,4 +1,4 @@
-"""The low-rank convolution layers, one class for each format and number of spatial axes."""
+"""The low-rank convolution layers, one class per format and number of spatial axes."""
 
 import functools
 from collections.abc import Callable
@@ -262,7 +262,7 @@ _GENERAL = {leaf.spatial_dims: leaf for leaf in (LowRankConv1D, LowRankConv2D, L
 
 
 def layer_class(format_name: str, spatial_dims: int) -> type[FactorizedLayer] | None:
-    """The class of a format's layer with that many spatial axes (0 for a dense layer); `None` where there is none.
+    """Returns the layer class of a format for `spatial_dims` spatial axes (0 for a dense layer), or `None`.
 
     A format without a class above, such as one that a user registers, has `LowRankConv1D`, `LowRankConv2D` and
     `LowRankConv3D`.
@@ -274,10 +274,10 @@ def layer_class(format_name: str, spatial_dims: int) -> type[FactorizedLayer] | 
 
 
 def twin_of(layer: keras.layers.Layer, format_name: str) -> Callable[..., Any] | None:
-    """The constructor of a stock layer's low-rank twin, `twin(ranks=…)`; `None` where the format has no such layer.
+    """Returns the constructor of a stock layer's low-rank twin, `twin(ranks=…)`, or `None` if the format has none.
 
     Raises:
-        ValueError: when `layer` has what no low-rank layer can take over.
+        ValueError: if `layer` has a property that no low-rank layer can take over.
     """
     target = layer_class(format_name, STOCK[type(layer)])
     if target is None:

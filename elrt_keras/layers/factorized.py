@@ -1,6 +1,6 @@
-"""What all low-rank layers share: factors in the place of a kernel.
+"""Base class of all low-rank layers: they hold factors instead of a kernel.
 
-A subclass names the stock layer it stands for and says how inputs run through the factors.
+A subclass names the stock layer that it replaces, and defines how inputs run through the factors.
 """
 
 import copy
@@ -23,24 +23,24 @@ from elrt_keras.layers.ways import TrainingWay
 
 Execution: TypeAlias = Literal["auto", "chain", "compose"]
 _EXECUTIONS = ("auto", "chain", "compose")
-# Arguments beside those of the stock layer, whose further ones are `shared`.
+# Arguments that the stock layer does not have. The others are `shared` with it.
 _LOW_RANK_ONLY = ("ranks", "factor_initializer", "factor_regularizer", "factor_constraint", "execution", "recompute")
-# What may change while a layer lives: it acts from the next call on, or says what a copy of the layer starts from.
+# Attributes that may change after a layer is built. They act from the next call on, or in the next copy of the layer.
 _CHANGEABLE = ("activation", "recompute", "factor_initializer", "bias_initializer")
 
 
 class FactorizedLayer(keras.layers.Layer):
-    """A layer whose kernel is held as the factors of a low-rank format, from the first step to the last.
+    """A layer that holds its kernel as the factors of a low-rank format, from the first training step to the last.
 
     Attributes:
-        ranks: as given until the layer is built, then a tuple of ints, one per rank of the format.
+        ranks: the argument until the layer is built; then a tuple of ints, one per rank of the format.
         factors: list of variables, in the order of the chain.
         kernel: the composed dense kernel, `(*kernel_size, C_in, C_out)`; `(C_in, C_out)` for a dense layer. For
             a grouped convolution C_in counts the channels of one group, as in Keras.
 
     Args:
         shared: dict of the constructor arguments that the stock layer has too. The stock layer checks and normalises
-            them, so that both accept and refuse the same.
+            them, so both layers accept and refuse the same arguments.
         ranks, factor_initializer, factor_regularizer, factor_constraint, execution, recompute: as in the subclasses.
         **kwargs: `name`, `dtype`, `trainable`, `activity_regularizer`.
 
@@ -57,7 +57,7 @@ class FactorizedLayer(keras.layers.Layer):
     True
     """
 
-    format_name: str = None  # pyright: ignore[reportAssignmentType]  (these three every subclass has)
+    format_name: str = None  # pyright: ignore[reportAssignmentType]  (every subclass sets these three)
     spatial_dims: int = None  # pyright: ignore[reportAssignmentType]
     stock_class: type[keras.layers.Layer] = None  # pyright: ignore[reportAssignmentType]
     use_bias: bool
@@ -77,13 +77,13 @@ class FactorizedLayer(keras.layers.Layer):
         super().__init__(**kwargs)
         try:
             stock = self.stock_class(**shared, name="argument_check")  # never becomes part of this layer
-        except AttributeError as error:  # Keras asks some arguments for what only texts have
+        except AttributeError as error:  # Keras calls methods of str on some arguments without a check
             raise ValueError(f"Expected arguments of a {self.stock_class.__name__}. Received: {shared}") from error
         for argument in shared:
             setattr(self, argument, plain(getattr(stock, argument)))
         one_of(execution, _EXECUTIONS, "execution")
         if not isinstance(recompute, bool):
-            raise ValueError(f"`recompute` is a bool. Received: recompute={recompute!r}")
+            raise ValueError(f"Expected `recompute` as a bool. Received: recompute={recompute!r}")
         self._shared = tuple(shared)
         self.format: formats.Format = formats.get(self.format_name)
         self._ranks = self.format.validate_ranks(ranks)
@@ -103,15 +103,15 @@ class FactorizedLayer(keras.layers.Layer):
         fixed = (*self._shared, *_LOW_RANK_ONLY)
         if name in fixed and name not in _CHANGEABLE and getattr(self, "built", False):
             raise AttributeError(
-                f"Expected {name!r} to be set before the layer is built, which reads it once; "
-                f"`{type(self).__name__}.from_config({{**layer.get_config(), {name!r}: …}})` makes another layer. "
+                f"Expected {name!r} to be set before the layer is built. To change it later, make a new layer with "
+                f"`{type(self).__name__}.from_config({{**layer.get_config(), {name!r}: …}})`. "
                 f"Received: {name}={value!r} for {getattr(self, 'name', None)!r}, which is built"
             )
         super().__setattr__(name, value)
 
     @property
     def ranks(self) -> Any:
-        """The ranks as given until the layer is built, then a tuple of ints, one per rank of the format."""
+        """The argument `ranks` until the layer is built; then a tuple of ints, one per rank of the format."""
         return self._ranks if self._resolved_ranks is None else self._resolved_ranks
 
     @property
@@ -133,13 +133,13 @@ class FactorizedLayer(keras.layers.Layer):
 
     @property
     def runs_chain(self) -> bool:
-        """Whether inputs run through the chain of stages; otherwise through the composed kernel."""
+        """True if inputs run through the chain of stages, False if they run through the composed kernel."""
         return self._runs_chain
 
     @property
     def variables(self) -> list[keras.Variable]:
-        # A penalty's strength is state that a compiled step has to read, but no weight: like a seed generator's state
-        # it is listed here and not under `weights`, so it is neither saved nor counted.
+        # A compiled step has to read the strength of a penalty, but the strength is no weight. Like the state of a seed
+        # generator it is listed here and not under `weights`, so it is neither saved nor counted.
         regularizers = (self.factor_regularizer, self.kernel_regularizer)
         strengths = [getattr(regularizer, "strength_variable", None) for regularizer in regularizers]
         return super().variables + list({id(s): s for s in strengths if s is not None}.values())
@@ -154,7 +154,7 @@ class FactorizedLayer(keras.layers.Layer):
         drawn = []
 
         def initial(index):
-            # Drawn on first use and together: Keras may postpone the initialization of variables.
+            # All factors are drawn together at the first use, because Keras may postpone the initialization.
             def initializer(shape, dtype=None):
                 if not drawn:
                     drawn.extend(initializers.draw_factors(self.factor_initializer, self.format, kernel_shape, ranks))
@@ -175,7 +175,7 @@ class FactorizedLayer(keras.layers.Layer):
             )
         ]
         for index, factor in enumerate(self.factors):
-            setattr(self, f"_factor_{index}", factor)  # `tf.train.Checkpoint` finds what attributes hold, not lists
+            setattr(self, f"_factor_{index}", factor)  # `tf.train.Checkpoint` finds attributes, not entries of lists
         if self.use_bias:
             self.bias = self.add_weight(
                 name="bias",
@@ -187,7 +187,7 @@ class FactorizedLayer(keras.layers.Layer):
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         if training:
-            # With `recompute` TensorFlow would count a variable twice, as an argument and as what is read inside.
+            # With `recompute` TensorFlow would count a variable twice: as an argument, and as a variable read inside.
             read = (lambda factor: ops.copy(factor.value)) if self.recompute else ops.convert_to_tensor
             outputs = self.run_training(inputs, [read(factor) for factor in self.factors])
         else:
@@ -196,7 +196,7 @@ class FactorizedLayer(keras.layers.Layer):
         return outputs if self.activation is None else self.activation(outputs)
 
     def _run(self, inputs, *factors):
-        """The inputs through the chain, or through the composed kernel."""
+        """Runs inputs through the chain, or through the composed kernel."""
         raise NotImplementedError
 
     def run_training(self, inputs: Tensor, factors: Sequence[Tensor], way: TrainingWay | None = None) -> Tensor:
@@ -212,22 +212,22 @@ class FactorizedLayer(keras.layers.Layer):
         def run(inputs, *factors):
             return self._run_way(way, inputs, factors)
 
-        # With `recompute` the gradient computes again what lies between the stages.
+        # With `recompute` the gradient computes the tensors between the stages again.
         return (keras.remat(run) if self.recompute else run)(inputs, *factors)
 
     def _run_way(self, way, inputs, factors):
-        """The inputs through the factors, in one of the equal ways."""
+        """Runs inputs through the factors in the given way. All ways give equal outputs."""
         raise NotImplementedError
 
     @property
     def training_way(self) -> TrainingWay:
-        """The `TrainingWay` in which the layer runs in training; set it to one of `training_ways`.
+        """The `TrainingWay` in which the layer runs in training; it can be set to one of `training_ways`.
 
-        The next trace reads it: set it before `compile`, or let `elrt_keras.tune_training` set it. Inference, saved
-        files and exports do not depend on it, and a loaded or cloned layer has the default.
+        Set it before `compile`, or let `elrt_keras.tune_training` set it: the layer reads it at the next trace.
+        Inference, saved files and exports do not depend on it. A loaded or cloned layer has the default way.
 
         Raises:
-            ValueError: when set to another value.
+            ValueError: if it is set to another value.
         """
         self._require_built("training_way")
         return self._way or self.default_way
@@ -242,19 +242,19 @@ class FactorizedLayer(keras.layers.Layer):
 
     @property
     def default_way(self) -> TrainingWay:
-        """The `TrainingWay` of a layer that was not tuned."""
+        """The `TrainingWay` of a layer before tuning."""
         raise NotImplementedError
 
     @property
     def training_ways(self) -> list[TrainingWay]:
-        """The ways in which the layer can train on this backend."""
+        """All ways in which the layer can train on this backend."""
         raise NotImplementedError
 
     def way_costs(self, way: TrainingWay, input_shape: Sequence[int]) -> tuple[int, int]:
-        """Returns what a gradient keeps beside inputs and outputs: elements for each example, and for each batch.
+        """Returns the numbers of elements that training keeps for the gradient, beside inputs and outputs.
 
-        For each example those are the outputs between the convolutions of a way, for each batch the kernels that are
-        made of several factors; with `recompute` neither is kept.
+        The first number counts per example: the outputs between the convolutions of the way. The second counts per
+        batch: the kernels that the way multiplies from several factors. With `recompute` both are 0.
 
         Args:
             way: one of `training_ways`.
@@ -266,7 +266,9 @@ class FactorizedLayer(keras.layers.Layer):
         return outputs if self.bias is None else ops.add(outputs, self.bias)
 
     def compute_macs(self, input_shape: Sequence[int | None]) -> int:
-        """Multiply-accumulates of one example, as the layer executes (composing is not counted: it is per batch).
+        """Counts the multiply-accumulates of one example, for the execution of this layer.
+
+        Composing the kernel is not counted, because it happens once per batch.
 
         Args:
             input_shape: full shape of the input, batch axis included; spatial sizes must be known.
@@ -278,7 +280,7 @@ class FactorizedLayer(keras.layers.Layer):
         return self._costs(input_shape, self._runs_chain).macs
 
     def compute_activations(self, input_shape: Sequence[int | None]) -> int:
-        """Elements of all stage outputs for one example. Arguments and errors are those of `compute_macs`."""
+        """Counts the elements of all stage outputs of one example. Arguments and errors are those of `compute_macs`."""
         self._require_built("compute_activations")
         return self._costs(input_shape, self._runs_chain).activations
 
@@ -292,10 +294,11 @@ class FactorizedLayer(keras.layers.Layer):
         raise NotImplementedError
 
     def stock_layers(self) -> list[tuple[keras.layers.Layer, list[np.ndarray]]]:
-        """The layer as stock Keras layers, applied one after another: the chain, or one layer where it composes.
+        """Makes stock Keras layers that together equal this layer: its chain, or one layer if it composes its kernel.
 
         Returns:
-            A list of `(layer, weights)`: the layer is not built; `weights` is what its `set_weights` takes.
+            A list of `(layer, weights)`, to be applied one after another. The layers are not built; `weights` is the
+            argument of their `set_weights`.
 
         Raises:
             AttributeError: before the layer is built.
@@ -303,28 +306,28 @@ class FactorizedLayer(keras.layers.Layer):
         raise NotImplementedError
 
     def _stage_names(self):
-        """Names of the chain's stock layers; the last one has the layer's own, by which losses and targets know it."""
+        """Names of the chain's stock layers. The last one has the name of the layer, which losses and targets use."""
         return [*(f"{self.name}_{name}" for name in self.format.factor_names[:-1]), self.name]
 
     def _bias_arguments(self):
-        """What the last stock layer takes over: the bias, the activation and their penalties."""
+        """Arguments that the last stock layer takes over: bias, activation and their penalties."""
         names = ("bias_initializer", "bias_regularizer", "bias_constraint", "activity_regularizer")
         activation = copy_arguments(self)["activation"]
         return {"use_bias": self.use_bias, "activation": activation, **{name: getattr(self, name) for name in names}}
 
     def end_weights(self) -> list[np.ndarray]:
-        """The arrays of what follows the factors, in the order of a stock layer: the bias and the activation's own."""
+        """The weights that follow the factors, in the order of a stock layer: the bias and those of the activation."""
         bias = [] if self.bias is None else [ops.convert_to_numpy(self.bias)]
         return [*bias, *(self.activation.get_weights() if isinstance(self.activation, keras.layers.Layer) else [])]
 
     def assign_end(self, layer: keras.layers.Layer) -> None:
-        """Takes over what follows the kernel of a stock layer: the bias, and the weights of an activation that has any.
+        """Copies the weights that follow the kernel of a stock layer: the bias, and any weights of the activation.
 
         Args:
             layer: a built layer of the stock class, with the same arguments.
         """
         if self.bias is not None:
-            # Through NumPy: on JAX the two layers would share the array, which a compiled step of either one reuses.
+            # Copied through NumPy. On JAX both layers would share the array, and a compiled step of either reuses it.
             self.bias.assign(ops.convert_to_numpy(layer.bias))
         if isinstance(self.activation, keras.layers.Layer) and layer.activation.built:
             if not self.activation.built:
@@ -332,19 +335,19 @@ class FactorizedLayer(keras.layers.Layer):
             self.activation.set_weights(layer.activation.get_weights())
 
     def merged(self) -> tuple[keras.layers.Layer, list[np.ndarray]]:
-        """The dense twin: an unbuilt stock layer with the same name and arguments, and the weights for it."""
+        """Makes the dense twin: an unbuilt stock layer with the same name and arguments, and its weights."""
         left_behind = (*_LOW_RANK_ONLY, "format")
         config = {name: value for name, value in copy_arguments(self).items() if name not in left_behind}
         if isinstance(self.factor_initializer, (initializers.OrthogonalFactors, initializers.Spectral)):
-            # The composed kernel started with its variance.
+            # The composed kernel started with the variance of this initializer.
             config["kernel_initializer"] = copy.copy(self.factor_initializer.kernel_initializer)
         layer = self.stock_class(**{**config, "dtype": self.dtype_policy})
         return layer, [ops.convert_to_numpy(self.kernel), *self.end_weights()]
 
     def to_dense(self) -> keras.layers.Layer:
-        """The dense twin with the same name, arguments and, up to rounding, outputs: the inverse of `from_dense`.
+        """Makes the dense twin with the same name, arguments and, up to rounding, outputs: inverse of `from_dense`.
 
-        Penalties and constraints of factors are left behind. Bias and activation are copied, weights included.
+        Penalties and constraints of factors are dropped. Bias and activation are copied with their weights.
 
         Returns:
             A built stock layer, such as a `keras.layers.Conv2D`, with the composed kernel.
@@ -370,16 +373,16 @@ class FactorizedLayer(keras.layers.Layer):
         return layer
 
     def _composed(self):
-        """As `merged`, without the kernel's penalty, which may be of this package and which chains leave behind too."""
+        """Like `merged`, but without the kernel penalty: chains drop it too, and it may be a class of this package."""
         layer, weights = self.merged()
         layer.kernel_regularizer = None
         return layer, weights
 
     def quantize(self, mode: Any = None, **kwargs: Any) -> None:
-        """Keras' way to quantise a model reaches no factors.
+        """Refuses Keras' own quantisation, which does not support factors.
 
         Raises:
-            NotImplementedError: which `keras.Model.quantize` shows as a warning, and leaves the layer as it is.
+            NotImplementedError: always; `keras.Model.quantize` shows it as a warning and keeps the layer unchanged.
         """
         raise NotImplementedError(
             f"Expected layers of Keras' own to quantise: `elrt_keras.expand(model)` makes them, and "
@@ -392,10 +395,10 @@ class FactorizedLayer(keras.layers.Layer):
 
         Args:
             kernel: array or tensor of shape `(*kernel_size, C_in, C_out)`.
-            weighting: what the layer's inputs are; the approximation then fits the outputs.
+            weighting: statistics of the layer's inputs. With it the approximation fits the outputs, not the kernel.
 
         Raises:
-            ValueError: for another shape, or values that are not finite.
+            ValueError: for a wrong shape, or values that are not finite.
 
         Example:
 
@@ -411,7 +414,7 @@ class FactorizedLayer(keras.layers.Layer):
         if kernel.shape != self.kernel_shape:
             raise ValueError(f"Expected a kernel of shape {self.kernel_shape}. Received: kernel.shape={kernel.shape}")
         if not np.all(np.isfinite(kernel)):
-            raise ValueError(f"Expected a kernel of finite numbers for '{self.name}'. Received: NaN or infinity in it")
+            raise ValueError(f"Expected a kernel of finite numbers for '{self.name}'. Received: NaN or infinity")
         if weighting is None:
             factors = self.format.decompose(kernel, self.ranks)
         else:
@@ -421,19 +424,19 @@ class FactorizedLayer(keras.layers.Layer):
 
     @classmethod
     def dense_arguments(cls, layer: keras.layers.Layer) -> dict[str, Any]:
-        """The constructor arguments that a stock layer hands on to its low-rank twin.
+        """Returns the constructor arguments that the low-rank twin takes over from a stock layer.
 
         Raises:
-            ValueError: when `layer` is not of the stock class, has a kernel constraint, or is quantised.
+            ValueError: if `layer` is not of the stock class, has a kernel constraint, or is quantised.
         """
         if type(layer) is not cls.stock_class:
             raise ValueError(
-                f"{cls.__name__} takes over a keras.layers.{cls.stock_class.__name__}. "
+                f"Expected a keras.layers.{cls.stock_class.__name__} for {cls.__name__}. "
                 f"Received: layer={getattr(layer, 'name', layer)!r} of type {type(layer).__name__}"
             )
         if layer.kernel_constraint is not None:
             raise ValueError(
-                "A kernel constraint acts on the dense kernel and has no counterpart on its factors. "
+                "Expected no kernel constraint: it acts on the dense kernel and has no counterpart on factors. "
                 f"Received: layer={layer.name!r} with kernel_constraint={type(layer.kernel_constraint).__name__}"
             )
         if isinstance(layer.dtype_policy, keras.dtype_policies.QuantizedDTypePolicy):
@@ -447,15 +450,15 @@ class FactorizedLayer(keras.layers.Layer):
 
     @classmethod
     def from_dense(cls, layer: keras.layers.Layer, ranks: Ranks, **kwargs: Any) -> Self:
-        """The low-rank twin of a built stock layer: same name, arguments and bias, decomposed kernel.
+        """Makes the low-rank twin of a built stock layer: same name, arguments and bias, decomposed kernel.
 
         Args:
-            layer: a built layer of the stock class that this one stands for, such as `keras.layers.Conv2D`.
+            layer: a built layer of the stock class of this one, such as `keras.layers.Conv2D`.
             ranks: int, tuple or float, as for the constructor.
-            **kwargs: further constructor arguments, such as `factor_regularizer`, that override the dense layer's.
+            **kwargs: further constructor arguments, such as `factor_regularizer`; they override the dense layer's.
 
         Raises:
-            ValueError: for another kind of layer, one that is not built, or one with a `kernel_constraint`, which
+            ValueError: for a layer of another class, one that is not built, or one with a `kernel_constraint`, which
                 has no counterpart on factors.
 
         Example:
@@ -483,14 +486,14 @@ class FactorizedLayer(keras.layers.Layer):
 
 
 def _refuse_writer(frame):
-    """Refuses a layer that reads `kernel` to assign to it later, where Keras would fail without a reason.
+    """Refuses a layer that reads `kernel` in order to assign to it later. Keras would fail without saying why.
 
-    Keras has one such layer, and no hook by which the layer inside learns of it but the frame that reads.
+    Keras has one such layer. The inner layer can recognise it only by the frame that reads `kernel`.
     """
     reader = frame.f_back.f_locals.get("self")
     if isinstance(reader, keras.layers.SpectralNormalization):
         raise ValueError(
-            f"Expected a layer that stores its kernel: a low-rank one composes it. Its factors can be held instead, by "
+            f"Expected a layer that stores its kernel; a low-rank layer composes it. To limit its factors instead, use "
             f"factor_constraint='stiefel' or factor_regularizer='srip'. "
             f"Received: a SpectralNormalization around a {type(frame.f_locals['self']).__name__}"
         )

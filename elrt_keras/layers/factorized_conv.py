@@ -1,6 +1,6 @@
 """The N-D low-rank convolution: one layer for every format and every number of spatial dimensions.
 
-The leaves in `convolutions.py` add nothing but a format, a dimension and a docstring.
+The leaf classes in `convolutions.py` add only a format, a number of dimensions and a docstring.
 """
 
 import math
@@ -22,13 +22,14 @@ from elrt_keras.layers.ways import TrainingWay
 
 
 class FactorizedConv(FactorizedLayer):
-    """A convolution whose kernel is held as the factors of a low-rank format, from the first step to the last.
+    """A convolution that holds its kernel as the factors of a low-rank format, from the first step to the last.
 
     The state is the factors (and the bias). The chain of stages equals one convolution with `compose(factors)`,
-    padding, strides and dilation included: only the spatial stages have any, and no stage but the last has a bias.
+    padding, strides and dilation included. Only the spatial stages have padding, strides or dilation, and only the last
+    stage has a bias.
 
-    Arguments, shapes and errors are those of a leaf such as `Tucker2Conv2D`; a leaf names the format and the number of
-    spatial axes.
+    Arguments, shapes and errors are those of a leaf class such as `Tucker2Conv2D`. A leaf class sets the format and the
+    number of spatial axes.
 
     Example:
 
@@ -70,7 +71,7 @@ class FactorizedConv(FactorizedLayer):
         **kwargs: Any,
     ):
         if not isinstance(padding, str):  # Keras takes pairs of numbers here and fails at the first call
-            raise ValueError(f"`padding` is a string such as 'same'. Received: padding={padding!r}")
+            raise ValueError(f"Expected `padding` as a string such as 'same'. Received: padding={padding!r}")
         shared = {
             "filters": int_in(filters, "[1, inf)", "filters"),
             "kernel_size": kernel_size,
@@ -104,12 +105,12 @@ class FactorizedConv(FactorizedLayer):
         channels = input_shape[self._channel_axis]
         if channels is None:
             raise ValueError(
-                f"The channel axis of the input must be known to build '{self.name}'. "
+                f"Expected a known size of the channel axis of the input to build '{self.name}'. "
                 f"Received: input_shape={tuple(input_shape)}"
             )
         if channels % self.groups:
             raise ValueError(
-                f"The channels of the input of '{self.name}' are a multiple of groups={self.groups}. "
+                f"Expected channels of the input of '{self.name}' that are a multiple of groups={self.groups}. "
                 f"Received: input_shape={tuple(input_shape)}"
             )
         self.input_spec = keras.layers.InputSpec(min_ndim=self.spatial_dims + 2, axes={self._channel_axis: channels})
@@ -123,7 +124,7 @@ class FactorizedConv(FactorizedLayer):
         self.built = True
 
     def _run(self, inputs, *factors):
-        """Plain convolutions: the chain, or the composed kernel."""
+        """Runs inputs as plain convolutions: through the chain, or through the composed kernel."""
         convolutions = zip(self._stages, factors)
         if not self._runs_chain:
             convolutions = [(self._dense, self.format.compose(list(factors)))]
@@ -141,8 +142,8 @@ class FactorizedConv(FactorizedLayer):
         return ways.folded_stages(self._stages, self._dense, way.sizes)
 
     def _convolve_training(self, inputs, kernel, stage, way):
-        """As `_convolve`, in ways whose gradient is quicker; an exported graph shall have plain convolutions."""
-        # The time of a grouped convolution's gradient grows with the groups in XLA for CPUs.
+        """Like `_convolve`, but in ways whose gradient is quicker. Only training uses it: exports need convolutions."""
+        # In XLA for CPUs the gradient of a grouped convolution takes longer the more groups it has.
         if stage.groups > 1 and ways.only_cpus("tensorflow", "jax"):
             parts = split(inputs, stage.groups, self._channel_axis), split(kernel, stage.groups, -1)
             outputs = [self._convolve_training(*part, stage.of_one_group(), way) for part in zip(*parts)]
@@ -154,7 +155,7 @@ class FactorizedConv(FactorizedLayer):
         return self._convolve(inputs, kernel, stage)
 
     def _padding_of(self, inputs, stage):
-        """Zeros before and after each spatial axis of channels-last inputs."""
+        """Numbers of zeros to pad before and after each spatial axis of channels-last inputs."""
         if self.padding == "same":
             return ways.same_padding(inputs.shape[1:-1], stage)
         spans = [dilation * (size - 1) for dilation, size in zip(stage.dilation_rate, stage.kernel_size)]
@@ -171,17 +172,17 @@ class FactorizedConv(FactorizedLayer):
     @property
     def training_ways(self) -> list[TrainingWay]:
         self._require_built("training_ways")
-        # Shifted products take many times as long on TensorFlow and PyTorch, which do not fuse them.
+        # TensorFlow and PyTorch do not fuse shifted products, which therefore take many times as long there.
         options = [(products, shifts) for products in (False, True) for shifts in (False, True)]
         if self.data_format == "channels_first":
             options = [(False, False)]
         elif keras.backend.backend() != "jax":
             options = [(products, False) for products in (False, True)]
-        found = [self._way_of(sizes, *option) for sizes in ways.foldings(self._stages) for option in options]
-        return list(dict.fromkeys(found))
+        candidates = [self._way_of(sizes, *option) for sizes in ways.foldings(self._stages) for option in options]
+        return list(dict.fromkeys(candidates))
 
     def _way_of(self, sizes, products, shifts):
-        """The way without options that none of its convolutions has a use for."""
+        """Makes the way, without the options that none of its convolutions can use."""
         stages = self._way_stages(TrainingWay(sizes))
         products = products and any(ways.mixes_channels(stage) for stage in stages)
         return TrainingWay(sizes, products, shifts and any(stage.depthwise for stage in stages))
@@ -194,8 +195,8 @@ class FactorizedConv(FactorizedLayer):
         for stage in stages[:-1]:
             size = conv_output_size(size, stage.kernel_size, stage.strides, self.padding, stage.dilation_rate)
             between += stage.out_channels * math.prod(size)
-        made = sum(stage.weights for stage, count in zip(stages, way.sizes) if count > 1)
-        return between, made
+        folded_weights = sum(stage.weights for stage, count in zip(stages, way.sizes) if count > 1)
+        return between, folded_weights
 
     def _add_bias(self, outputs):
         if self.bias is None:
@@ -203,7 +204,7 @@ class FactorizedConv(FactorizedLayer):
         ones = (1,) * self.spatial_dims
         if self.data_format == "channels_last":
             return ops.add(outputs, ops.reshape(self.bias, (1, *ones, -1)))
-        # Not `ops.add`, which on TensorFlow takes the last axis for the one of the bias if it is as long.
+        # `ops.add` is wrong here: on TensorFlow it adds the bias along the last axis if that has the same length.
         return outputs + ops.reshape(self.bias, (1, -1, *ones))
 
     def _convolve(self, inputs, kernel, stage):
@@ -230,8 +231,8 @@ class FactorizedConv(FactorizedLayer):
         )
         if any(size is not None and size <= 0 for size in spatial):
             raise ValueError(
-                f"The input of '{self.name}' is too small for kernel_size={self.kernel_size} and "
-                f"dilation_rate={self.dilation_rate} with padding '{self.padding}'. "
+                f"Expected a larger input of '{self.name}', with kernel_size={self.kernel_size}, "
+                f"dilation_rate={self.dilation_rate} and padding '{self.padding}'. "
                 f"Received: input_shape={tuple(input_shape)}"
             )
         if self.data_format == "channels_last":
@@ -248,7 +249,7 @@ class FactorizedConv(FactorizedLayer):
         for index, (stage, factor) in enumerate(zip(self._stages, self.factors)):
             arguments: dict[str, Any] = self._bias_arguments() if index == last else {"use_bias": False}
             end = self.end_weights() if index == last else []
-            if stage.depthwise and self.padding == "causal":  # which the stock depthwise layer does not know
+            if stage.depthwise and self.padding == "causal":  # the stock depthwise layer has no causal padding
                 before = stage.dilation_rate[0] * (stage.kernel_size[0] - 1)
                 padding = {"padding": (before, 0), "data_format": self.data_format, "dtype": self.dtype_policy}
                 layers.append((keras.layers.ZeroPadding1D(name=f"{names[index]}_padding", **padding), []))
@@ -285,8 +286,8 @@ class FactorizedConv(FactorizedLayer):
     def _spatial_size(self, shape):
         if len(shape) != self.spatial_dims + 2:
             raise ValueError(
-                f"'{self.name}' takes inputs with {self.spatial_dims + 2} axes (batch, {self.spatial_dims} spatial, "
-                f"channels). Received: input_shape={tuple(shape)}"
+                f"Expected inputs of '{self.name}' with {self.spatial_dims + 2} axes (batch, {self.spatial_dims} "
+                f"spatial, channels). Received: input_shape={tuple(shape)}"
             )
         return tuple(shape[1:-1] if self.data_format == "channels_last" else shape[2:])
 

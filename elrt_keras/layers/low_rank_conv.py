@@ -1,4 +1,4 @@
-"""Low-rank convolutions with the format as an argument: one class for each number of spatial axes."""
+"""Low-rank convolutions with the format as an argument: one class per number of spatial axes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -70,11 +70,11 @@ class LowRankConv(FactorizedConv):
 
 
 def _checked(format, spatial_dims):
-    """The name of a registered format for that many spatial axes."""
+    """Checks that a format is registered and supports `spatial_dims` spatial axes. Returns its name."""
     known = formats.get(format)
     if known is not formats.get(known.name):
         raise ValueError(
-            f"Expected a format as it is registered, so that a saved model finds it by its name. "
+            f"Expected a registered format, which a saved model finds by its name. "
             f"Received: format={known.name!r}, another object of that name"
         )
     if spatial_dims not in known.spatial_dims:
@@ -87,7 +87,7 @@ def _checked(format, spatial_dims):
 
 @keras.saving.register_keras_serializable("elrt_keras")
 class LowRankConv2D(LowRankConv):
-    """2-D convolution whose kernel is held as the factors of a low-rank format, and runs as a chain of small ones.
+    """2-D convolution that holds its kernel as the factors of a low-rank format and runs as a chain of convolutions.
 
     `outputs = activation(conv(inputs, compose(factors)) + bias)`, computed stage by stage without composing:
     `format.stages` are the convolutions of the chain, `format.compose` is the formula of the kernel.
@@ -101,26 +101,26 @@ class LowRankConv2D(LowRankConv):
         ranks: a tuple with one entry for each rank of the format, or one number for all of them. An int is a rank; a
             float in (0, 1] is a fraction of the full rank, rounded up.
         format: name of a registered format, such as `"tucker2"`, `"svd"`, `"spatial_svd"`, `"cp"`, `"tensor_train"`.
-            A saved model stores the name: whoever loads it imports the module that registers the format first.
+            A saved model stores the name. For a format of your own, import the module that registers it before loading.
         strides, padding, data_format, dilation_rate, activation, use_bias: as in `keras.layers.Conv2D`.
-        groups: int that divides C_in and C_out. Each group is a kernel of C_in/groups to C_out/groups channels with
-            factors of its own, all at the ranks given; full ranks are those of such a kernel.
+        groups: int that divides C_in and C_out. Each group has a kernel of C_in/groups to C_out/groups channels with
+            its own factors. All groups have the same `ranks`; the full ranks are those of the kernel of one group.
         factor_initializer: an initializer of `elrt_keras.initializers` (all factors together) or of Keras (each factor
             on its own), by name or object.
-        factor_regularizer: acts on each orthogonal factor, read as a matrix (`format.orthogonal_factors` says which).
-            By name (`"so"`, `"dso"`, `"mc"`, `"srip"`) or object, see `elrt_keras.regularizers`.
+        factor_regularizer: acts on each orthogonal factor, as a matrix (`format.orthogonal_factors` lists them).
+            A name (`"so"`, `"dso"`, `"mc"`, `"srip"`) or an object, see `elrt_keras.regularizers`.
         kernel_regularizer: acts on the *composed* kernel; `L2(λ)` is Frobenius decay, computed without composing.
         bias_initializer, bias_regularizer, bias_constraint, activity_regularizer: as in `keras.layers.Conv2D`.
         factor_constraint: projects each orthogonal factor, as a matrix, after a step; `"stiefel"` or an object.
         execution: `"chain"` runs the stages; `"compose"` builds the dense kernel and runs one convolution; `"auto"`
             takes the one with fewer MACs at these ranks and strides.
-        recompute: bool; `True` drops what lies between the stages in training and computes it again for the gradient
-            (`keras.remat`): less memory, more time.
+        recompute: bool; `True` drops the tensors between the stages in training and computes them again for the
+            gradient (`keras.remat`): less memory, more time.
         **kwargs: `name`, `dtype`, `trainable`.
 
     Raises:
         ValueError: for an unknown format or one for other dimensions, ranks out of range, strides and dilation both
-            above 1, or what the stock layer refuses.
+            above 1, or arguments that the stock layer refuses.
 
     Example:
 
@@ -139,7 +139,7 @@ class LowRankConv2D(LowRankConv):
 
 @keras.saving.register_keras_serializable("elrt_keras")
 class LowRankConv1D(LowRankConv):
-    """1-D convolution whose kernel is held as the factors of a low-rank format; `LowRankConv2D` with one spatial axis.
+    """1-D convolution with a kernel of low-rank factors: `LowRankConv2D` with one spatial axis.
 
     Input: `(batch, steps, C_in)` for `channels_last`, `(batch, C_in, steps)` for `channels_first`. Arguments and errors
     are those of `LowRankConv2D`; `padding` may be `"causal"`.
@@ -157,7 +157,7 @@ class LowRankConv1D(LowRankConv):
 
 @keras.saving.register_keras_serializable("elrt_keras")
 class LowRankConv3D(LowRankConv):
-    """3-D convolution whose kernel is held as the factors of a low-rank format; `LowRankConv2D` with three axes.
+    """3-D convolution with a kernel of low-rank factors: `LowRankConv2D` with three spatial axes.
 
     Input: `(batch, depth, height, width, C_in)` for `channels_last`, `(batch, C_in, depth, height, width)` for
     `channels_first`. Arguments and errors are those of `LowRankConv2D`.

@@ -19,7 +19,7 @@ from elrt_keras.layers.ways import TrainingWay
 class LowRankDense(FactorizedLayer):
     """Dense layer with a kernel of rank r: two small matrix products, `y = activation((x·A)·B + b)`.
 
-    `A (C_in, r)` carries the singular values, `B (r, C_out)` is the factor that orthogonality applies to.
+    `A (C_in, r)` carries the singular values. Orthogonality applies to the factor `B (r, C_out)`.
     MACs of one example: `r·(C_in + C_out)` per position; dense: `C_in·C_out`.
 
     Input: `(batch, …, C_in)`. Output: `(batch, …, units)`.
@@ -36,12 +36,12 @@ class LowRankDense(FactorizedLayer):
         factor_constraint: projects `B` after an optimizer step.
         execution: `"chain"` runs both products, `"compose"` composes the kernel first, `"auto"` takes the one with
             fewer MACs when the layer is built.
-        recompute: whether training drops what lies between the stages and computes it again for the gradient
+        recompute: whether training drops the tensors between the stages and computes them again for the gradient
             (`keras.remat`): less memory, more time.
         **kwargs: `name`, `dtype`, `trainable`.
 
     Raises:
-        ValueError: for ranks out of range, or what the stock layer refuses.
+        ValueError: for ranks out of range, or arguments that the stock layer refuses.
 
     Example:
 
@@ -102,7 +102,7 @@ class LowRankDense(FactorizedLayer):
         channels = input_shape[-1]
         if channels is None:
             raise ValueError(
-                f"The last axis of the input must be known to build '{self.name}'. "
+                f"Expected a known size of the last axis of the input to build '{self.name}'. "
                 f"Received: input_shape={tuple(input_shape)}"
             )
         self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: channels})

@@ -1,4 +1,4 @@
-"""What Keras is told to penalise and to project, factor by factor."""
+"""Penalties and projections of single factors, as objects that Keras accepts."""
 
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class _Sum(keras.regularizers.Regularizer):
-    """The sum of functions of one variable, as the regularizer object that Keras wants on it."""
+    """The sum of functions of one variable, as a regularizer object for Keras."""
 
     def __init__(self, terms):
         self._terms = terms
@@ -22,7 +22,7 @@ class _Sum(keras.regularizers.Regularizer):
 
 
 class _Projection(keras.constraints.Constraint):
-    """A constraint on a factor read as a matrix, or one per group."""
+    """A constraint on the matrix of a factor, or on one matrix per group."""
 
     def __init__(self, constraint, view):
         self._constraint, self._view = constraint, view
@@ -32,12 +32,14 @@ class _Projection(keras.constraints.Constraint):
 
 
 def penalty_of(layer: "FactorizedLayer", index: int, view: MatrixView | None) -> keras.regularizers.Regularizer | None:
-    """What Keras adds to the loss for factor `index` of a layer: its own penalty, and on the core the whole kernel's.
+    """Returns the penalty that Keras adds to the loss for factor `index` of a layer, or `None`.
+
+    It is the penalty of the factor. For the core it also includes the penalty of the whole kernel.
 
     Args:
         layer: a `FactorizedLayer`.
         index: place of the factor in the chain.
-        view: how the factor reads as a matrix that is to be orthogonal; `None` for one that is not.
+        view: `MatrixView` of an orthogonal factor; `None` for other factors.
     """
     terms = []
     if view is not None and layer.factor_regularizer is not None:
@@ -48,7 +50,7 @@ def penalty_of(layer: "FactorizedLayer", index: int, view: MatrixView | None) ->
 
 
 def _kernel_penalty(layer, core):
-    # Keras penalises variable by variable; the other factors are read beside the core it passes in.
+    # Keras penalises each variable by itself and passes in the core. The other factors are read from the layer.
     factors = [ops.convert_to_tensor(factor) for factor in layer.factors]
     factors[layer.format.core_index] = ops.convert_to_tensor(core)
     factors = [f if keras.backend.standardize_dtype(f.dtype) == "float64" else ops.cast(f, "float32") for f in factors]
@@ -58,7 +60,7 @@ def _kernel_penalty(layer, core):
 
 
 def projection_of(layer: "FactorizedLayer", view: MatrixView | None) -> keras.constraints.Constraint | None:
-    """What Keras does to a factor of a layer after each step; `view` as in `penalty_of`."""
+    """Returns the constraint that Keras applies to a factor after each step, or `None`; `view` as in `penalty_of`."""
     if view is None or layer.factor_constraint is None:
         return None
     return _Projection(layer.factor_constraint, view)

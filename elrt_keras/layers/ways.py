@@ -1,4 +1,4 @@
-"""Ways to train a layer: equal computations of one chain, of which each device runs another one fastest."""
+"""Ways to train a layer: different computations of one chain with equal results. The fastest depends on the device."""
 
 import dataclasses
 import itertools
@@ -16,12 +16,12 @@ from elrt_keras.formats.chain import Stage
 
 @dataclasses.dataclass(frozen=True)
 class TrainingWay:
-    """How a low-rank layer computes its outputs in training. All ways are equal up to rounding.
+    """A way to compute the outputs of a low-rank layer in training. All ways give equal outputs up to rounding.
 
     Attributes:
-        sizes: tuple of ints that sum to the number of factors: how many neighbouring factors are multiplied to make
-            the kernel of each convolution. `(1, 1, 1)` is the chain of three, `(3,)` the composed kernel, `(2, 1)` the
-            chain whose first factor is folded into the second.
+        sizes: tuple of ints that sum to the number of factors. Each int is the number of neighbouring factors that are
+            multiplied into the kernel of one convolution. `(1, 1, 1)` is the chain of three, `(3,)` the composed
+            kernel, `(2, 1)` the chain whose first factor is folded into the second.
         products: whether 1×1 convolutions run as one matrix product over all pixels.
         shifts: whether depthwise convolutions run as a sum of shifted products.
 
@@ -49,7 +49,7 @@ class TrainingWay:
         """Returns the way that `to_json` wrote.
 
         Raises:
-            ValueError: for anything else.
+            ValueError: for a value that `to_json` does not write.
         """
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(fields, dict) or set(fields) != names:
@@ -62,9 +62,9 @@ class TrainingWay:
 
 
 def foldings(stages: Sequence[Stage]) -> list[tuple[int, ...]]:
-    """Lists the `sizes` by which a chain can be run; the chain itself first, the composed kernel last.
+    """Lists the `sizes` with which a chain can run; the chain itself first, the composed kernel last.
 
-    Factors of grouped stages, and a depthwise stage beside one of several positions, are folded all or not at all.
+    Two cases allow only these two: grouped stages, and a depthwise stage next to another stage of several positions.
     """
     count = len(stages)
     inner = [
@@ -76,7 +76,7 @@ def foldings(stages: Sequence[Stage]) -> list[tuple[int, ...]]:
 
 
 def folded_stages(stages: Sequence[Stage], composed: Stage, sizes: Sequence[int]) -> list[Stage]:
-    """Returns the stages of a chain after folding; `composed` stands for all of them as one."""
+    """Returns the stages of a chain after folding; `composed` is the single stage of the composed kernel."""
     if len(sizes) == 1:
         return [composed]
     return [_folded(stages[start:end]) for start, end in _runs(sizes)]
@@ -90,7 +90,7 @@ def folded_kernels(form: Format, stages: Sequence[Stage], factors: Sequence[Tens
 
 
 def mixes_channels(stage: Stage) -> bool:
-    """Reports if a stage computes each position of its output from that position of its input alone."""
+    """Reports if each output position of a stage depends only on the same input position."""
     is_whole = not stage.depthwise and stage.groups == 1
     return is_whole and set(stage.kernel_size) == {1} and set(stage.strides) == {1}
 
@@ -103,7 +103,7 @@ def mix_channels(inputs: Tensor, kernel: Tensor, stage: Stage) -> Tensor:
 
 
 def shift_channels(inputs: Tensor, kernel: Tensor, stage: Stage, before: Sequence[int], after: Sequence[int]) -> Tensor:
-    """Runs a depthwise stage as a sum over the positions of its kernel: inputs shifted, times one weight per channel.
+    """Runs a depthwise stage as a sum over the positions of its kernel: shifted inputs times one weight per channel.
 
     Args:
         inputs: `(batch, *size, channels)`.
@@ -136,7 +136,7 @@ def same_padding(size: Sequence[int], stage: Stage) -> tuple[list[int], list[int
 
 
 def only_cpus(*backends: str) -> bool:
-    """Reports if the backend is one of those and has no accelerator."""
+    """Reports if the current backend is in `backends` and has no accelerator."""
     if keras.backend.backend() not in backends:
         return False
     return all(device.startswith("cpu") for device in keras.distribution.list_devices())
@@ -167,7 +167,7 @@ def _can_fold(stages):
 
 
 def _folded(stages):
-    """One stage for a run of them. Along each spatial axis only one of a chain is longer than 1."""
+    """Folds consecutive stages into one. Along each spatial axis only one stage of a chain is longer than 1."""
     first, *rest = stages
     for stage in rest:
         pairs = {
@@ -179,7 +179,7 @@ def _folded(stages):
 
 
 def _product(stages, factors):
-    """The kernel of a run of factors."""
+    """Multiplies consecutive factors into one kernel."""
     kernel, is_depthwise = factors[0], stages[0].depthwise
     for stage, factor in zip(stages[1:], factors[1:]):
         if stage.depthwise:

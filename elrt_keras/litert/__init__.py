@@ -1,4 +1,4 @@
-"""LiteRT (TFLite) models as bytes: made from Keras models, run, timed. TensorFlow is loaded when it is needed."""
+"""LiteRT (TFLite) models as bytes: conversion from Keras, inference and timing. TensorFlow is loaded on first use."""
 
 from elrt_keras.litert.convert import (
     QUANTIZATIONS,

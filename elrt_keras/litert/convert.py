@@ -1,4 +1,4 @@
-"""Keras models and chains of convolutions as LiteRT bytes."""
+"""Conversion of Keras models and chains of convolutions to LiteRT bytes."""
 
 import contextlib
 import logging
@@ -34,25 +34,25 @@ def model_to_litert(
     io_dtype: str = "float32",
     input_shape: InputShape | None = None,
 ) -> bytes:
-    """A Keras model as LiteRT bytes for one example at a time; batch-norm goes into the convolutions.
+    """Converts a Keras model to LiteRT bytes for a batch size of 1. Batch-norm is folded into the convolutions.
 
-    What computes in half precision over float32 weights is converted to float32.
+    Layers that compute in half precision with float32 weights are converted to float32.
 
     Args:
         model: a built Keras model with known inputs, on the TensorFlow backend; or a tf_keras model with one input and
             one output.
         quantization: one of `QUANTIZATIONS`.
-        calibration: example inputs `(N, …)`, or `{name: (N, …)}` of several inputs, of the types of the `Interface`;
-            `"int8"` needs them unless the model knows its ranges.
+        calibration: example inputs `(N, …)`, or `{name: (N, …)}` for several inputs, in the types of the `Interface`.
+            `"int8"` needs them unless the model contains its ranges.
         io_dtype: type of inputs and outputs: `"float32"`; with `"int8"` quantisation also `"int8"` or `"uint8"`.
-        input_shape: as of `interface`.
+        input_shape: as in `interface`.
 
     Raises:
-        ValueError: for a model that cannot be converted, with the converter's reason; for a full disk.
+        ValueError: for a model that cannot be converted (the message has the converter's reason), or a full disk.
     """
     import tensorflow as tf
 
-    # By way of a SavedModel: the converter's other entry, concrete functions, loses the weights of Keras models.
+    # The conversion goes through a SavedModel: from concrete functions the converter loses the weights of Keras models.
     with (
         tempfile.TemporaryDirectory() as folder,
         _quiet_converter(),
@@ -68,17 +68,17 @@ def model_to_litert(
 
 
 def _calls(calibration, ends):
-    """The inputs of a call each, by name, one example at a time."""
+    """Lists the inputs of one call per example, as `{name: array}`."""
     by_name = calibration if isinstance(calibration, Mapping) else {INPUT: calibration}
     count = len(next(iter(by_name.values())))
     return [{name: by_name[name][number][None] for name in ends.inputs} for number in range(count)]
 
 
 def for_inference(model: "keras.Model | tf_keras.Model") -> contextlib.AbstractContextManager[None]:
-    """Within it a model lacks what only training needs: half precision over float32 weights, penalties of outputs.
+    """Context that removes features of a model that only training needs: half precision, and penalties of outputs.
 
-    Not every converter takes a graph with these; outputs are compared in float32. Threads that export one model share
-    the context.
+    Half precision means layers with float32 weights that compute in half precision. Some converters refuse graphs with
+    these features, and outputs are compared in float32. Threads that export one model share the context.
     """
     return shared(id(model), lambda: _for_inference(model))
 
@@ -109,7 +109,7 @@ def _policy(layer):
 
 @contextlib.contextmanager
 def plain_errors(model: "keras.Model | tf_keras.Model", what: str) -> Iterator[None]:
-    """Around saving and converting a model: whatever their parts raise becomes a `ValueError` with the reason."""
+    """Context around saving and converting a model: turns every exception into a `ValueError` with the reason."""
     import tensorflow as tf
 
     try:
@@ -123,7 +123,7 @@ def plain_errors(model: "keras.Model | tf_keras.Model", what: str) -> Iterator[N
 
 
 def save_archive(model: "keras.Model | tf_keras.Model", folder: str, batch_size: int | None, ends: Interface) -> None:
-    """Writes a SavedModel with one signature, by the names of the ends, of a Keras 3 or a tf_keras model."""
+    """Writes a Keras 3 or tf_keras model as a SavedModel with one signature, with the names in `ends`."""
     if not isinstance(model, keras.Model):
         _save_legacy(model, folder, batch_size, ends)
         return
@@ -150,15 +150,15 @@ def _save_legacy(model, folder, batch_size, ends):
     def serve(image):
         return {OUTPUT: only_output(model, image)}
 
-    # Of the model only its weights: to be restored, it would have each of its layers traced on its own too, which those
-    # of quantisation-aware training do not all take.
+    # Only the weights of the model are attached. If the model itself were, TensorFlow would also trace each of its
+    # layers by itself, and some layers of quantisation-aware training do not allow that.
     module = tf.Module()
     module.weights = model.weights  # pyright: ignore[reportAttributeAccessIssue]
     tf.saved_model.save(module, folder, signatures={"serving_default": serve})
 
 
 def _set_quantization(converter, quantization, examples, io_dtype):
-    """`examples`: the inputs of a call each, as the converter wants them."""
+    """Sets the options of a converter. `examples`: list of the inputs of single calls, in the form it accepts."""
     import tensorflow as tf
 
     if quantization is None:
@@ -169,7 +169,7 @@ def _set_quantization(converter, quantization, examples, io_dtype):
     if quantization == "int8":
         converter.inference_input_type = converter.inference_output_type = tf.as_dtype(io_dtype)
         if examples is None:
-            return  # the model's own fake quantisation says what the ranges are
+            return  # the fake quantisation of the model contains the ranges
         converter.representative_dataset = lambda: iter(examples)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
 
@@ -181,7 +181,7 @@ def _reason(error):
 
 
 def _quiet_converter():
-    """Keeps the converter's notes off the terminal, hundreds of lines; what it says in an error stays."""
+    """Hides the hundreds of lines that the converter prints. Its error messages stay."""
     return shared("quiet converter", _quiet)
 
 
@@ -195,7 +195,7 @@ def _quiet():
     absl_logging.set_verbosity(absl_logging.ERROR)
     try:
         with warnings.catch_warnings(), _without_stderr():
-            # Calibration runs TensorFlow's own interpreter, which says that it is deprecated.
+            # Calibration runs TensorFlow's own interpreter, which warns that it is deprecated.
             warnings.filterwarnings("ignore", category=UserWarning, module="tensorflow.lite")
             yield
     finally:
@@ -205,7 +205,7 @@ def _quiet():
 
 @contextlib.contextmanager
 def _without_stderr():
-    """Nothing is written to standard error, by TensorFlow's C++ neither."""
+    """Suppresses all output to standard error, also from the C++ code of TensorFlow."""
     try:
         terminal = os.dup(2)
     except OSError:  # a service or a windowed program may have none
@@ -223,7 +223,7 @@ def _without_stderr():
 
 
 def _flush_stderr():
-    with contextlib.suppress(ValueError, OSError):  # closed by the program
+    with contextlib.suppress(ValueError, OSError):  # the program may have closed it
         if sys.stderr is not None:
             sys.stderr.flush()
 
@@ -231,14 +231,14 @@ def _flush_stderr():
 def chain_to_litert(
     stages: Sequence[Stage], input_size: Shape, padding: str, quantization: Quantization | None = None, seed: int = 0
 ) -> bytes:
-    """A chain of convolutions with random weights as LiteRT bytes, for timing.
+    """Makes LiteRT bytes of a chain of convolutions with random weights, for timing.
 
     Args:
         stages: list of `formats.chain.Stage`, of a convolution or of a matrix (no spatial axes).
         input_size: spatial size of the input, such as `(height, width)`; `()` for a matrix.
-        padding: as of a Keras convolution.
+        padding: as in a Keras convolution.
         quantization: one of `QUANTIZATIONS`; with `"int8"` input and output are int8 too, as inside a model.
-        seed: int, of the weights and of the inputs that `"int8"` is calibrated with.
+        seed: int, seed of the weights and of the inputs that calibrate `"int8"`.
     """
     import tensorflow as tf
 
@@ -267,6 +267,6 @@ def _apply(stage, image, padding, random):
     if not stage.kernel_size:
         return keras.ops.matmul(image, kernel)
     convolve = keras.ops.depthwise_conv if stage.depthwise else keras.ops.conv
-    # A causal convolution is one with zeros in front, at the cost of "same".
+    # A causal convolution has all its zeros in front and costs the same as "same".
     padding = "same" if padding == "causal" else padding
     return convolve(image, kernel, stage.strides, padding, "channels_last", stage.dilation_rate)

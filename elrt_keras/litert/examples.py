@@ -1,4 +1,4 @@
-"""Examples for calibration and checks, from whatever a training pipeline gives."""
+"""Examples for calibration and checks, taken from the data of a training pipeline."""
 
 import itertools
 import math
@@ -18,7 +18,7 @@ Labels: TypeAlias = np.ndarray | None
 
 
 def take_inputs(data: Any, ends: Interface, limit: int) -> Examples:
-    """The first inputs as an array `(N, …)`, or `{name: (N, …)}`, at most `limit`; as `batches` otherwise."""
+    """Returns the first inputs, at most `limit`, as an array `(N, …)` or `{name: (N, …)}`. Data as in `batches`."""
     _refuse_examples_in_a_tuple(data, ends)
     parts = [inputs if isinstance(inputs, Mapping) else {INPUT: inputs} for inputs, _ in batches(data, ends, limit)]
     taken = {name: np.concatenate([part[name] for part in parts]) for name in ends.inputs}
@@ -26,10 +26,10 @@ def take_inputs(data: Any, ends: Interface, limit: int) -> Examples:
 
 
 def check_range(input_range: Any) -> None:
-    """Refuses a range of inputs that is none.
+    """Checks a range of inputs.
 
     Raises:
-        ValueError: for anything but two finite numbers, the lower one first.
+        ValueError: if it is not two finite numbers, the lower one first.
     """
     ends = list(input_range) if isinstance(input_range, (tuple, list, np.ndarray)) else []
     finite = all(isinstance(end, numbers.Real) and math.isfinite(end) for end in ends)
@@ -38,10 +38,10 @@ def check_range(input_range: Any) -> None:
 
 
 def _refuse_examples_in_a_tuple(data, ends):
-    """Refuses a tuple of single examples, of which all but the first would count as labels.
+    """Refuses a tuple of single examples, because all but the first would count as labels.
 
     Raises:
-        ValueError: with what to give instead.
+        ValueError: for such a tuple; the message says how to pass the examples.
     """
     shapes = list(ends.inputs.values())
     if isinstance(data, tuple) and len(data) > 1 and all([np.shape(part)] == shapes for part in data):
@@ -58,12 +58,12 @@ def check_batches(
     limit: int | None = None,
     count: int = 16,
 ) -> Iterator[tuple[Examples, Labels]]:
-    """Batches of `(inputs, class numbers or None)` for a check: the evaluation data, or `count` random inputs.
+    """Returns batches of `(inputs, class numbers or None)` for a check: evaluation data, or `count` random inputs.
 
     The other arguments are those of `batches`.
 
     Raises:
-        ValueError: at once for a limit below 1 and a first batch that is refused; otherwise as `batches`.
+        ValueError: immediately for a limit below 1 or an invalid first batch; later as in `batches`.
     """
     if limit is not None:
         int_in(limit, "[1, inf)", "max_examples")
@@ -71,7 +71,7 @@ def check_batches(
         evaluation_data = _random_inputs(ends, input_range, count)
     _refuse_examples_in_a_tuple(evaluation_data, ends)
     examples = batches(evaluation_data, ends, limit, labelled=True)
-    return itertools.chain([next(examples)], examples)  # bad ones are refused before the long work of an export
+    return itertools.chain([next(examples)], examples)  # checks the first batch before the long work of an export
 
 
 def _random_inputs(ends, input_range, count):
@@ -85,22 +85,22 @@ def _random_inputs(ends, input_range, count):
 def batches(
     data: Any, ends: Interface, limit: int | None = None, labelled: bool = False, batch_size: int = _BATCH
 ) -> Iterator[tuple[Examples, Labels]]:
-    """Batches of `(inputs, class numbers or None)`: `(B, …)` of the types of a model's inputs, and ints `(B,)`.
+    """Yields batches of `(inputs, class numbers or None)`: arrays `(B, …)` of the model's input types, and ints `(B,)`.
 
     Args:
-        data: array `(N, …)`, or a tuple `(inputs, labels)` of arrays; or a `tf.data.Dataset`, a
-            `keras.utils.PyDataset`, another iterable, or a function that returns one: of batches, or of tuples
-            `(inputs, labels, …)`. A single example counts as a batch of one. Inputs of a model that has several are
-            dicts `{name: array}`. Labels are class numbers, or rows of probabilities such as one-hot ones; of a model
-            with one output they are 0 or 1.
+        data: array `(N, …)`, or a tuple `(inputs, labels)` of arrays. Or a `tf.data.Dataset`, a
+            `keras.utils.PyDataset`, another iterable, or a function that returns one; its elements are batches or
+            tuples `(inputs, labels, …)`. A single example counts as a batch of one. For a model with several inputs,
+            inputs are dicts `{name: array}`. Labels are class numbers, or rows of probabilities such as one-hot rows.
+            For a model with one score they are 0 or 1.
         ends: the inputs and outputs of the model.
-        limit: int, the most examples; `None` for all.
-        labelled: whether labels count; otherwise they may be anything, such as masks.
-        batch_size: the most examples of a batch. Larger batches of the data are divided.
+        limit: int, maximum number of examples; `None` for all.
+        labelled: whether labels are used. If not, they may be of any kind, such as masks.
+        batch_size: maximum number of examples of a batch. Larger batches of the data are split.
 
     Raises:
-        ValueError: for data without an end and no limit, no examples, inputs of other names or shapes, NaN or infinity,
-            or labels that are no classes.
+        ValueError: for endless data without a limit, data without examples, inputs of other names or shapes, NaN or
+            infinity, or labels that are no classes.
     """
     count = 0
     data = data() if callable(data) else data
@@ -129,15 +129,15 @@ def batches(
 
 
 def _is_endless(data: Any) -> bool:
-    """Reports if a dataset says that it has no end."""
+    """Reports if a dataset declares itself endless."""
     if isinstance(data, keras.utils.PyDataset):
         return data.num_batches is None
-    # `tf.data.INFINITE_CARDINALITY`; other iterables do not say.
+    # `tf.data.INFINITE_CARDINALITY` is -1. Other iterables do not declare it.
     return hasattr(data, "cardinality") and int(data.cardinality()) == -1
 
 
 def _elements(data: Any, labelled: bool) -> Iterator[tuple[Any, Labels]]:
-    """`(inputs, labels or None)`, element by element."""
+    """Yields `(inputs, labels or None)` of each element."""
     if isinstance(data, (tuple, Mapping)) or hasattr(data, "__array__"):
         data = [data]
     elif isinstance(data, keras.utils.PyDataset):
@@ -176,8 +176,8 @@ def _shapes(ends):
 
 
 def _typed(inputs, dtype):
-    """Inputs as an array of a type; refuses NaN, infinity and numbers that the type does not have."""
-    if inputs.dtype.kind not in "biuf":  # half floats of TensorFlow are of no kind that NumPy knows
+    """Casts inputs to a type. Refuses NaN, infinity and numbers that the type cannot represent."""
+    if inputs.dtype.kind not in "biuf":  # NumPy does not know TensorFlow's bfloat16
         inputs = inputs.astype("float32")
     if not np.all(np.isfinite(inputs)):
         raise ValueError("Expected examples of finite numbers. Received: NaN or infinity")
@@ -190,13 +190,13 @@ def _typed(inputs, dtype):
 
 
 def _class_numbers(labels, count, ends):
-    """Labels as class numbers `(N,)`; refuses targets of another kind, by which nothing could be judged."""
+    """Converts labels to class numbers `(N,)`. Refuses other targets, from which no accuracy can be computed."""
     if labels is None:
         return None
     outputs = list(ends.outputs.values())
     if len(outputs) > 1 or len(outputs[0]) != 1:
         shapes = outputs if len(outputs) > 1 else outputs[0]
-        raise _no_labels("a model with one vector of scores, to be judged by labels", f"outputs of shape {shapes}")
+        raise _no_labels("a model with one vector of scores, to use labels", f"outputs of shape {shapes}")
     classes = outputs[0][0]
     if labels.shape not in ((count,), (count, 1), (count, classes)):
         one_hot = f", or one-hot ({count}, {classes})" if classes > 1 else ""
@@ -218,7 +218,7 @@ def _class_numbers(labels, count, ends):
 
 def _no_labels(expected, received):
     received = getattr(received, "shape", received) if np.size(received) > 8 else received
-    return ValueError(f"Expected {expected}; without labels, outputs alone are compared. Received: {received}")
+    return ValueError(f"Expected {expected}; without labels, only outputs are compared. Received: {received}")
 
 
 def _text(shape):

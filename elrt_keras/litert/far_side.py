@@ -1,7 +1,7 @@
-"""Times LiteRT files on a device with Python, NumPy and ai-edge-litert. A program of its own, sent there with them.
+"""Times LiteRT files on a device with Python, NumPy and ai-edge-litert. This separate program is sent with the files.
 
-python far_side.py pack FILE…                 # here: this program, the files and their order as a tar archive
-python far_side.py run FOLDER THREADS RUNS    # there: a line {"model": NAME, "seconds": […]} for each file, in order
+python far_side.py pack FILE…                 # local: writes a tar archive of this program, the files and their order
+python far_side.py run FOLDER THREADS RUNS    # device: prints {"model": NAME, "seconds": […]} for each file, in order
 """
 
 import io
@@ -17,7 +17,7 @@ _WARMUP = 2
 
 
 def pack(paths: list[str], archive: IO[bytes]) -> None:
-    """Writes a tar archive to a stream: this program, files and their order, in which a file may come again."""
+    """Writes a tar archive to a stream: this program, the files and their order. A file may occur several times."""
     with tarfile.open(fileobj=archive, mode="w|") as tar:
         for path in dict.fromkeys([os.path.abspath(__file__), *paths]):
             tar.add(path, os.path.basename(path))
@@ -43,7 +43,7 @@ def seconds_of(path: str, threads: int, runs: int) -> list[float]:
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
-        # What the runtime was called before.
+        # Older name of the runtime.
         from tflite_runtime.interpreter import Interpreter  # pyright: ignore[reportMissingImports]
 
     interpreter = Interpreter(path, num_threads=threads)

@@ -1,4 +1,4 @@
-"""The ends of a model in exported files: names, shapes and types of its inputs and outputs."""
+"""Inputs and outputs of a model in exported files: their names, shapes and types."""
 
 import collections
 import dataclasses
@@ -20,12 +20,12 @@ INPUT, OUTPUT = "image", "scores"
 
 @dataclasses.dataclass(frozen=True)
 class Interface:
-    """Inputs and outputs by the names that they have in exported files.
+    """Inputs and outputs with their names in exported files.
 
     Attributes:
-        inputs: `{name: shape of one example}`; the one input of a model is called `image`.
-        dtypes: `{name: type}` of the inputs: the model's own for whole numbers, else float32.
-        outputs: `{name: shape of one example's output}`; the one output of a model is called `scores`.
+        inputs: `{name: shape of one example}`; a single input is called `image`.
+        dtypes: `{name: type}` of the inputs: the type of the model for integers, else float32.
+        outputs: `{name: shape of one example's output}`; a single output is called `scores`.
     """
 
     inputs: dict[str, Shape]
@@ -39,16 +39,17 @@ class Interface:
 
 
 def interface(model: "keras.Model | tf_keras.Model", input_shape: InputShape | None = None) -> Interface:
-    """Returns the ends of a model.
+    """Returns the inputs and outputs of a model.
 
-    Several inputs are called as the model calls them, several outputs by the keys of a dict or by their last layers.
+    If there are several, inputs keep their names in the model. Outputs are named by the keys of a dict, or by their
+    last layers.
 
     Args:
         model: a built model with known inputs.
-        input_shape: shape of one example for a model that leaves sizes open, or `{input name: shape}`.
+        input_shape: shape of one example or `{input name: shape}`, for a model that leaves sizes open.
 
     Raises:
-        ValueError: for sizes that stay open, a shape that the model does not take, or the name of no input.
+        ValueError: for sizes that stay open, a shape that the model does not take, or an unknown input name.
     """
     names = _input_names(model)
     shapes: dict[str, Any] = dict(zip(names, (tuple(tensor.shape[1:]) for tensor in model.inputs)))
@@ -56,7 +57,7 @@ def interface(model: "keras.Model | tf_keras.Model", input_shape: InputShape | N
         shapes[name] = filled_shape(name, shapes[name], shape)
     still_open = {name: shape for name, shape in shapes.items() if None in shape}
     if still_open:
-        raise ValueError(f"Expected inputs of known shape; `input_shape` gives one. Received: {still_open}")
+        raise ValueError(f"Expected inputs of known shape; pass `input_shape`. Received: {still_open}")
     dtypes = {name: _dtype(tensor) for name, tensor in zip(names, model.inputs)}
     outputs = [tuple(tensor.shape[1:]) for tensor in model.outputs]
     return Interface(shapes, dtypes, dict(zip(_output_names(model), outputs)))
@@ -90,7 +91,7 @@ def _output_names(model):
 
 
 def _unique(names):
-    """Names of letters, digits and underscores; those that come again have a number behind them."""
+    """Makes names of letters, digits and underscores only. Repeated names get a number at the end."""
     plain, seen, unique = [re.sub(r"\W", "_", name) for name in names], collections.Counter(), []
     for name in plain:
         unique.append(f"{name}_{seen[name]}" if seen[name] else name)
@@ -99,11 +100,11 @@ def _unique(names):
 
 
 def outputs_of(model: "keras.Model | tf_keras.Model", inputs: Any, training: bool = False) -> list[Tensor]:
-    """Runs a model; returns its outputs as a flat list, in the order of its interface.
+    """Runs a model and returns its outputs as a flat list, in the order of its interface.
 
     Args:
         model: the model.
-        inputs: a batch of the one input, or `{name: batch}`.
+        inputs: a batch of a single input, or `{name: batch}`.
         training: whether layers run as in training.
     """
     if isinstance(inputs, Mapping):
@@ -118,6 +119,6 @@ def _input_names(model):
 
 
 def only_output(model: "keras.Model | tf_keras.Model", inputs: Tensor) -> Tensor:
-    """The one output of a model at inference, also where it comes in a list or a dict."""
+    """Runs a model with one output in inference mode. Returns the output, also if it is in a list or a dict."""
     (output,) = outputs_of(model, inputs)
     return output

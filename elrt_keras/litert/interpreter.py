@@ -1,4 +1,4 @@
-"""Running LiteRT models."""
+"""Inference with LiteRT models."""
 
 import collections
 import importlib
@@ -11,7 +11,7 @@ from elrt_keras.atomic import Path
 
 
 class Runner:
-    """A LiteRT model ready to run: arrays of numbers in, floats out, whatever the types in the file.
+    """A LiteRT model ready to run: it takes arrays of numbers and returns floats, for all types in the file.
 
     Args:
         model: the bytes of a model, or the path of a file.
@@ -42,13 +42,13 @@ class Runner:
         return list(self._outputs)
 
     def __call__(self, examples: np.ndarray | Mapping[str, np.ndarray]) -> Any:
-        """Computes the outputs of examples one by one.
+        """Computes the outputs of examples, one example at a time.
 
         Args:
-            examples: an array `(N, …)` for the one input, or `{input name: (N, …)}`.
+            examples: an array `(N, …)` for a single input, or `{input name: (N, …)}`.
 
         Returns:
-            The one output as a float32 array `(N, …)`, or `{output name: (N, …)}`.
+            A single output as a float32 array `(N, …)`, or `{output name: (N, …)}`.
         """
         by_name = examples if isinstance(examples, Mapping) else dict.fromkeys(self._inputs, np.asarray(examples))
         count = len(next(iter(by_name.values())))
@@ -57,13 +57,13 @@ class Runner:
         return outputs if len(outputs) > 1 else outputs.popitem()[1]
 
     def set_random_input(self, seed: int = 0) -> None:
-        """Puts a random example in place, for `invoke`: from 0 to 1, so that as the index of a word it is the first."""
+        """Sets a random example for `invoke`. Its values are from 0 to 1, so as an index they are valid."""
         random = np.random.default_rng(seed)
         for details in self._inputs.values():
             self._set(details, random.uniform(0, 1, details["shape"]).astype("float32"))
 
     def invoke(self) -> None:
-        """Computes the outputs of the example in place."""
+        """Computes the outputs of the example that was set."""
         self._interpreter.invoke()
 
     def _one(self, example):
@@ -86,7 +86,7 @@ class Runner:
 
 
 def _ends(interpreter):
-    """`({name: details}, {name: details})` of inputs and outputs, by the signature or else by the tensors' names."""
+    """`({name: details}, {name: details})` of inputs and outputs, named by the signature or else by the tensors."""
     if len(interpreter.get_signature_list()) == 1:
         runner = interpreter.get_signature_runner()
         return runner.get_input_details(), runner.get_output_details()
@@ -103,23 +103,27 @@ def _interpreter(model, threads):
         interpreter = Interpreter(num_threads=threads, **source)
         interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
-        what = f"{len(model)} bytes" if isinstance(model, bytes) else str(model)
-        raise ValueError(f"Expected a LiteRT model. Received: {what}: {error}") from error
+        source_text = f"{len(model)} bytes" if isinstance(model, bytes) else str(model)
+        raise ValueError(f"Expected a LiteRT model. Received: {source_text}: {error}") from error
     return interpreter
 
 
 def require_runtime() -> None:
-    """Raises an `ImportError` that says what to install where there is no LiteRT runtime."""
+    """Checks that the LiteRT runtime is installed.
+
+    Raises:
+        ImportError: if it is not; the message names the package.
+    """
     try:
         importlib.import_module("ai_edge_litert")
     except ImportError as error:
         raise ImportError(
-            "LiteRT needs `pip install ai-edge-litert`, the `litert` extra. Received: no such package"
+            "Expected LiteRT: `pip install ai-edge-litert`, the `litert` extra. Received: no such package"
         ) from error
 
 
 def operators(content: bytes) -> collections.Counter[str]:
-    """How often each operator occurs in a model's bytes: `Counter({"CONV_2D": 20, …})`."""
+    """Counts the operators in a model's bytes: `Counter({"CONV_2D": 20, …})`."""
     from ai_edge_litert.tools import flatbuffer_utils
 
     model = flatbuffer_utils.convert_bytearray_to_object(bytearray(content))

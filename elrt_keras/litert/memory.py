@@ -1,8 +1,8 @@
-"""Prints how many bytes of memory running a LiteRT model adds at most to a fresh process. Run as a program of its own.
+"""Prints the peak memory, in bytes, that a LiteRT model adds to a new process. Runs as a separate program.
 
 python memory.py MODEL THREADS
 
-Nothing else is imported here, so that no larger peak from before hides the model's.
+The program imports nothing else, because an earlier and larger memory peak would hide that of the model.
 """
 
 import sys
@@ -12,7 +12,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 
 def resident(field: str) -> int:
-    """A figure of Linux' process table in bytes: `VmRSS` (now) or `VmHWM` (the most so far)."""
+    """Reads memory of this process in bytes from Linux: `VmRSS` (at present) or `VmHWM` (the peak)."""
     with open("/proc/self/status", encoding="ascii") as file:
         line = next(line for line in file if line.startswith(f"{field}:"))
     return 1024 * int(line.split()[1])

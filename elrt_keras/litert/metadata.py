@@ -1,7 +1,7 @@
-"""Class labels and input range in a LiteRT file, where Android's and MediaPipe's tools look for them.
+"""Class labels and input range in a LiteRT file, at the place where the tools of Android and MediaPipe read them.
 
-The file gets an entry `TFLITE_METADATA` (a flatbuffer of its own, described by TensorFlow's `metadata_schema.fbs`) and
-the labels as a text file in a ZIP archive behind the model, so that `unzip` shows them too.
+The file gets an entry `TFLITE_METADATA`, a separate flatbuffer that TensorFlow's `metadata_schema.fbs` describes. The
+labels are a text file in a ZIP archive after the model, so `unzip` shows them too.
 """
 
 import io
@@ -22,12 +22,12 @@ def with_metadata(
     input_range: tuple[float, float],
     class_names: Sequence[str] | None = None,
 ) -> bytes:
-    """A model's bytes with metadata.
+    """Adds metadata to a model. Returns the new bytes.
 
     Args:
         content: bytes of the model, with one input and one output.
-        name: of the model.
-        input_shape: `(height, width, channels)`; the colour space is stated for 1 and 3 channels.
+        name: name of the model.
+        input_shape: `(height, width, channels)`; for 1 and 3 channels the metadata contain the colour space.
         input_range: `(lowest, highest)` value of a pixel.
         class_names: list of str, one per output, or `None`.
     """
@@ -46,7 +46,7 @@ def with_metadata(
 
 
 def read_labels(content: bytes) -> list[str] | None:
-    """The class names in a model's bytes, or `None`."""
+    """Returns the class names in a model's bytes, or `None`."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             return archive.read(LABELS).decode("utf-8").splitlines()
@@ -58,13 +58,16 @@ def _with_file(content, name, text):
     file = io.BytesIO(content)
     file.seek(0, io.SEEK_END)
     with zipfile.ZipFile(file, "a") as archive:
-        # A fixed date: the same model makes the same file.
+        # `ZipInfo` has a fixed date, so the same model makes the same file.
         archive.writestr(zipfile.ZipInfo(name), text)
     return file.getvalue()
 
 
 def _metadata(builder, name, input_shape, input_range, class_names):
-    """`ModelMetadata`. Tables are written before those that point to them; numbers are the schema's field numbers."""
+    """Writes the table `ModelMetadata`. Tables come before the tables that point to them.
+
+    The numbers are the field numbers of the schema.
+    """
     normalization = _table(builder, 2, {0: _floats(builder, [0.0]), 1: _floats(builder, [1.0])})
     unit = _table(builder, 2, {1: normalization}, bytes_={0: _NORMALIZATION})
     low, high = input_range
@@ -86,7 +89,7 @@ def _metadata(builder, name, input_shape, input_range, class_names):
 
 
 def _table(builder, size, offsets, bytes_=None):
-    """A table of `size` fields: `{field number: offset}` and `{field number: small int}`."""
+    """Writes a table of `size` fields: `{field number: offset}` and `{field number: small int}`."""
     builder.StartObject(size)
     for number, offset in offsets.items():
         builder.PrependUOffsetTRelativeSlot(number, offset, 0)

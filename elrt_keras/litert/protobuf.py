@@ -1,4 +1,4 @@
-"""Protocol buffers read without their description, field by field."""
+"""Reader of protocol buffers, field by field. It needs no description of the messages."""
 
 import struct
 from collections.abc import Iterator
@@ -6,11 +6,11 @@ from typing import Any
 
 
 def fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """Yields `(number, value)` of each field of a message: an int, a float (32 bits), or bytes.
+    """Yields `(number, value)` of each field of a message. The value is an int, a float (32 bits) or bytes.
 
     Raises:
-        IndexError: for a message that is cut off or has a field of another kind.
-        struct.error: for a float that is cut off.
+        IndexError: for a truncated message or a field of another kind.
+        struct.error: for a truncated float.
 
     Example:
 
@@ -34,7 +34,7 @@ def fields(message: bytes) -> Iterator[tuple[int, Any]]:
 
 
 def varint(message: bytes, position: int) -> tuple[int, int]:
-    """Reads an integer of variable length at a position; returns it and the position after it."""
+    """Reads an integer of variable length at a position. Returns it and the position after it."""
     value = shift = 0
     while True:
         byte = message[position]

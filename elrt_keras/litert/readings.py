@@ -1,4 +1,4 @@
-"""Times of LiteRT files as programs report them: LiteRT's `benchmark_model`, by text or file, and lines of JSON."""
+"""Readers of inference times: output text or result file of LiteRT's `benchmark_model`, and lines of JSON."""
 
 import json
 import math
@@ -12,7 +12,7 @@ import numpy as np
 
 from elrt_keras.litert.protobuf import fields
 
-# Of normal numbers, the quartiles lie that many standard deviations from the middle.
+# The quartiles of a normal distribution lie this many standard deviations from the mean.
 _QUARTILE = statistics.NormalDist().inv_cdf(0.75)
 _SERIES = re.compile(r"count=\d+.*\bavg=.*")
 _NUMBER = re.compile(r"\b(min|max|avg|std|median|p5|p95)=([-+.\w]+)")
@@ -24,10 +24,10 @@ _FIELDS = {1: "avg", 2: "min", 3: "max", 4: "std", 5: "median", 6: "p5", 7: "p95
 
 
 class Reading(NamedTuple):
-    """The times of one file.
+    """Inference times of one file.
 
     Attributes:
-        model: name of the file, without folders, or `None` where it is not said.
+        model: name of the file without folders, or `None` if the program does not report it.
         quartiles: three floats, seconds of one inference.
     """
 
@@ -36,13 +36,13 @@ class Reading(NamedTuple):
 
 
 def read_text(text: str) -> list[Reading]:
-    """Reads the times in the output of a program, in the order in which they stand there.
+    """Reads the times in the output of a program, in their order.
 
-    Understood are lines `{"model": NAME, "seconds": [SECONDS, …]}` and what LiteRT's `benchmark_model` prints. Other
-    lines are passed over.
+    It reads lines `{"model": NAME, "seconds": [SECONDS, …]}` and the output of LiteRT's `benchmark_model`. It ignores
+    other lines.
 
     Raises:
-        ValueError: for times that are no positive numbers.
+        ValueError: for times that are not positive numbers.
 
     Example:
 
@@ -57,7 +57,7 @@ def read_text(text: str) -> list[Reading]:
         elif named:
             graph = named["listed"] or named["loaded"]
         elif _SERIES.search(line):
-            series = {name: value for name, value in _NUMBER.findall(line)}  # of the warm-up first, then of the runs
+            series = {name: value for name, value in _NUMBER.findall(line)}  # first of the warm-up, then of the runs
         elif summary:
             microseconds = {**series, "avg": series.get("avg", summary[1])}
             readings.append(_reading(graph, {key: value for key, value in microseconds.items()}, 1e-6, line))
@@ -69,11 +69,11 @@ def read_result_file(path: pathlib.Path) -> Reading:
     """Reads the file that `benchmark_model --result_file_path` writes, a protocol buffer.
 
     Raises:
-        ValueError: for anything else.
+        ValueError: for any other file.
     """
     try:
-        found: list[Any] = [value for number, value in fields(path.read_bytes()) if number == _LATENCY]
-        values = {_FIELDS[number]: value for number, value in fields(found[0]) if number in _FIELDS}
+        latencies: list[Any] = [value for number, value in fields(path.read_bytes()) if number == _LATENCY]
+        values = {_FIELDS[number]: value for number, value in fields(latencies[0]) if number in _FIELDS}
     except (OSError, IndexError, struct.error) as error:
         raise ValueError(f"Expected a result file of benchmark_model. Received: {str(path)!r}: {error}") from error
     return _reading(None, values, 1e-3, str(path))
@@ -96,7 +96,7 @@ def _of_json(line):
 
 
 def _reading(graph, values: dict[str, Any], unit, source):
-    """The reading of a summary: median or mean, and quartiles of a normal distribution of its standard deviation."""
+    """Makes the reading of a summary: median or mean, and quartiles of a normal distribution with its deviation."""
     try:
         numbers = {name: float(value) * unit for name, value in values.items()}
     except ValueError as error:

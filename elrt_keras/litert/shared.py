@@ -1,20 +1,20 @@
-"""Changes of what all threads of a process share, such as standard error: made by the first, undone after the last."""
+"""Changes of state that all threads share, such as standard error: the first thread makes, the last undoes them."""
 
 import contextlib
 import threading
 from collections.abc import Callable, Hashable, Iterator
 
 _LOCK = threading.RLock()
-_ENTERED: dict[Hashable, list] = {}  # key → [how many are inside, the ExitStack that undoes the change]
+_ENTERED: dict[Hashable, list] = {}  # key → [number of threads inside, the ExitStack that undoes the change]
 
 
 @contextlib.contextmanager
 def shared(key: Hashable, make: Callable[[], contextlib.AbstractContextManager]) -> Iterator[None]:
-    """A context that several threads are in at once: the first one enters `make()`, and the last one leaves it.
+    """Context that several threads can be in at once: the first thread enters `make()`, the last one leaves it.
 
     Args:
-        key: what the change is about, equal for all that share it.
-        make: returns the context that makes the change and undoes it.
+        key: identifies the change; equal for all threads that share it.
+        make: returns the context that makes and undoes the change.
     """
     with _LOCK:
         if key not in _ENTERED:

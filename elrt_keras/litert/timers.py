@@ -1,4 +1,4 @@
-"""Timers of LiteRT files, on this machine or, by a command, on another device."""
+"""Timers of LiteRT files, on this machine or, through a command, on another device."""
 
 import contextlib
 import math
@@ -19,15 +19,15 @@ from elrt_keras.litert.interpreter import Runner, require_runtime
 from elrt_keras.litert.readings import Reading, read_result_file, read_text
 from elrt_keras.litert.timing import machine_key, time_interleaved
 
-_SECONDS = 1.0  # of measuring on this machine per call, within these numbers of rounds
-_ROUNDS = (5, 40)
-_TURN = 8  # files between two measurements of the first one
+_SECONDS = 1.0  # seconds to measure per call on this machine
+_ROUNDS = (5, 40)  # minimum and maximum number of rounds
+_TURN = 8  # number of files between two measurements of the first file
 _FAR_SIDE = pathlib.Path(__file__).with_name("far_side.py")
 _DEVICE_FOLDER = "/data/local/tmp"
 
 
 class Timer:
-    """Measures LiteRT files. Subclasses say where.
+    """Base class of timers, which measure LiteRT files. Subclasses define the device.
 
     Example:
 
@@ -36,17 +36,17 @@ class Timer:
     """
 
     def device(self, threads: int) -> str:
-        """Returns what times hold for, as text: runtime, processor, threads. Tables of times are kept apart by it."""
+        """Returns text that identifies the device: runtime, processor, threads. Each device has its table of times."""
         raise NotImplementedError
 
     def check(self) -> None:
-        """Raises an `ImportError` or `ValueError` where the timer cannot measure, before any work."""
+        """Raises an `ImportError` or `ValueError` if the timer cannot measure. It is called before any other work."""
 
     def measure(self, contents: Sequence[bytes], threads: int) -> np.ndarray:
-        """Returns the three quartiles of seconds of one inference of each model, an array `(3, models)`.
+        """Returns the three quartiles of the seconds of one inference of each model, an array `(3, models)`.
 
         Args:
-            contents: LiteRT models; the first is the one that the others are compared with.
+            contents: LiteRT models. The first one is the reference for the others.
             threads: CPU threads.
         """
         raise NotImplementedError
@@ -56,7 +56,7 @@ class LocalTimer(Timer):
     """Measures with the LiteRT interpreter of this process, one inference of each model in every round."""
 
     def device(self, threads: int) -> str:
-        require_runtime()  # whose absence has a message of its own
+        require_runtime()  # raises an error with a clear message
         return machine_key(threads)
 
     def check(self) -> None:
@@ -70,30 +70,30 @@ class LocalTimer(Timer):
 
 
 class CommandTimer(Timer):
-    """Measures by a command, which may run the files anywhere: on a phone, on a board, in a device farm.
+    """Measures with a command, which may run the files anywhere: on a phone, on a board, in a device farm.
 
-    The command is run by the shell, with these words in braces filled in:
+    The shell runs the command. These words in braces are filled in:
 
-    - `{model}`: path of one file; the command runs once for each file; or `{models}`: paths of all files, divided by
-      spaces; the command runs once for all of them; `{names}` are then their names without folders;
-    - `{threads}`, `{runs}`: CPU threads, and inferences of each file;
-    - `{result}`: with `{model}`, a path where the command may leave the result file of `benchmark_model`.
+    - `{model}`: path of one file; the command runs once per file. Or `{models}`: paths of all files, separated by
+      spaces; the command runs once for all files, and `{names}` are their names without folders;
+    - `{threads}`, `{runs}`: CPU threads, and inferences per file;
+    - `{result}`: with `{model}`, a path where the command may write the result file of `benchmark_model`.
 
-    Times are read from its output: what LiteRT's `benchmark_model` prints, or a line
-    `{"model": NAME, "seconds": [SECONDS, …]}` for each file, in the order of the files. The first file takes turns with
-    the others, and what it says of the device at that moment is taken out of their times. A command that fails, or
-    times that drift, are tried once more.
+    The times are read from the output of the command: the output of LiteRT's `benchmark_model`, or a line
+    `{"model": NAME, "seconds": [SECONDS, …]}` for each file, in the order of the files. The first file is measured
+    again between the others. Its times show how fast the device is at that moment, and correct the times of the other
+    files. If the command fails or the times drift, the measurement is repeated once.
 
     Args:
         command: text of the command.
-        device: name of the device, by which its times are kept; by default the command.
-        runs: int, inferences of each file.
-        timeout_s: seconds after which a command is given up.
-        max_drift: the largest accepted change of the first file's time, from one measurement of it to another.
+        device: name of the device, under which its times are kept; by default the command.
+        runs: int, inferences per file.
+        timeout_s: seconds after which a command is ended.
+        max_drift: the largest accepted change of the first file's time between two of its measurements.
 
     Raises:
         ValueError: for a command with neither or both of `{model}` and `{models}`, or numbers out of range. Measuring
-            raises it for a command that fails twice, prints no times, or times that drift.
+            raises it if the command fails twice or prints no times, or if the times drift.
 
     Example:
 
@@ -120,14 +120,14 @@ class CommandTimer(Timer):
 
     @classmethod
     def ssh(cls, host: str, python: str = "python3", **options: Any) -> "CommandTimer":
-        """A timer for a board that ssh reaches and that has Python with ai-edge-litert.
+        """Makes a timer for a board that ssh reaches and that has Python with ai-edge-litert.
 
-        The files and a small program go there and come back as one command; nothing stays on the board.
+        One command sends the files with a small program, runs it and deletes everything from the board.
 
         Args:
-            host: as for `ssh`, such as `"pi@raspberrypi.local"`.
-            python: Python there.
-            **options: as for `CommandTimer`; `device` is the host if not given.
+            host: argument of `ssh`, such as `"pi@raspberrypi.local"`.
+            python: Python on the board.
+            **options: as for `CommandTimer`; `device` is the host by default.
         """
         run = f"{shlex.quote(python)} $d/far_side.py run $d {{threads}} {{runs}}"
         far = f"d=$(mktemp -d) && tar -x -C $d && {run}; s=$?; rm -r $d; exit $s"
@@ -144,13 +144,14 @@ class CommandTimer(Timer):
         flags: str = "",
         **options: Any,
     ) -> "CommandTimer":
-        """A timer for an Android device with LiteRT's `benchmark_model` on it, by `adb`.
+        """Makes a timer for an Android device with LiteRT's `benchmark_model` on it. It uses `adb`.
 
         Args:
-            serial: of the device, where there are several.
+            serial: serial number of the device, needed if there are several.
             program: path of `benchmark_model` on the device.
-            flags: further flags of it, such as `"--use_gpu=true"`; times with other flags are kept apart.
-            **options: as for `CommandTimer`; `device` is what `adb` says of the model if not given.
+            flags: further flags of `benchmark_model`, such as `"--use_gpu=true"`; each set of flags has its own table
+                of times.
+            **options: as for `CommandTimer`; `device` is the model name that `adb` reports by default.
         """
         adb = "adb" if serial is None else f"adb -s {shlex.quote(serial)}"
         folder = f"{_DEVICE_FOLDER}/elrt_times"
@@ -178,7 +179,7 @@ class CommandTimer(Timer):
                 return self._in_turns(paths, threads)
 
     def _in_turns(self, paths, threads):
-        """Quartiles of all files, corrected by what the first one took before and after each turn."""
+        """Quartiles of all files, corrected by the times of the first file before and after each turn."""
         others = range(1, len(paths))
         turns = [list(others[start : start + _TURN]) for start in range(0, len(others), _TURN)]
         order = [0, *(index for turn in turns for index in (*turn, 0))]
@@ -193,16 +194,16 @@ class CommandTimer(Timer):
                 f"programs on it. Received: {1e3 * reference[1].min():.3g} to {1e3 * reference[1].max():.3g} ms for "
                 "the same file"
             )
-        found = np.empty((3, len(paths)))
-        found[:, 0] = middle = np.median(reference, axis=1)
+        corrected = np.empty((3, len(paths)))
+        corrected[:, 0] = middle = np.median(reference, axis=1)
         for place, index in enumerate(order):
             if index:
                 before, after = (quartiles[1, p] for p in _around(firsts, place))
-                found[:, index] = quartiles[:, place] * middle[1] / ((before + after) / 2)
-        return found
+                corrected[:, index] = quartiles[:, place] * middle[1] / ((before + after) / 2)
+        return corrected
 
     def _read(self, paths, threads):
-        """A `Reading` for each path, in their order."""
+        """Measures the paths. Returns one `Reading` per path, in their order."""
         if self._is_single:
             return [self._one(path, threads) for path in paths]
         names = " ".join(path.name for path in paths)
@@ -225,15 +226,17 @@ class CommandTimer(Timer):
         status, output, errors = _shell(command, self._timeout_s)
         if status:
             last = (errors or output).strip().splitlines()[-1:] or ["no message"]
-            raise ValueError(f"The timing command failed with status {status}. Received: {last[0][:300]}")
-        return f"{output}\n{errors}"  # benchmark_model logs to the one or the other
+            raise ValueError(f"Expected a timing command that succeeds. Received: status {status}: {last[0][:300]}")
+        return f"{output}\n{errors}"  # benchmark_model writes to either stream
 
 
 def _shell(command: str, timeout_s: float) -> tuple[int, str, str]:
-    """Runs a command by the shell; returns its exit status, output and errors.
+    """Runs a command in the shell. Returns its exit status, output and errors.
+
+    On a timeout or an interrupt, all processes that the command started are ended.
 
     Raises:
-        ValueError: where it takes longer; all processes that it started are then ended, as when this one is told to.
+        ValueError: if the command takes longer than `timeout_s`.
     """
     process = subprocess.Popen(
         command, shell=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -241,7 +244,7 @@ def _shell(command: str, timeout_s: float) -> tuple[int, str, str]:
     try:
         output, errors = process.communicate(timeout=timeout_s)
     except BaseException as error:
-        os.killpg(process.pid, signal.SIGKILL)  # the shell alone would leave what holds the pipes
+        os.killpg(process.pid, signal.SIGKILL)  # ending only the shell would leave processes that hold the pipes
         process.communicate()
         if isinstance(error, subprocess.TimeoutExpired):
             raise ValueError(f"Expected an end within {timeout_s:g} s. Received: none of {_short(command)}") from error
@@ -250,20 +253,20 @@ def _shell(command: str, timeout_s: float) -> tuple[int, str, str]:
 
 
 def _around(firsts, place):
-    """The places of the first file before and after a place."""
+    """Nearest measurements of the first file before and after a place in the order."""
     after = next(first for first in firsts if first > place)
     return firsts[firsts.index(after) - 1], after
 
 
 def _checked(readings: list[Reading], names: list[str], output: str) -> list[Reading]:
-    """The readings, one for each name in order.
+    """Checks that there is one reading per name, in the same order. Returns the readings.
 
     Raises:
-        ValueError: for more, fewer, or others.
+        ValueError: for more, fewer or other readings.
     """
     if len(readings) != len(names):
         raise ValueError(
-            f"Expected times of {len(names)} files, as benchmark_model or lines of JSON have them. "
+            f"Expected times of {len(names)} files, printed by benchmark_model or as lines of JSON. "
             f"Received: {len(readings)}, in {output.strip()[:200]!r}"
         )
     wrong = [(one.model, name) for one, name in zip(readings, names) if one.model not in (None, name)]
@@ -277,7 +280,7 @@ def _short(command):
 
 
 def _android_name(adb):
-    """Model and build of a device, as it says itself."""
+    """Model and build that the device reports."""
     words = " ".join(f"$(getprop {name})" for name in ("ro.product.model", "ro.build.id", "ro.board.platform"))
     status, output, errors = _shell(f"{adb} shell {shlex.quote(f'echo {words}')}", 60)
     name = " ".join(output.split())

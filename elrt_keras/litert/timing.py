@@ -1,4 +1,4 @@
-"""Timing LiteRT models side by side, and what decides how long they take."""
+"""Times of LiteRT models, measured in turns, and the key of the machine."""
 
 import os
 import time
@@ -11,12 +11,12 @@ from elrt_keras.litert.interpreter import Runner
 
 
 def time_interleaved(runners: Sequence[Runner], runs: int, warmup: int = 3) -> np.ndarray:
-    """Seconds of single inferences, one model after the other in every round, so that noise hits all alike.
+    """Measures single inferences, in seconds. Each round runs every model once, so noise affects all equally.
 
     Args:
         runners: list of `Runner`.
-        runs: int, rounds that count.
-        warmup: int, rounds before that do not.
+        runs: int, number of rounds that count.
+        warmup: int, number of earlier rounds that do not count.
 
     Returns:
         An array `(runners, runs)`.
@@ -33,7 +33,7 @@ def time_interleaved(runners: Sequence[Runner], runs: int, warmup: int = 3) -> n
 
 
 def machine_key(threads: int) -> str:
-    """What times hold for: the runtime, the converter that made the files, the processor, threads."""
+    """Text that identifies the conditions of times: runtime, converter of the files, processor, threads."""
     import ai_edge_litert
     import tensorflow as tf
 

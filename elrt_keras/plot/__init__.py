@@ -1,7 +1,7 @@
-"""Pictures of low-rank models, of their plans and of what they reach, by matplotlib.
+"""Plots of low-rank models, their plans and their results, with matplotlib.
 
-Each function returns a `matplotlib.figure.Figure` that pyplot does not know and that needs no display; a notebook shows
-it after `%matplotlib inline`. `path=` also saves it, in the kind of its suffix (PNG, SVG, PDF), all of it or nothing.
+Each function returns a `matplotlib.figure.Figure` that is independent of pyplot and needs no display. A notebook shows
+it after `%matplotlib inline`. `path=` also saves it atomically, in the type of its suffix (PNG, SVG, PDF).
 """
 
 from elrt_keras.plot.drawings import orthogonality, rank_plan, spectra, tradeoff

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_LIGHT = 0.3  # opacity of what a plan starts from
-_MARKERS = "os^vDP*X<"  # not as many as colours, so that both together differ
+_LIGHT = 0.3  # opacity of bars for the dense model and full ranks
+_MARKERS = "os^vDP*X<"  # their number differs from that of colours, so that pairs of both do not repeat soon
 _ERRORS = {"mean": "orthogonality_error_mean", "largest": "orthogonality_error_max"}
 _COSTS: dict[Any, tuple[str, dict[str, float]]] = {
     "latency": ("median latency (ms)", records.LATENCIES),
@@ -38,25 +38,26 @@ def spectra(
     layers: str | Sequence[str] | None = None,
     path: Path | None = None,
 ) -> "Figure":
-    """Draws the singular values σ_i of every layer's kernel, relative to the largest: how low its rank could be.
+    """Draws the singular values σ_i of every layer's kernel, relative to the largest. They show possible low ranks.
 
-    A panel a layer, and a line for each rank of its format: the singular values of the unfolding that decides this rank
-    (for `cp` the weights of orthogonal rank-one terms), which are what `plan_ranks(method="energy")` reads. Dashed: the
-    rank of a low-rank layer, or the one that `plan` gives a dense layer.
+    Each layer has a panel, with one line per rank of its format: the singular values of the unfolding of this rank (for
+    `cp` the weights of orthogonal rank-one terms). `plan_ranks(method="energy")` uses the same values. A dashed line
+    shows the rank of a low-rank layer, or the rank of a dense layer in `plan`.
 
     Args:
-        model: a built model, dense or low-rank. Low-rank layers are drawn by their composed kernel and own format.
-        format: name of the format in which dense kernels are unfolded; those of one position are matrices (`svd`).
-        plan: a `RankPlan`, or a mapping of the same entries, whose formats and ranks to show for dense layers.
+        model: a built model, dense or low-rank. For low-rank layers the composed kernel and their own format are used.
+        format: name of the format whose unfoldings are used for dense kernels; kernels of one position are matrices
+            (`svd`).
+        plan: a `RankPlan`, or a mapping of the same entries, with formats and ranks to show for dense layers.
         layers: name or pattern, or a list of them, of the layers to draw; `None` for all.
-        path: where to save the picture.
+        path: path to save the picture.
 
     Returns:
-        The `Figure`, with one `Axes` a layer in the order of the model. No axis has a unit.
+        The `Figure`, with one `Axes` per layer in the order of the model. No axis has a unit.
 
     Raises:
-        ValueError: for a model without such layers, a name that matches none, weights that are not finite, ranks
-            above the full ones, or a path of an unknown kind.
+        ValueError: for a model without such layers, a name that matches no layer, weights that are not finite, ranks
+            above the full ones, or a path of an unknown type.
         OSError: if `path` cannot be written.
 
     Example:
@@ -67,19 +68,19 @@ def spectra(
     ['r_in', 'r_out']
     """
     figures.check_path(path)
-    found = layer_spectra(model, format, plan, layers)
-    columns = min(2, len(found))
-    rows = -(-len(found) // columns)
+    spectra_by_path = layer_spectra(model, format, plan, layers)
+    columns = min(2, len(spectra_by_path))
+    rows = -(-len(spectra_by_path) // columns)
     figure = figures.new(0.8 + 1.5 * rows)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     colors = {}
-    for axis, (name, spectra_of_layer) in zip(panels, found.items()):
+    for axis, (name, spectra_of_layer) in zip(panels, spectra_by_path.items()):
         _draw_spectra(axis, spectra_of_layer, colors)
         axis.set_title(figures.shortened(name), fontsize=figures.SMALL)
         axis.set_ylim(0, 1.06)
         axis.tick_params(labelsize=figures.SMALL)
         axis.grid(alpha=0.3)
-    for axis in panels[len(found) :]:
+    for axis in panels[len(spectra_by_path) :]:
         axis.remove()
     figures.add_legend(figure, "outside upper center", 5)
     figure.supxlabel("index i of the singular value (dashed: rank)", fontsize=figures.MEDIUM)
@@ -88,22 +89,22 @@ def spectra(
 
 
 def orthogonality(history: Any, *, axis: "Axes | None" = None, path: Path | None = None) -> "Figure":
-    """Draws how far the factors were from orthonormal over the epochs: mean and largest error of all factors.
+    """Draws the orthogonality error of the factors over the epochs: mean and maximum over all factors.
 
-    The error of a factor is ‖S − I‖_F / √Φ, S its smaller Gram matrix of Φ × Φ: 0 when orthonormal.
+    The error of a factor is ‖S − I‖_F / √Φ, where S is its smaller Gram matrix, of Φ × Φ: 0 if it is orthonormal.
 
     Args:
-        history: what `fit` returned with an `OrthogonalityLogger` among its callbacks, its `.history`, a list of rows
+        history: the result of `fit` with an `OrthogonalityLogger` among its callbacks, its `.history`, a list of rows
             by epoch, or the path of a `history.csv` or of a run directory with one. Epochs without an error, such as
             those of full-rank warm-up, are left out.
-        axis: matplotlib `Axes` to draw on; `None` for a figure of its own.
-        path: where to save the picture.
+        axis: matplotlib `Axes` to draw on; `None` for a new figure.
+        path: path to save the picture.
 
     Returns:
-        The `Figure`. Epochs count from 1; errors that span more than a factor of 10 are on a logarithmic axis.
+        The `Figure`. Epochs count from 1. If the errors span more than a factor of 10, their axis is logarithmic.
 
     Raises:
-        ValueError: for anything else, a history without these errors, or a path of an unknown kind.
+        ValueError: for any other `history`, a history without these errors, or a path of an unknown type.
         OSError: if `path` cannot be written.
 
     Example:
@@ -118,7 +119,7 @@ def orthogonality(history: Any, *, axis: "Axes | None" = None, path: Path | None
     errors = {label: [records.number(value) for value in columns.get(name, ())] for label, name in _ERRORS.items()}
     if not all(any(map(math.isfinite, values)) for values in errors.values()):
         raise ValueError(
-            f"Expected a history with numbers in {list(_ERRORS.values())}, as OrthogonalityLogger adds them for a "
+            f"Expected a history with numbers in {list(_ERRORS.values())}, which OrthogonalityLogger adds for a "
             f"low-rank model. Received: columns {sorted(columns)}"
         )
     axis = figures.new(3.0).subplots() if axis is None else axis
@@ -136,19 +137,19 @@ def orthogonality(history: Any, *, axis: "Axes | None" = None, path: Path | None
 
 
 def rank_plan(plan: RankPlan | Mapping[str, Entry] | Path, *, path: Path | None = None) -> "Figure":
-    """Draws a rank plan: the ranks of each layer beside its full ranks, and where the MACs go before and after.
+    """Draws a rank plan: the ranks of each layer beside its full ranks, and the MACs of each layer before and after.
 
     Args:
         plan: a `RankPlan`, a mapping of the same entries, or the path of a plan's JSON file. Full ranks and MACs are
-            drawn where the plan knows them (`plan.costs`); an entry set by hand has none.
-        path: where to save the picture.
+            drawn if `plan.costs` contains them; an entry set by hand has none.
+        path: path to save the picture.
 
     Returns:
-        The `Figure`: on the left the ranks, full ones lighter; on the right, where MACs are known, each layer's MACs
-        as a part (%) of what these layers cost dense, dense lighter.
+        The `Figure`. The left panel shows the ranks, with full ranks in a lighter colour. If MACs are known, the right
+        panel shows those of each layer, in % of the dense total of these layers, with dense MACs in a lighter colour.
 
     Raises:
-        ValueError: for anything else, a plan without layers, or a path of an unknown kind.
+        ValueError: for any other `plan`, a plan without layers, or a path of an unknown type.
         OSError: if `path` cannot be written.
 
     Example:
@@ -185,22 +186,22 @@ def tradeoff(
     axis: "Axes | None" = None,
     path: Path | None = None,
 ) -> "Figure":
-    """Draws accuracy against latency or MACs, a point a result, and the Pareto front: what nothing else beats in both.
+    """Draws accuracy against latency or MACs, with one point per result, and the Pareto front.
 
     Args:
         results: list of mappings or objects. Accuracy (0 to 1): `accuracy` or `test_accuracy`. Latency: `median_ms`,
-            `latency_ms`, or `latency` in seconds. MACs: `macs`. Name: `name`, `path` (as short as tells them apart) or
-            `model` with its `format`; results of one name are one series. So rows of `elrt-benchmark litert` and
-            summaries of runs will do. Those without an accuracy or a cost are left out.
-        cost: `"latency"` or `"macs"`; `None` for the one that more results have, and latency where both do.
-        axis: matplotlib `Axes` to draw on; `None` for a figure of its own.
-        path: where to save the picture.
+            `latency_ms`, or `latency` in seconds. MACs: `macs`. Name: `name`, `path` (shortened) or `model` with its
+            `format`; results with the same name form one series. Rows of `elrt-benchmark litert` and summaries of runs
+            have these entries. Results without an accuracy or a cost are left out.
+        cost: `"latency"` or `"macs"`; `None` for the one that more results have (latency, if both are equal).
+        axis: matplotlib `Axes` to draw on; `None` for a new figure.
+        path: path to save the picture.
 
     Returns:
-        The `Figure`, accuracy in %, latency in ms, MACs in millions.
+        The `Figure`, with accuracy in %, latency in ms, MACs in millions.
 
     Raises:
-        ValueError: for anything else, no result with both numbers, or a path of an unknown kind.
+        ValueError: for any other `results`, no result with both numbers, or a path of an unknown type.
         OSError: if `path` cannot be written.
 
     Example:
@@ -238,7 +239,7 @@ def tradeoff(
     axis.set(xlabel=_COSTS[cost][0] + note, ylabel="test accuracy (%)")
     axis.margins(x=0.1, y=0.1)
     axis.grid(alpha=0.3)
-    # Points of one model lie side by side, where names beside them would cover each other.
+    # A legend, because points of one model are close together and names beside them would overlap.
     if own:
         figures.add_legend(axis.figure, "outside lower center", legend_columns)
     else:
@@ -252,7 +253,7 @@ def _draw_spectra(axis, layer, colors):
         relative = values / max(values[0], np.finfo("float64").tiny)
         axis.plot(np.arange(1, len(values) + 1), relative, color=color, label=name)
         if name in layer.ranks:
-            # Dashes of equal ranks lie in each other's gaps.
+            # The dashes are shifted, so that lines of equal ranks are both visible.
             dashes = (3 * index, (3, 3 * max(1, len(layer.ranks) - 1)))
             axis.axvline(layer.ranks[name], color=color, linestyle=dashes, gid="rank")
 
@@ -280,11 +281,11 @@ def _draw_ranks(axis, plan):
         for index, bar in enumerate(zip(planned.ranks, full)):
             middle = y - 0.4 + height * (index + 0.5)
             bars.setdefault(layer_format.rank_names[index], []).append((middle, height, *bar))
-    for number, (rank_name, found) in enumerate(bars.items()):
-        middles, heights, ranks, full = map(np.array, zip(*found))
+    for number, (rank_name, rank_bars) in enumerate(bars.items()):
+        middles, heights, ranks, full = map(np.array, zip(*rank_bars))
         axis.barh(middles, full, heights, color=f"C{number}", alpha=_LIGHT)
         axis.barh(middles, ranks, heights, color=f"C{number}", label=rank_name)
-    has_full = any(not math.isnan(bar[-1]) for found in bars.values() for bar in found)
+    has_full = any(not math.isnan(bar[-1]) for rank_bars in bars.values() for bar in rank_bars)
     axis.set_xlabel("rank (light: full rank)" if has_full else "rank", fontsize=figures.MEDIUM)
     axis.set_xlim(left=0)
 

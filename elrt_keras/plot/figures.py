@@ -1,4 +1,4 @@
-"""Matplotlib figures in one style: made without a display, read at the width of a phone, saved whole or not at all."""
+"""Matplotlib figures in one style. They need no display, are readable on a phone, and are saved atomically."""
 
 import io
 import os
@@ -15,10 +15,10 @@ LONGEST = 30  # characters of a name
 
 
 def check_path(path: Path | None) -> None:
-    """Refuses a path whose suffix names no kind of picture; `None` is fine.
+    """Checks that the suffix of a path is a known type of picture. `None` is accepted.
 
     Raises:
-        ValueError: with the kinds there are.
+        ValueError: if it is not; the message lists the types.
     """
     from matplotlib.backend_bases import FigureCanvasBase
 
@@ -32,17 +32,17 @@ def _suffix(path):
 
 
 def new(height: float, width: float = WIDTH) -> "Figure":
-    """A `Figure` of a height and a width in inches."""
-    from matplotlib.figure import Figure  # needs no display and leaves a notebook's own figures alone
+    """Makes a `Figure` of a height and a width in inches."""
+    from matplotlib.figure import Figure  # needs no display and does not change the figures of a notebook
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def finish(figure: Any, path: Path | None) -> "Figure":
-    """Saves a figure if `path` is given, in the kind of its suffix. Returns it.
+    """Saves a figure if `path` is given, in the type of its suffix. Returns the figure.
 
     Raises:
-        OSError: where there is no room or no permission; nothing is left behind.
+        OSError: for a full disk or a missing permission; no part of the file stays.
     """
     if path is not None:
         picture = io.BytesIO()
@@ -52,11 +52,11 @@ def finish(figure: Any, path: Path | None) -> "Figure":
 
 
 def add_legend(figure: Any, place: str, columns: int) -> None:
-    """One legend for all panels, with every label once.
+    """Adds one legend for all panels, with every label once.
 
     Args:
         figure: a `Figure`.
-        place: where, as matplotlib's `loc`.
+        place: position, as matplotlib's `loc`.
         columns: int, columns of the legend.
     """
     handles = {}
@@ -66,7 +66,7 @@ def add_legend(figure: Any, place: str, columns: int) -> None:
 
 
 def literal(text: str) -> str:
-    """A user's text for a figure: dollars are no mathematics, and a label with `_` in front is in the legend.
+    """Returns a user's text for a figure. Dollar signs are no mathematics, and labels that begin with `_` are shown.
 
     Example:
 
@@ -77,7 +77,7 @@ def literal(text: str) -> str:
 
 
 def shortened(name: str) -> str:
-    """A layer's name as literal text, or the end of one that is too long.
+    """Returns a layer's name as literal text; of a long name only the end.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""The singular spectra of a model's kernels, dense or composed, as the formats unfold them."""
+"""Singular spectra of a model's kernels, dense or composed, from the unfoldings of the formats."""
 
 import typing
 from collections.abc import Mapping, Sequence
@@ -16,11 +16,10 @@ from elrt_keras.ranks.survey import is_depthwise, suitable_format
 
 
 class LayerSpectra(typing.NamedTuple):
-    """The spectra of one kernel, by rank of a format.
+    """Spectra of one kernel, one per rank of a format.
 
     Attributes:
-        values: `{rank name: σ}`, the singular values in descending order, as many as the unfolding has (at most the
-            full rank).
+        values: `{rank name: σ}`, all singular values of the unfolding in descending order (at most the full rank).
         ranks: `{rank name: rank}` of a low-rank or planned layer; empty for a dense one.
     """
 
@@ -34,17 +33,17 @@ def layer_spectra(
     plan: RankPlan | Mapping[str, Entry] | None = None,
     layers: str | Sequence[str] | None = None,
 ) -> dict[str, LayerSpectra]:
-    """`{path: LayerSpectra}` of the layers of a model that are low-rank or could be, each under its first name.
+    """Returns `{path: LayerSpectra}` of all layers of a model that are or could be low-rank, under their first names.
 
     Args:
         model: a built model.
-        format: name of the format in which dense kernels are unfolded; those of one position are matrices (`svd`).
-            Layers with a number of spatial dimensions that it is not defined for are left out.
-        plan: `RankPlan` or mapping of its entries, which gives dense layers other formats, and ranks.
+        format: name of the format whose unfoldings are used for dense kernels; kernels of one position are matrices
+            (`svd`). Layers with a number of spatial dimensions that the format does not support are left out.
+        plan: `RankPlan` or mapping of its entries, with formats and ranks for dense layers.
         layers: name or pattern, or a list of them; `None` for all.
 
     Raises:
-        ValueError: for a model without such layers, a name that matches none, weights that are not finite, or ranks
+        ValueError: for a model without such layers, a name that matches no layer, weights that are not finite, or ranks
             above the full ones.
 
     Example:
@@ -67,26 +66,26 @@ def layer_spectra(
 
 
 def _kernel_layers(model, format, plan) -> dict[str, tuple[keras.layers.Layer, formats.Format]]:
-    """`{path: (layer, Format)}`."""
+    """Returns `{path: (layer, Format)}` of all layers with a kernel that the format supports."""
     check_keras_model(model)
-    found, seen = {}, set()
+    layers_by_path, seen = {}, set()
     for path, layer in View(model).layers:
         if id(layer) in seen or not layer.built:
             continue
         seen.add(id(layer))
         if isinstance(layer, FactorizedLayer):
-            found[path] = layer, layer.format
+            layers_by_path[path] = layer, layer.format
         elif type(layer) in STOCK and not is_depthwise(layer):
             planned = path in plan and not plan[path].is_dense
             layer_format = formats.get(plan[path].format if planned else suitable_format(layer, format))
             if planned or STOCK[type(layer)] in layer_format.spatial_dims:
-                found[path] = layer, formats.grouped(layer_format, getattr(layer, "groups", 1))
-    if not found:
+                layers_by_path[path] = layer, formats.grouped(layer_format, getattr(layer, "groups", 1))
+    if not layers_by_path:
         raise ValueError(
             f"Expected a model with built convolutions or dense layers for format {format!r}. "
             f"Received: model={model.name!r}"
         )
-    return found
+    return layers_by_path
 
 
 def _spectra_of(path, layer, layer_format, plan):

@@ -1,4 +1,4 @@
-"""Histories of training and measured results as numbers, in whichever form they come."""
+"""Readers of training histories and measured results, which may have several forms."""
 
 import collections.abc
 import csv
@@ -10,20 +10,20 @@ from typing import Any
 from elrt_keras.checks import number_in
 from elrt_keras.terminal.tables import short_names
 
-ACCURACIES = {"accuracy": 100.0, "test_accuracy": 100.0}  # entry → factor to %
-LATENCIES = {"median_ms": 1.0, "latency_ms": 1.0, "latency": 1e3}  # entry → factor to ms
-MACS = {"macs": 1e-6}  # entry → factor to millions
+ACCURACIES = {"accuracy": 100.0, "test_accuracy": 100.0}  # entry → factor to get %
+LATENCIES = {"median_ms": 1.0, "latency_ms": 1.0, "latency": 1e3}  # entry → factor to get ms
+MACS = {"macs": 1e-6}  # entry → factor to get millions
 
 
 def columns(history: Any) -> dict[str, Sequence[Any]]:
-    """A history of training as `{column: values}`, its values as they were written.
+    """Returns a history of training as `{column: values}`. The values are not converted.
 
     Args:
-        history: what `fit` returned, its `.history`, a list of rows by epoch, or the path of a `history.csv` or of a
+        history: the result of `fit`, its `.history`, a list of rows by epoch, or the path of a `history.csv` or of a
             directory with one.
 
     Raises:
-        ValueError: for anything else, or a file that cannot be read.
+        ValueError: for any other value, or a file that cannot be read.
 
     Example:
 
@@ -53,10 +53,10 @@ def _read(path):
 
 
 def number(value: Any) -> float:
-    """A value of a history as a float; NaN where there is none (`CSVLogger` writes `NA`).
+    """Converts a value of a history to a float. A missing value (`CSVLogger` writes `NA`) gives NaN.
 
     Raises:
-        ValueError: for what is no number.
+        ValueError: for a value that is no number.
     """
     if value in (None, "", "NA"):
         return math.nan
@@ -67,19 +67,19 @@ def number(value: Any) -> float:
 
 
 def entry(result: Any, name: str) -> Any:
-    """The entry `name` of a mapping, or attribute of an object; `None` where there is none."""
+    """Returns the entry `name` of a mapping, or the attribute of an object; `None` if it is missing."""
     return result.get(name) if isinstance(result, collections.abc.Mapping) else getattr(result, name, None)
 
 
 def points(results: Sequence[Any], costs: Mapping[str, float]) -> dict[int, tuple[float, float]]:
-    """`{index: (cost, accuracy)}` of the results that have both numbers, the accuracy in %.
+    """Returns `{index: (cost, accuracy)}` of the results that have both numbers, with the accuracy in %.
 
     Args:
         results: list of mappings or objects.
         costs: `LATENCIES` or `MACS`.
 
     Raises:
-        ValueError: for an accuracy that is no number from 0 to 1, or a cost that is none of at least 0.
+        ValueError: for an accuracy that is no number from 0 to 1, or a cost that is no number of at least 0.
 
     Example:
 
@@ -87,16 +87,16 @@ def points(results: Sequence[Any], costs: Mapping[str, float]) -> dict[int, tupl
     >>> records.points([{"accuracy": 0.5, "macs": 2e6}, {"accuracy": 0.5}], records.MACS)
     {0: (2.0, 50.0)}
     """
-    found = {}
+    point_by_index = {}
     for index, result in enumerate(results):
         cost, accuracy = _scaled(result, costs, "[0, inf)"), _scaled(result, ACCURACIES, "[0, 1]")
         if cost is not None and accuracy is not None:
-            found[index] = (cost, accuracy)
-    return found
+            point_by_index[index] = (cost, accuracy)
+    return point_by_index
 
 
 def _scaled(result, factors, interval):
-    """The first entry that the result has, times its factor."""
+    """Returns the first of the entries that the result has, times its factor."""
     for name, factor in factors.items():
         value = entry(result, name)
         if value is not None:
@@ -105,7 +105,7 @@ def _scaled(result, factors, interval):
 
 
 def names(results: Sequence[Any]) -> list[str]:
-    """What to call each result: its `name`, `path` (as short as tells them apart), or `model` and `format`.
+    """Returns a name for each result: its `name`, its `path` (shortened), or its `model` and `format`.
 
     Example:
 
@@ -124,7 +124,7 @@ def names(results: Sequence[Any]) -> list[str]:
 
 
 def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points `(cost, accuracy)` that no other beats, by rising cost: none is as cheap and more accurate.
+    """Lists the points `(cost, accuracy)` of the Pareto front: no other point costs at most as much and is better.
 
     Example:
 

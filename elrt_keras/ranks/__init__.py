@@ -1,4 +1,4 @@
-"""Ranks that choose themselves. Importing this package registers all methods: a further file is picked up."""
+"""Choice of formats and ranks. Importing this package registers the methods of every file in this folder."""
 
 import importlib
 import pkgutil

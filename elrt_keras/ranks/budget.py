@@ -1,4 +1,4 @@
-"""The ranks a layer may take, and what a budget is."""
+"""Grids of ranks, and budgets."""
 
 import dataclasses
 import functools
@@ -6,33 +6,33 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-# Ranks of each layer by its name, with a format before them where it could take several; `None` where it stays dense.
+# Ranks by layer name, or `(format, ranks)` if several formats were possible; `None` for a layer that stays dense.
 Chosen: TypeAlias = Mapping[str, Any]
 
 SIMD_MULTIPLE = 8
-NEARLY = 0.01  # of the dense model's total: what may be left of a budget
+NEARLY = 0.01  # part of the dense model's total; a budget counts as spent if no more than this is left
 
 
 def on_grid(rank: float, limit: int, step: int) -> int:
-    """The multiple of `step` nearest to `rank`, at least one step; the limit itself is on every grid."""
+    """Returns the multiple of `step` nearest to `rank`, at least one step. The limit itself is on every grid."""
     if rank >= limit:
         return limit
     return min(limit, max(1, math.floor(rank / step + 0.5)) * step)
 
 
 def grid(limit: int, step: int) -> list[int]:
-    """All ranks of the grid, ascending."""
+    """Lists all ranks of the grid, ascending."""
     return [*range(step, limit, step), limit]
 
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """Upper limits of what a model may cost: MACs, parameters, seconds.
+    """Upper limits of the costs of a model: MACs, parameters, seconds.
 
     Attributes:
-        candidates: the layers whose ranks are to be chosen.
-        totals: `{"macs", "params"}` of the whole dense model, and `"latency"` in seconds where time was measured.
-        fractions: `{resource: part of its total that may be spent}`, the same or fewer keys.
+        candidates: the layers whose ranks are chosen.
+        totals: `{"macs", "params"}` of the whole dense model, and `"latency"` in seconds if time was measured.
+        fractions: `{resource: part of its total that may be spent}`, with the same or fewer keys.
     """
 
     candidates: list[Any]
@@ -41,11 +41,11 @@ class Budget:
 
     @functools.cached_property
     def amounts(self) -> dict[str, float]:
-        """`{resource: what may be spent}`, in the units of `totals`."""
+        """`{resource: limit}`, in the units of `totals`."""
         return {resource: part * self.totals[resource] for resource, part in self.fractions.items()}
 
     def spent(self, chosen: Chosen) -> dict[str, float]:
-        """`{resource: total}` of the whole model under a choice of ranks (`None`: dense) by layer name."""
+        """Returns `{resource: total}` of the whole model for ranks (`None`: dense) by layer name."""
         spent = {resource: self.totals[resource] for resource in self.amounts}
         for candidate in self.candidates:
             if chosen[candidate.name] is not None:
@@ -59,19 +59,19 @@ class Budget:
         return all(spent[resource] <= amount for resource, amount in self.amounts.items())
 
     def fits(self, chosen: Chosen) -> bool:
-        """Reports if the model under a choice of ranks is within all limits."""
+        """Reports if the model with the chosen ranks is within all limits."""
         return self.allows(self.spent(chosen))
 
     def nearly_spent(self, spent: Mapping[str, float]) -> bool:
-        """Reports if some total is within 1 % of the dense model's below its limit."""
+        """Reports if some total is below its limit by at most 1 % of the dense model's total."""
         left = {resource: amount - spent[resource] for resource, amount in self.amounts.items()}
         return any(left[resource] <= NEARLY * self.totals[resource] for resource in left)
 
     def check_reachable(self, smallest: Chosen, multiple_of: int) -> None:
-        """Refuses a budget that even the smallest choice exceeds.
+        """Checks that the smallest choice is within the budget.
 
         Raises:
-            ValueError: with what can be reached.
+            ValueError: if it is not; the message gives the smallest budget that can be met.
         """
         spent = self.spent(smallest)
         if self.allows(spent):

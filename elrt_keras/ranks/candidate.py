@@ -1,4 +1,4 @@
-"""A layer that can be factorised: what it costs and keeps at which ranks, and which ranks it may take."""
+"""Candidates: layers that can be factorised, with their possible ranks, their costs and their losses."""
 
 import dataclasses
 import functools
@@ -17,17 +17,17 @@ from elrt_keras.layers.factorized import Execution, FactorizedLayer
 from elrt_keras.ranks.budget import grid
 from elrt_keras.ranks.plan import LayerPlan
 
-_LEAST = 1e-9  # part of a kernel that the smallest ranks keep at least, where a logarithm would be infinite
+_LEAST = 1e-9  # smallest part of a kernel that counts as kept, so that its logarithm is finite
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A layer that can be factorised, with what the planner needs to price it.
+    """A layer that can be factorised, with all data that the planner needs to compute its costs.
 
-    `sizes` holds the spatial sizes of the inputs it is called on, with how often each occurs in one example; a dense
-    layer has no spatial axes, and counts the positions it is applied at instead. `limits` are the largest ranks it may
-    take, the full ones or less; `choices` are the ranks it has to choose from, `None` for all of a grid; `execution` is
-    that of the low-rank layer. Where there is a `weighting`, errors are those of the layer's outputs.
+    `sizes` holds the spatial sizes of its inputs, each with the number of calls per example. A dense layer has no
+    spatial axes; there the number counts positions. `limits` are the largest possible ranks: the full ranks or less.
+    `choices` are the ranks to choose from, `None` for a whole grid. `execution` is that of the low-rank layer. With a
+    `weighting`, errors are those of the layer's outputs.
     """
 
     name: str
@@ -45,41 +45,41 @@ class Candidate:
 
     @property
     def dense(self) -> "Candidate":
-        """A candidate that stands for the dense layer: this one."""
+        """The candidate to use for the dense layer: this one."""
         return self
 
     @property
     def groups(self) -> int:
-        """Groups of the convolution."""
+        """Number of groups of the convolution."""
         return self.format.groups
 
     def steps(self, multiple_of: int) -> list[int]:
-        """The distance of the values that each rank may take: any, where the largest is no more than the multiple."""
+        """Step between the allowed values of each rank. The step is 1 if the limit is at most `multiple_of`."""
         return [multiple_of if limit > multiple_of else 1 for limit in self.limits]
 
     def grids(self, multiple_of: int) -> list[list[int]]:
-        """The values that each rank may take."""
+        """Lists the allowed values of each rank."""
         return [grid(limit, step) for limit, step in zip(self.limits, self.steps(multiple_of))]
 
     def usable(self, ranks: tuple[int, ...], multiple_of: int) -> tuple[int, ...]:
-        """The ranks without what no kernel can make use of, as far as the rest lies on the grid."""
+        """Cuts ranks to those that a kernel can use (see `Format.usable_ranks`), if the result is on the grid."""
         usable = self.format.usable_ranks(self.kernel_shape, ranks)
         on_grid = zip(usable, self.limits, self.steps(multiple_of))
         return usable if all(rank == limit or rank % step == 0 for rank, limit, step in on_grid) else ranks
 
     def stages(self, ranks: tuple[int, ...] | None) -> list[Stage]:
-        """The chain at `ranks`; for `None` the dense layer, as a chain of one stage."""
+        """Lists the stages of the chain at `ranks`; for `None` the dense layer as a single stage."""
         geometry = self.strides, self.dilation_rate
         if ranks is None:
             return [dense_stage(self.kernel_shape, *geometry, self.format.groups)]
         return self.format.stages(self.kernel_shape, ranks, *geometry)
 
     def dense_costs(self) -> dict[str, float]:
-        """`{"macs", "params"}` of the dense layer (without the bias, which it keeps)."""
+        """Returns `{"macs", "params"}` of the dense layer, without the bias, which stays."""
         return self._totals(self._dense_by_size)
 
     def costs(self, ranks: tuple[int, ...] | None) -> dict[str, float]:
-        """`{"macs", "params"}` of the low-rank layer at `ranks`, as it executes; of the dense layer for `None`."""
+        """Returns `{"macs", "params"}` of the low-rank layer at `ranks` as it executes; for `None`, the dense layer."""
         if ranks is None:
             return self._totals(self._dense_by_size)
         if ranks not in self._known_costs:
@@ -91,10 +91,10 @@ class Candidate:
 
     @functools.cached_property
     def _known_costs(self):
-        return {}  # by ranks; planners ask again and again
+        return {}  # costs by ranks, because planners ask for the same ranks many times
 
     def runs_chain(self, ranks: tuple[int, ...]) -> bool:
-        """Reports if the low-rank layer at `ranks` runs as a chain; otherwise through its composed kernel."""
+        """Reports if the low-rank layer at `ranks` runs as a chain, and not through its composed kernel."""
         if self.execution != "auto":
             return self.execution == "chain"
         return self.format.prefers_chain(self.kernel_shape, ranks, self.strides)
@@ -111,7 +111,7 @@ class Candidate:
         return {"macs": macs, "params": by_size[0].params}
 
     def kernel(self) -> np.ndarray:
-        """The dense kernel as a float64 array.
+        """Returns the dense kernel as a float64 array.
 
         Raises:
             ValueError: if it holds NaN or infinity.
@@ -123,7 +123,7 @@ class Candidate:
 
     @functools.cached_property
     def errors(self) -> Errors:
-        """`Format.errors` of the kernel, as the kernel is at the first use; of its outputs where it is weighted."""
+        """`Format.errors` of the kernel, read at the first use; with a weighting, the errors of the layer's outputs."""
         kernel = self.kernel()
         if not isinstance(self.layer, FactorizedLayer):
             return self.weighting.errors(self.format, kernel) if self.weighting else self.format.errors(kernel)
@@ -133,28 +133,28 @@ class Candidate:
         return self.format.errors_of_factors(factors)
 
     def truncated(self, factors: list[np.ndarray], ranks: tuple[int, ...]) -> tuple[list[np.ndarray], float]:
-        """Returns factors at lower ranks, and the part of the kernel, or of the layer's outputs, that is lost."""
+        """Returns factors at lower ranks, and the lost part of the kernel (with a weighting, of the outputs)."""
         if self.weighting is None:
             lower = self.format.truncate(factors, ranks)
         else:
             lower = self.weighting.truncate(self.format, factors, ranks)
-        kernels = [keras.ops.convert_to_numpy(self.format.compose(some)).astype("float64") for some in (factors, lower)]
+        kernels = [keras.ops.convert_to_numpy(self.format.compose(f)).astype("float64") for f in (factors, lower)]
         if self.weighting is not None:
             return lower, self.weighting.relative_error(*kernels)
         norm = np.sum(kernels[0] ** 2)
         return lower, float(np.sum((kernels[0] - kernels[1]) ** 2) / norm) if norm > 0 else 0.0
 
     def loss(self, ranks: tuple[int, ...]) -> float:
-        """−log of the part of the kernel that a decomposition at `ranks` keeps."""
+        """Returns −log of the part of the kernel that a decomposition at `ranks` keeps."""
         usable = self.format.usable_ranks(self.kernel_shape, ranks)
         return -math.log(max(1.0 - self.errors(usable), _LEAST))
 
     def parts(self) -> "list[Candidate]":
-        """The layer in each format that it may take; itself alone here."""
+        """Lists the layer in each possible format; here only itself."""
         return [self]
 
     def weighted(self, weightings: Mapping[int, InputWeighting]) -> "Candidate":
-        """Returns the candidate with the weighting of its layer, by the layer's id, if there is one."""
+        """Returns the candidate with the weighting of its layer, if `weightings` (by layer id) has one."""
         return dataclasses.replace(self, weighting=weightings.get(id(self.layer)))
 
     def entry(self, ranks: tuple[int, ...]) -> LayerPlan:
@@ -162,27 +162,27 @@ class Candidate:
         return LayerPlan(self.format.name, ranks)
 
     def is_cheaper(self, ranks: tuple[int, ...], judged_by: Sequence[str]) -> bool:
-        """Whether the layer costs no more at `ranks` than dense in all the resources, and less in one."""
+        """Reports if the layer at `ranks` costs less than dense in one resource, and not more in any."""
         dense, low = self.dense_costs(), self.costs(ranks)
         return all(low[r] <= dense[r] for r in judged_by) and any(low[r] < dense[r] for r in judged_by)
 
 
-# Choice of a layer that may take several formats: the name of one, and its ranks.
+# Choice of a layer with several possible formats: the name of one, and its ranks.
 FormatRanks: TypeAlias = tuple[str, tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
 class MixedCandidate:
-    """A layer that may take one of several formats. It has the methods of a `Candidate`, with `FormatRanks` for ranks.
+    """A layer with several possible formats. It has the methods of a `Candidate`, with `FormatRanks` instead of ranks.
 
     Attributes:
-        by_format: the layer as a `Candidate` in each of the formats, by their names.
+        by_format: `{name of a format: the layer as a Candidate in this format}`.
     """
 
     by_format: Mapping[str, Candidate]
 
     def parts(self) -> list[Candidate]:
-        """The layer in each format that it may take."""
+        """Lists the layer in each possible format."""
         return list(self.by_format.values())
 
     def weighted(self, weightings: Mapping[int, InputWeighting]) -> "MixedCandidate":
@@ -191,7 +191,7 @@ class MixedCandidate:
 
     @property
     def dense(self) -> Candidate:
-        """A candidate that stands for the dense layer: any of them."""
+        """The candidate to use for the dense layer: any format will do."""
         return next(iter(self.by_format.values()))
 
     @property
@@ -206,25 +206,25 @@ class MixedCandidate:
 
     @property
     def groups(self) -> int:
-        """Groups of the convolution."""
+        """Number of groups of the convolution."""
         return self.dense.groups
 
     def dense_costs(self) -> dict[str, float]:
-        """As `Candidate.dense_costs`."""
+        """Same as `Candidate.dense_costs`."""
         return self.dense.dense_costs()
 
     def costs(self, choice: FormatRanks | None) -> dict[str, float]:
-        """As `Candidate.costs`."""
+        """Same as `Candidate.costs`, for the chosen format."""
         return self.dense.costs(None) if choice is None else self.by_format[choice[0]].costs(choice[1])
 
     def loss(self, choice: FormatRanks) -> float:
-        """As `Candidate.loss`."""
+        """Same as `Candidate.loss`, for the chosen format."""
         return self.by_format[choice[0]].loss(choice[1])
 
     def is_cheaper(self, choice: FormatRanks, judged_by: Sequence[str]) -> bool:
-        """As `Candidate.is_cheaper`."""
+        """Same as `Candidate.is_cheaper`, for the chosen format."""
         return self.by_format[choice[0]].is_cheaper(choice[1], judged_by)
 
     def entry(self, choice: FormatRanks) -> LayerPlan:
-        """As `Candidate.entry`."""
+        """Same as `Candidate.entry`, for the chosen format."""
         return LayerPlan(*choice)

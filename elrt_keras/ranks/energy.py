@@ -1,11 +1,12 @@
-"""Spending a budget where decompositions of the kernels say it hurts least.
+"""Method `energy`: ranks that lose least of the kernels under a budget.
 
-A layer at given ranks captures the part 1 − ‖W − Ŵ‖² / ‖W‖² of its kernel, and loses −log of it. The sum of the losses
-over all layers is minimised under the budget (the product of what is captured is maximised): a multiple-choice
-knapsack, one choice of ranks per layer. Where little is lost that is the sum of the relative squared errors; where much
-is, no layer is starved for others. It is solved the way its linear relaxation is:
-take the steps of all layers' lower convex hulls in the order of loss saved per unit of cost. What is left is filled up,
-and layers take a step back where that lets others gain more.
+A layer at given ranks keeps the part 1 − ‖W − Ŵ‖² / ‖W‖² of its kernel. Its loss is −log of this part. The sum of the
+losses over all layers is minimised under the budget, which maximises the product of the kept parts. This is a
+multiple-choice knapsack with one choice of ranks per layer. For small losses the sum is that of the relative squared
+errors; for large losses the logarithm prevents that one layer loses too much for the others.
+
+It is solved like its linear relaxation: take the steps of all layers' lower convex hulls in the order of loss saved per
+unit of cost. Then the rest of the budget is spent, and a layer steps back if another one gains more from that.
 """
 
 import itertools
@@ -19,17 +20,17 @@ from elrt_keras.ranks.budget import Budget, Chosen
 from elrt_keras.ranks.candidate import Candidate, FormatRanks, MixedCandidate
 from elrt_keras.ranks.methods import Problem, Solution, method
 
-# Weights of the first of two budgets that are tried; the second gets the rest.
+# Weights of the first of two budgets to try; the second budget gets the rest.
 _MIXES = (0.0, 0.25, 0.5, 0.75, 1.0)
-# Combinations of ranks up to which a layer's choices are all looked at; beyond, those on a path of best single steps.
+# Up to this number of combinations, all ranks of a layer are choices; above it, only those on a path of best steps.
 _ALL_COMBINATIONS = 4096
-# How many of its next cheaper choices a layer may step back to when choices are exchanged.
+# Number of next cheaper choices that a layer may step back to in an exchange.
 _STEPS_BACK = 8
 _SMALL = 1e-300  # keeps divisions by a price difference of zero finite
 
 
 class _Options:
-    """What one layer can choose: ranks with costs and losses, cheapest first, each better than all cheaper ones."""
+    """Choices of one layer: ranks with costs and losses, cheapest first. Each loses less than all cheaper ones."""
 
     def __init__(self, candidate, prices, multiple_of, break_even, judged_by, dense):
         ranks = _choices(candidate, prices, multiple_of)
@@ -46,7 +47,7 @@ class _Options:
         self.costs = np.array([[cost[r] for r in prices] for cost in costs], dtype="float64")
 
     def hull(self):
-        """Indices of the lower convex hull of (price, loss), in the order of price."""
+        """Indices of the lower convex hull of (price, loss), ordered by price."""
         hull = [0]
         for index in range(1, len(self.ranks)):
             while len(hull) > 1 and self.slope(hull[-2], index) >= self.slope(hull[-2], hull[-1]):
@@ -67,7 +68,7 @@ def solve(
     judged_by: Sequence[str] = ("macs",),
     dense: bool = True,
 ) -> Chosen:
-    """Ranks (or `None`) by layer name that lose least under the budget.
+    """Chooses the ranks that lose least under the budget. Returns ranks, or `None` for dense, by layer name.
 
     Args:
         candidates: list of `Candidate`; their kernels are read.
@@ -75,35 +76,36 @@ def solve(
         multiple_of: the step of the rank grid.
         break_even: whether ranks that save nothing are left out.
         judged_by: the resources that decide whether ranks save anything.
-        dense: whether a layer may stay dense, at no loss.
+        dense: whether a layer may stay dense, without loss.
 
     Raises:
-        ValueError: for a budget that cannot be met (the message says what can), or weights that are not finite.
+        ValueError: for a budget that cannot be met (the message gives the smallest one that can), or weights that are
+            not finite.
     """
-    found, refused = [], None
+    solutions, refused = [], None
     for prices in _price_mixes(budget):
         settings = (prices, multiple_of, break_even, judged_by, dense)
         options = [_Options(candidate, *settings) for candidate in candidates]
         try:
             chosen = _knapsack(candidates, options, budget, multiple_of)
         except ValueError as error:
-            # The cheapest by one mix of two budgets may exceed one of them; another mix may not.
+            # With one mix of prices the cheapest choices may exceed a budget; with another mix they may not.
             refused = error
             continue
-        found.append((sum(o.losses[i] for o, i in zip(options, chosen)), options, chosen))
-    if not found:
-        raise refused  # pyright: ignore[reportGeneralTypeIssues]  (nothing found: something was refused)
-    _, options, chosen = min(found, key=lambda result: result[0])
+        solutions.append((sum(o.losses[i] for o, i in zip(options, chosen)), options, chosen))
+    if not solutions:
+        raise refused  # pyright: ignore[reportGeneralTypeIssues]  (without a solution there is an error)
+    _, options, chosen = min(solutions, key=lambda solution: solution[0])
     return {c.name: o.ranks[i] for c, o, i in zip(candidates, options, chosen)}
 
 
 def total_loss(candidates: Sequence[Candidate | MixedCandidate], chosen: Chosen) -> float:
-    """The sum over all layers of what the chosen ranks lose: −log of the captured part of each kernel."""
+    """Sum of the losses of all layers at the chosen ranks: −log of the kept part of each kernel."""
     return sum(c.loss(chosen[c.name]) for c in candidates if chosen[c.name] is not None)
 
 
 def rivals(candidate: MixedCandidate, choice: FormatRanks, multiple_of: int, resource: str) -> dict[str, float]:
-    """Returns the part of a kernel that each other format would keep for no more of a resource, by its name.
+    """Returns `{name of another format: part of the kernel that it would keep}` at no higher cost of a resource.
 
     Args:
         candidate: the layer.
@@ -120,7 +122,7 @@ def rivals(candidate: MixedCandidate, choice: FormatRanks, multiple_of: int, res
 
 
 def _price_mixes(budget):
-    """Prices by resource in parts of its limit: one currency for two budgets, in several proportions."""
+    """Yields prices by resource, in parts of its limit. Two budgets are combined in several proportions."""
     names = list(budget.amounts)
     if len(names) == 1:
         yield {names[0]: 1.0 / budget.amounts[names[0]]}
@@ -130,7 +132,7 @@ def _price_mixes(budget):
 
 
 def _pareto(choices):
-    """The `(price, loss, …)` tuples that lose less than every cheaper one, cheapest first."""
+    """Lists the `(price, loss, …)` tuples that lose less than all cheaper ones, cheapest first."""
     kept = []
     for choice in sorted(choices, key=lambda choice: choice[:2]):
         if not kept or choice[1] < kept[-1][1]:
@@ -150,7 +152,7 @@ def _choices(candidate, prices, multiple_of) -> list[Any]:
 
 
 def _path(candidate, grids, prices):
-    """From the smallest ranks to the largest, each step the one that saves most loss per unit of price."""
+    """Lists ranks from the smallest to the largest. Each step is the one that saves most loss per unit of price."""
     position = [0] * len(grids)
     path = [tuple(g[0] for g in grids)]
     price = _price(candidate, path[0], prices)
@@ -175,7 +177,7 @@ def _price(candidate, ranks, prices):
 
 
 def _knapsack(candidates, options, budget, multiple_of):
-    """The index of each layer's choice."""
+    """Solves the knapsack. Returns the index of each layer's choice."""
     chosen = [0] * len(options)
     smallest = {c.name: o.ranks[0] for c, o in zip(candidates, options)}
     budget.check_reachable(smallest, multiple_of)
@@ -194,7 +196,7 @@ def _knapsack(candidates, options, budget, multiple_of):
 
 
 class _State:
-    """A choice for every layer, and what it spends."""
+    """A choice for every layer, and the spent resources."""
 
     def __init__(self, options, chosen, spent, limits):
         self.options, self.chosen = options, list(chosen)
@@ -208,7 +210,7 @@ class _State:
         return copy
 
     def fits(self, layer):
-        """For each choice of a layer: whether the budget allows it, all others unchanged."""
+        """Array of bools: for each choice of a layer, True if the budget allows it with all other layers unchanged."""
         costs = self.options[layer].costs
         return np.all(self.spent + costs - costs[self.chosen[layer]] <= self.limits, axis=1)
 
@@ -219,7 +221,7 @@ class _State:
         self.chosen[layer] = index
 
     def fill(self):
-        """Spends what is left: the affordable choice that saves most loss per unit of price, again and again."""
+        """Spends the rest of the budget: repeatedly takes the affordable choice with most loss saved per price."""
         while True:
             best = max((self._best_step(layer) for layer in range(len(self.options))), key=lambda step: step[0])
             if best[0] <= 0:
@@ -227,7 +229,7 @@ class _State:
             self.choose(*best[1:])
 
     def largest_step(self, layer):
-        """The affordable choice of a layer that saves most: `(saved loss, layer, index)`."""
+        """Finds the affordable choice of a layer that saves most loss: `(saved loss, layer, index)`."""
         option, now = self.options[layer], self.chosen[layer]
         saved = np.where(self.fits(layer), option.losses[now] - option.losses, 0.0)
         index = int(np.argmax(saved))
@@ -242,7 +244,7 @@ class _State:
 
 
 def _exchange(state):
-    """Lets one layer step back and another spend what that frees, where the sum of losses falls. Whether it did."""
+    """Lets one layer step back and another use the freed budget, if the sum of losses falls. Reports if it did."""
     for layer, now in enumerate(state.chosen):
         losses = state.options[layer].losses
         for index in range(max(0, now - _STEPS_BACK), now):
@@ -260,6 +262,6 @@ def _exchange(state):
 
 @method("energy", weighs_kernels=True, kept_dense="the budget is better spent on it whole")
 def energy(problem: Problem) -> Solution:
-    """The ranks that lose least of the layers' kernels under the budget."""
+    """Chooses the ranks that lose least of the layers' kernels under the budget."""
     settings = problem.multiple_of, problem.break_even, problem.judged_by
     return Solution(solve(problem.candidates, problem.budget, *settings), problem.candidates)

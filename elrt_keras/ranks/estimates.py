@@ -1,4 +1,4 @@
-"""Rank estimates from a trained kernel's unfolding, one number per matrix, by method name."""
+"""Methods `vbmf` and `stable_rank`: estimates of the rank of each unfolding of a trained kernel."""
 
 from collections.abc import Callable
 
@@ -13,9 +13,9 @@ _PRECISION = float(np.finfo("float32").eps)
 
 
 def vbmf_rank(matrix: np.ndarray) -> int:
-    """The number of singular values of a matrix of weights that stand out of the noise (EVBMF), at least 1.
+    """Number of singular values of a weight matrix that are above the noise (EVBMF), at least 1.
 
-    What float32 rounds off is no signal, also where the matrix comes in float64: weights are trained in float32.
+    Differences below the rounding of float32 count as noise, also in a float64 matrix: weights are trained in float32.
 
     Example:
 
@@ -41,17 +41,17 @@ def stable_rank(matrix: np.ndarray) -> float:
 
 
 def _estimated(problem: Problem, estimate: Callable[[np.ndarray], float]) -> Solution:
-    """The estimated ranks of each kernel's unfoldings, all scaled by one number where there is a budget."""
+    """Estimates the ranks of each kernel's unfoldings, and scales them all by one number if there is a budget."""
     return scaled(problem, {one.name: one.format.rank_estimates(one.kernel(), estimate) for one in problem.candidates})
 
 
 @method("vbmf", reads_weights=True, needs_budget=False)
 def vbmf(problem: Problem) -> Solution:
-    """The ranks that stand out of the noise by analytic variational Bayes."""
+    """Chooses the ranks that are above the noise by analytic variational Bayes."""
     return _estimated(problem, vbmf_rank)
 
 
 @method("stable_rank", reads_weights=True, needs_budget=False)
 def stable_ranks(problem: Problem) -> Solution:
-    """The stable ranks of the unfoldings."""
+    """Chooses the stable ranks of the unfoldings."""
     return _estimated(problem, stable_rank)

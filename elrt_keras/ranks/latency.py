@@ -1,10 +1,10 @@
-"""Planning for a time: convolutions of a model on LiteRT, dense and at a grid of ranks.
+"""Method `latency`: ranks for a time budget, from times of the layers on LiteRT, dense and at a grid of ranks.
 
-In float32, or quantised as the model is going to be: what a rank saves differs between the two.
+Files are timed in float32, or quantised like the final model, because a rank saves a different time in each case.
 
-The time of a model under a plan is predicted as what it takes dense, less the times of its dense layers, plus those of
-the chains that replace them. Each time is the lower quartile of single inferences of that layer alone, all ranks of a
-layer taking turns, so that other load on the machine hits them alike.
+The predicted time of a model under a plan is its dense time, minus the times of its dense layers, plus the times of the
+chains that replace them. Each time is the lower quartile of single inferences of one layer alone. All ranks of a layer
+are timed in turns, so other load on the machine affects them equally.
 """
 
 import collections
@@ -30,24 +30,25 @@ from elrt_keras.ranks.methods import Problem, Solution, method
 from elrt_keras.ranks.times import TimeTable, chain_key, open_table, whole_key
 from elrt_keras.terminal.progress import progress_bar
 
-# Ranks that are measured: these fractions of the largest, by the number of ranks of a format.
+# Measured ranks, as fractions of the largest ones, by the number of ranks of a format.
 _FRACTIONS = {
     1: tuple(i / 16 for i in range(1, 16)),
     2: tuple(i / 8 for i in range(1, 9)),
 }
 _MORE_RANKS = (0.125, 0.25, 0.375, 0.5, 0.75)
-# Fewer of them for the largest layers (VGG's first dense layer has 103 million weights): converting those takes long.
+# The largest layers are measured at fewer ranks, because their conversion takes long (VGG's first dense layer has 103
+# million weights).
 _LARGE, _FEW_FRACTIONS = 2**24, (0.0625, 0.125, 0.25, 0.5)
-# Interquartile range of single runs over their median, summed over layers. It reaches this with several busy programs
-# to each core; the lower quartiles, which are kept, still agree where it is smaller.
+# Largest accepted interquartile range of single runs over their median, summed over layers. It is reached with several
+# busy programs per core. Below it the lower quartiles, which are kept, still agree.
 _SCATTER = 0.25
-_ENOUGH_TO_FIT = 12  # ranks of a layer, from which on their times are smoothed
-_MEMORY = 2**30  # bytes of the models that take turns
+_ENOUGH_TO_FIT = 12  # with this number of ranks of a layer or more, their times are smoothed
+_MEMORY = 2**30  # bytes of the models that are timed together
 
 
 @dataclasses.dataclass(frozen=True)
 class TimedCandidate(Candidate):
-    """A candidate whose costs include `"latency"`, in seconds, at the ranks that were measured.
+    """A candidate whose costs include `"latency"`, in seconds, at the measured ranks.
 
     `times` maps ranks, and `None` for the dense layer, to seconds per example.
     """
@@ -64,7 +65,7 @@ class TimedCandidate(Candidate):
 def time_candidates(
     candidates: Sequence[Candidate], multiple_of: int, table: TimeTable, track: Callable[..., Any] = iter
 ) -> list[Any]:
-    """The candidates as `TimedCandidate`s: every rank of a coarse grid that saves MACs, measured or read from `table`.
+    """Makes `TimedCandidate`s: adds times of all ranks of a coarse grid that save MACs, measured or from `table`.
 
     Args:
         candidates: list of `Candidate` and `MixedCandidate`.
@@ -83,7 +84,7 @@ def time_candidates(
         for size, count in candidate.sizes:
             seconds = _times(candidate, [None, *ranks], size, table)
             times = {rank: total + count * seconds[rank] for rank, total in times.items()}
-        # Only what was measured as faster than the dense layer is ever on offer.
+        # Only ranks with a measured time below that of the dense layer can be chosen.
         choices = tuple(rank for rank in ranks if times[rank] < times[None])
         times = smoothed(times, {rank: candidate.stages(rank) for rank in ranks})
         fields = {field.name: getattr(candidate, field.name) for field in dataclasses.fields(candidate)}
@@ -94,18 +95,18 @@ def time_candidates(
 def smoothed(
     times: Mapping[tuple[int, ...] | None, float], chains: Mapping[tuple[int, ...], Sequence[Stage]]
 ) -> dict[tuple[int, ...] | None, float]:
-    """Times with about half of their scatter: the geometric means of the measured and of fitted times.
+    """Halves the scatter of times: returns the geometric means of measured and fitted times.
 
     The fit is `c_0 + Σ_i c_i · weights of stage i` with c ≥ 0, by least squares of relative errors over all ranks of
-    the layer. A time that really stands out, such as that of a rank between two vectors, keeps half of its distance.
+    the layer. A time that is really different, such as that of a rank between two vectors, keeps half of its distance.
 
     Args:
-        times: seconds by ranks, and of the dense layer (`None`), which stays as it is.
+        times: seconds by ranks. The time of the dense layer (`None`) stays unchanged.
         chains: the stages at each of the ranks.
     """
     if len(chains) < _ENOUGH_TO_FIT:
         return dict(times)
-    from scipy import optimize  # late: importing the package shall stay quick
+    from scipy import optimize  # imported here to keep the import of the package quick
 
     measured = np.array([times[ranks] for ranks in chains])
     work = np.array([[1.0, *(stage.weights for stage in chain)] for chain in chains.values()])
@@ -116,7 +117,7 @@ def smoothed(
 
 
 def measured_ranks(candidate: Candidate, multiple_of: int) -> list[tuple[int, ...]]:
-    """The ranks of a coarse grid at which the chain has fewer MACs than the dense layer."""
+    """Lists the ranks of a coarse grid at which the chain has fewer MACs than the dense layer."""
     dense = candidate.dense_costs()
     fractions = _FEW_FRACTIONS if dense["params"] > _LARGE else _FRACTIONS.get(len(candidate.limits), _MORE_RANKS)
     steps = zip(candidate.limits, candidate.steps(multiple_of))
@@ -134,7 +135,7 @@ def _times(candidate, choices, size, table):
         dense = litert.chain_to_litert(chains[None], *shape)
         for part in _parts([ranks for ranks in missing if ranks is not None], candidate, size):
             contents = [litert.chain_to_litert(chains[ranks], *shape) for ranks in part]
-            # The dense layer takes part each time: it is what the others are compared with.
+            # The dense layer is measured each time, as the reference for the others.
             seconds, *_ = table.measure([dense, *contents])
             scale = (table.get(keys[None]) or seconds[0]) / seconds[0]
             measured = zip([None, *part], seconds)
@@ -143,11 +144,11 @@ def _times(candidate, choices, size, table):
 
 
 def _parts(choices, candidate, size):
-    """The choices in parts whose weights and activations fit into memory together; one empty part for none."""
+    """Splits the choices into parts whose weights and activations fit into memory. No choices give one empty part."""
     parts, room = [[]], _MEMORY
     for ranks in choices:
         costs = chain_costs(candidate.stages(ranks), size, candidate.padding)
-        needed = 8 * (costs.params + costs.activations)  # float32, in the file and as the runtime packs it
+        needed = 8 * (costs.params + costs.activations)  # float32, once in the file and once packed by the runtime
         if needed > room and parts[-1]:
             parts, room = [*parts, []], _MEMORY
         parts[-1].append(ranks)
@@ -163,22 +164,22 @@ def timed(
     table: TimeTable,
     input_shape: Sequence[int] | None = None,
 ) -> tuple[list[Any], Budget]:
-    """The candidates of a budget with their times, and the budget with a limit of the model's time.
+    """Adds times to the candidates of a budget, and a limit of the model's time to the budget.
 
     Args:
         model: the dense Keras model.
         budget: a `Budget` of counted resources.
         part: float, the part of the dense model's time that may be spent.
         multiple_of: step of the rank grid.
-        table: the times; what it lacks is measured, if it can be.
+        table: the table of times; missing times are measured if the table can measure.
         input_shape: shape of one example, for a model that leaves sizes open.
 
     Returns:
         `(candidates, budget)`.
 
     Raises:
-        ValueError: for another backend than TensorFlow, a model that LiteRT cannot take or that has several inputs or
-            outputs, or a table that can neither tell nor measure the times.
+        ValueError: for a backend other than TensorFlow, a model that LiteRT cannot take or that has several inputs or
+            outputs, or a table that lacks times and cannot measure.
         ImportError: without the `litert` extra.
     """
     view = View(model, input_shape)
@@ -200,27 +201,27 @@ def timed(
     total = _total(content, candidates, table, whole_key(view))
     dense = sum(candidate.dense.times[None] for candidate in candidates)
     if dense > total:
-        # Alone, layers take a little longer than in the model; then all of them are shortened alike.
+        # Layers alone take a little longer than in the model. All times are then scaled down by the same factor.
         candidates = [_scaled(candidate, total / dense) for candidate in candidates]
     totals, fractions = {**budget.totals, "latency": total}, {**budget.fractions, "latency": part}
     return candidates, Budget(candidates, totals, fractions)
 
 
 def _content(model, quantization, input_shape):
-    """The dense model as LiteRT bytes. Whatever LiteRT cannot take is told here, before the minutes of timing."""
+    """Converts the dense model to LiteRT bytes. A model that LiteRT cannot take fails here, before the timing."""
     if keras.backend.backend() != "tensorflow":
         raise ValueError(
-            f"Latency is measured on LiteRT, which needs the TensorFlow backend. "
+            f"Expected the TensorFlow backend, which LiteRT needs to measure latency. "
             f"Received: backend {keras.backend.backend()!r}"
         )
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise ValueError(
-            "Times are measured of models with one input and one output. "
+            "Expected a model with one input and one output, to measure times. "
             f"Received: {model.name!r} with {len(model.inputs)} and {len(model.outputs)}"
         )
     litert.require_runtime()
     ends = litert.interface(model, input_shape)
-    # Times do not depend on them; whole numbers may be indices, which are from 0 on.
+    # Times do not depend on the values. They are not negative, because integer inputs may be indices.
     examples = np.abs(np.random.default_rng(0).standard_normal((2, *ends.inputs[litert.INPUT]), "float32"))
     examples = examples.astype(ends.dtypes[litert.INPUT])
     return litert.model_to_litert(model, quantization, examples, "float32", input_shape)
@@ -229,7 +230,10 @@ def _content(model, quantization, input_shape):
 def chains_to_time(
     candidates: Sequence[Candidate | MixedCandidate], multiple_of: int
 ) -> Iterator[tuple[str, str, Sequence[Stage], tuple[int, ...], str]]:
-    """Yields `(layer, key, stages, input size, padding)` of all chains whose times a plan reads, dense layers first."""
+    """Yields `(layer, key, stages, input size, padding)` of all chains whose times a plan needs.
+
+    The dense layer comes before its chains.
+    """
     for candidate in [part for one in candidates for part in one.parts()]:
         for size, _ in candidate.sizes:
             for ranks in (None, *measured_ranks(candidate, multiple_of)):
@@ -238,7 +242,7 @@ def chains_to_time(
 
 
 def _refuse_missing(candidates, multiple_of, table, whole):
-    """Raises a `ValueError` for a table that lacks times and cannot measure."""
+    """Raises a `ValueError` if a table that cannot measure lacks times."""
     lacking = collections.Counter(
         name for name, key, *_ in chains_to_time(candidates, multiple_of) if table.get(key) is None
     )
@@ -254,7 +258,7 @@ def _refuse_missing(candidates, multiple_of, table, whole):
 def timing_set(
     view: View, candidates: Sequence[Candidate | MixedCandidate], multiple_of: int, quantization: Quantization | None
 ) -> dict[str, bytes]:
-    """Returns the LiteRT models whose times a plan reads, by key: the whole dense model first, then single chains."""
+    """Returns the LiteRT models whose times a plan needs, by key: the whole dense model first, then single chains."""
     files = {whole_key(view): _content(view.model, quantization, view.input_shape)}
     for _, key, stages, size, padding in progress_bar(list(chains_to_time(candidates, multiple_of)), "converting"):
         if key not in files:
@@ -263,14 +267,14 @@ def timing_set(
 
 
 def _scaled(candidate, factor):
-    """The same with all times multiplied."""
+    """Returns the candidate with all times multiplied by `factor`."""
     if isinstance(candidate, MixedCandidate):
         return MixedCandidate({name: _scaled(one, factor) for name, one in candidate.by_format.items()})
     return dataclasses.replace(candidate, times={ranks: factor * time for ranks, time in candidate.times.items()})
 
 
 def _total(content: bytes, candidates: Sequence[Any], table: TimeTable, key: str) -> Any:
-    """Seconds of the whole dense model, on a machine as busy as when its layers were timed."""
+    """Seconds of the whole dense model, corrected to the conditions under which its layers were timed."""
     if not table.can_measure:
         return table.get(key)
     if not candidates:
@@ -280,10 +284,10 @@ def _total(content: bytes, candidates: Sequence[Any], table: TimeTable, key: str
         (size, _), *_ = slowest.sizes
         stages = slowest.stages(None)
         layer = litert.chain_to_litert(stages, size, slowest.padding, table.quantization)
-        # The times of layers may be old. The slowest of them takes turns with the model, and says what has changed.
+        # The times of layers may be old. So the slowest layer is timed together with the model and shows the change.
         whole, now = table.measure([content, layer])[0]
         total = float(whole * table.get(chain_key(stages, size, slowest.padding)) / now)
-    if table.get(key) is None:  # for files that travel
+    if table.get(key) is None:  # needed in saved tables for other machines
         table.add({key: total})
     return total
 
@@ -295,7 +299,7 @@ def _total(content: bytes, candidates: Sequence[Any], table: TimeTable, key: str
     kept_dense="faster dense, or the budget is better spent on it whole",
 )
 def plan_latency(problem: Problem) -> Solution:
-    """As the method `energy`, with measured time in the place of MACs; only ranks that are faster than dense."""
+    """Chooses ranks like the method `energy`, with measured time instead of MACs, and only ranks faster than dense."""
     one_of(problem.quantization, litert.QUANTIZATIONS, "quantization")
     threads = int_in(problem.threads, "[1, inf)", "threads")
     table = open_table(threads, problem.quantization, problem.timer, problem.times)

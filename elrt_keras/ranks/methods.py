@@ -1,7 +1,7 @@
-"""The methods that choose ranks, by name: one function each, in a file of its own in this room.
+"""Registry of the methods that choose ranks. Each method is a function in this package.
 
-A method takes a `Problem` and returns a `Solution`. Importing `elrt_keras.ranks` registers all of them: a further file
-is picked up.
+A method takes a `Problem` and returns a `Solution`. Importing `elrt_keras.ranks` registers the methods of every file in
+the folder.
 """
 
 import dataclasses
@@ -22,20 +22,20 @@ _METHODS: dict[str, "Method"] = {}
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Layers of a model whose ranks are to be chosen.
+    """Input of a method: the layers whose ranks are chosen, and the budget.
 
     Attributes:
         model: the dense Keras model.
         candidates: its layers that can be factorised.
-        budget: what the model may cost in MACs and parameters.
-        fractions: the budgets that were given, `"latency"` too, as parts of the dense model's totals in (0, 1].
-        fraction: the fraction of the full ranks that was asked for instead of a budget, or `None`.
+        budget: limits of MACs and parameters.
+        fractions: all budgets of the user, `"latency"` included, as parts of the dense model's totals in (0, 1].
+        fraction: fraction of the full ranks, if the user gave one instead of a budget, or `None`.
         multiple_of: step of the rank grid.
         break_even: whether layers that would not get cheaper stay dense.
         input_shape: shape of one example, for a model that leaves sizes open, or `None`.
         threads: CPU threads for measured times.
-        quantization: kind of the timed files, or `None` for float32.
-        timer: what measures times, or `None` for the interpreter of this process.
+        quantization: type of the timed files, or `None` for float32.
+        timer: the `Timer` that measures times, or `None` for the interpreter of this process.
         times: path of times that were measured before, or `None`.
     """
 
@@ -60,13 +60,13 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Solution:
-    """Chosen ranks.
+    """Result of a method: the chosen ranks.
 
     Attributes:
-        chosen: ranks of each layer by its name; `None` where it stays dense.
-        candidates: the layers, with the costs by which they were judged.
-        latency: `{"dense", "planned"}` in seconds where time was measured.
-        beside: for each low-rank layer its speed-up in other kinds of files, by the name of the kind, as far as known.
+        chosen: ranks by layer name; `None` for a layer that stays dense.
+        candidates: the layers, with the costs that the method used.
+        latency: `{"dense", "planned"}` in seconds if time was measured.
+        beside: `{layer: {kind: speed-up}}` of low-rank layers in other kinds of files, if all times are known.
     """
 
     chosen: Chosen
@@ -77,18 +77,18 @@ class Solution:
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A method that is registered.
+    """A registered method.
 
     Attributes:
-        name: str, by which `get` finds it.
+        name: str; `get` finds the method by it.
         solve: the function.
         reads_weights: whether it needs trained weights.
-        needs_budget: whether it cannot do without a budget or a fraction.
-        takes_fraction: whether it takes a fraction of the full ranks in the place of a budget.
-        measures_time: whether it is the one for `max_latency`.
-        weighs_kernels: whether it weighs ranks by what decompositions keep of the kernels: layers may then choose among
-            several formats, and calibration data count.
-        kept_dense: reason given for a layer that it leaves dense.
+        needs_budget: whether it needs a budget or a fraction.
+        takes_fraction: whether it accepts a fraction of the full ranks instead of a budget.
+        measures_time: whether it needs `max_latency`.
+        weighs_kernels: whether it compares the parts of the kernels that decompositions keep. Such a method can choose
+            among several formats and use calibration data.
+        kept_dense: reason in the plan for a layer that the method leaves dense.
     """
 
     name: str
@@ -108,7 +108,7 @@ def method(name: str, **properties: Any) -> Callable[[_Solve], _Solve]:
     """Function decorator: registers a method of choosing ranks.
 
     Args:
-        name: str, by which `plan_ranks(method=…)` finds it.
+        name: str; `plan_ranks(method=…)` finds the method by it.
         **properties: fields of `Method`, such as `reads_weights=True`.
 
     Example:
@@ -126,17 +126,17 @@ def method(name: str, **properties: Any) -> Callable[[_Solve], _Solve]:
 
 
 def names() -> list[str]:
-    """The registered names, sorted."""
+    """Lists the registered names, sorted."""
     return sorted(_METHODS)
 
 
 def reading_weights() -> list[str]:
-    """The names of the methods for trained weights, sorted."""
+    """Lists the names of the methods for trained weights, sorted."""
     return [name for name in names() if _METHODS[name].reads_weights]
 
 
 def get(name: str) -> Method:
-    """The method called `name`.
+    """Returns the method called `name`.
 
     Raises:
         ValueError: for an unknown name; the message lists the known ones.
@@ -145,22 +145,23 @@ def get(name: str) -> Method:
 
 
 def chosen_name(name: str | None, max_latency: float | None, mixes: bool = False) -> str:
-    """The name of the method that plans: `name`, or where it is `None` the one that the arguments ask for.
+    """Returns `name`, or the name of the default method for the other arguments.
 
     Args:
         name: name of a method, or `None`.
-        max_latency: the budget of time, or `None`.
+        max_latency: the time budget, or `None`.
         mixes: whether layers may choose among several formats.
 
     Raises:
-        ValueError: for an unknown name, a measured method without `max_latency`, another one with it, or one that
-            knows one format for each layer alone where there are several.
+        ValueError: for an unknown name, for a method that measures time without `max_latency`, for another method with
+            it, or if layers choose among several formats and the method cannot.
     """
     if name is None:
         return "latency" if max_latency is not None else "energy" if mixes else "uniform"
     if get(name).measures_time != (max_latency is not None):
         raise ValueError(
-            f"`max_latency` and method='latency' belong together. Received: max_latency={max_latency}, method={name!r}"
+            f"Expected `max_latency` together with method='latency'. "
+            f"Received: max_latency={max_latency}, method={name!r}"
         )
     if mixes and not get(name).weighs_kernels:
         able = [one for one in names() if _METHODS[one].weighs_kernels]

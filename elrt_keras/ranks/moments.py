@@ -1,4 +1,4 @@
-"""Second moments of the inputs of a model's layers, from examples."""
+"""Second moments of the inputs of a model's layers, computed from examples."""
 
 import math
 from collections.abc import Iterable
@@ -15,17 +15,17 @@ from elrt_keras.terminal.progress import progress_bar
 
 
 def input_weightings(view: View, layers: Iterable[keras.layers.Layer], data: Any) -> dict[int, InputWeighting]:
-    """Runs examples through a model; returns the weighting of each layer's kernel by its inputs, by the layer's id.
+    """Runs examples through a model. Returns `{id of a layer: weighting of its kernel by its inputs}`.
 
-    Layers that the model does not call itself, such as the stages of a separable convolution, have none.
+    Layers that the model does not call itself, such as the stages of a separable convolution, have no weighting.
 
     Args:
-        view: the model.
-        layers: convolutions and dense layers of it, low-rank or not.
-        data: examples, as `litert.examples.batches` takes them.
+        view: view of the model.
+        layers: its convolutions and dense layers, low-rank or not.
+        data: examples, in the forms that `litert.examples.batches` takes.
 
     Raises:
-        ValueError: for no examples, examples that do not fit, or NaN or infinity among them.
+        ValueError: for no examples, examples that do not fit, or NaN or infinity in them.
     """
     totals: dict[int, tuple[Any, int]] = {}
 
@@ -46,12 +46,12 @@ def input_weightings(view: View, layers: Iterable[keras.layers.Layer], data: Any
 
 
 def _moments(layer, inputs):
-    """`(sums of x·xᵀ, number of positions)` of a batch, for each group of channels."""
+    """Returns `(sums of x·xᵀ, number of positions)` of a batch, with one sum per group of channels."""
     inputs = keras.ops.cast(keras.ops.convert_to_tensor(inputs), "float32")
     if getattr(layer, "data_format", "channels_last") == "channels_first":
         inputs = keras.ops.moveaxis(inputs, 1, -1)
     strides = getattr(layer, "strides", ())
-    if strides and math.prod(layer.kernel_size) == 1:  # which reads those positions alone
+    if strides and math.prod(layer.kernel_size) == 1:  # it reads only these positions
         inputs = inputs[(slice(None), *(slice(None, None, stride) for stride in strides))]
     groups = getattr(layer, "groups", 1)
     matrix = keras.ops.reshape(inputs, (-1, groups, inputs.shape[-1] // groups))

@@ -1,4 +1,4 @@
-"""`RankPlan`: which layer gets which format and ranks. A mapping that can be printed, edited, saved and loaded."""
+"""`RankPlan`: the format and ranks of each layer, as a mapping that can be printed, edited, saved and loaded."""
 
 import collections.abc
 import typing
@@ -11,7 +11,7 @@ from elrt_keras.graph.paths import matching
 from elrt_keras.ranks import plan_file
 from elrt_keras.terminal.tables import render_table
 
-# Columns of the table by entry of a layer's costs; the measured ones are seconds, shown in milliseconds.
+# Columns of the table by the keys of a layer's costs. Measured times are in seconds; the table shows milliseconds.
 _COLUMNS = {
     "macs": "MACs",
     "planned_macs": "planned MACs",
@@ -22,11 +22,12 @@ _MEASURED = {"latency": "ms", "planned_latency": "planned ms"}
 
 
 class LayerPlan(typing.NamedTuple):
-    """One layer's entry: a format name and its ranks, or `("dense", None)`.
+    """Entry of one layer: a format name and its ranks, or `("dense", None)`.
 
     Attributes:
         format: name of a format, or `"dense"`.
-        ranks: tuple, one int per rank of the format, or a float for a fraction of the full one; `None` where dense.
+        ranks: tuple with one number per rank of the format: an int, or a float for a fraction of the full rank; `None`
+            for a dense layer.
 
     Example:
 
@@ -39,35 +40,34 @@ class LayerPlan(typing.NamedTuple):
 
     @property
     def is_dense(self) -> bool:
-        """Whether the layer stays as it is."""
+        """Reports if the layer stays dense."""
         return self.format == "dense"
 
 
 DENSE = LayerPlan("dense", None)
 
-# What may be set as the entry of a layer.
+# Values that may be set as the entry of a layer.
 Entry: typing.TypeAlias = LayerPlan | tuple[str, Ranks] | typing.Literal["dense"] | None
 
 
 class RankPlan(collections.abc.MutableMapping[str, LayerPlan]):
     """Mapping from layer name to `LayerPlan(format, ranks)`, in the order of the model.
 
-    A layer inside a nested model is keyed `"nested_model/layer"`. Values may be set as a `LayerPlan`, a tuple
-    `(format, ranks)`, or `None` / `"dense"`; they are checked when set. `print(plan)` gives a table.
+    A layer inside a nested model has the key `"nested_model/layer"`. Values may be set as a `LayerPlan`, a tuple
+    `(format, ranks)`, or `None` / `"dense"`; they are checked when they are set. `print(plan)` shows a table.
 
     Args:
         entries: mapping of layer names to values as above.
-        reasons: mapping of layer names to why the planner left the layer dense.
+        reasons: mapping of layer names to the reasons why the planner left these layers dense.
         costs: mapping of layer names to `{"kernel_shape", "macs", "params", "planned_macs", "planned_params"}`, filled
-            by `plan_ranks` for the table, with `"latency"` and `"planned_latency"` in seconds where they were measured;
-            with `"groups"` where there are several; with `"kept"`, the part of the kernel's squared norm that the ranks
-            keep, where the method weighs it, and `"rivals"`, what other formats would keep for no more; with
-            `"beside"`, the layer's speed-up in other kinds of files whose times were measured before, such as
-            `{"int8": 1.4}`. An edited entry loses its costs, and the plan its `latency`.
+            by `plan_ranks` for the table. Optional keys: `"latency"` and `"planned_latency"`, measured seconds;
+            `"groups"`, if there are several; `"kept"`, the part of the kernel's squared norm that the ranks keep;
+            `"rivals"`, the parts that other formats would keep at no higher cost; `"beside"`, the layer's speed-up in
+            other kinds of files, such as `{"int8": 1.4}`. An edited entry loses its costs, and the plan its `latency`.
         latency: `{"dense", "planned"}`, measured and predicted seconds of the whole model, or `None`.
 
     Raises:
-        ValueError: for an entry with an unknown format or ranks that are none of it, here and where one is set later.
+        ValueError: for an entry with an unknown format or invalid ranks, also if it is set later.
 
     Example:
 
@@ -124,17 +124,17 @@ class RankPlan(collections.abc.MutableMapping[str, LayerPlan]):
         return len(self._entries)
 
     def copy(self) -> typing.Self:
-        """Another plan with the same entries, reasons and costs."""
+        """Copies the plan with its entries, reasons and costs."""
         return type(self)(self._entries, self.reasons, self.costs, self.latency)
 
     __copy__ = copy
 
     def factorized(self) -> dict[str, LayerPlan]:
-        """The entries that are not dense, as a plain dict."""
+        """Returns the entries that are not dense, as a plain dict."""
         return {name: entry for name, entry in self.items() if not entry.is_dense}
 
     def matching(self, pattern: str) -> list[str]:
-        """The layer names that match a shell-style pattern; of a name that is in the plan, that one."""
+        """Lists the layer names that match a shell-style pattern. A name that is in the plan matches only itself."""
         return matching(self, pattern)
 
     def save(self, path: Path) -> None:
@@ -144,9 +144,9 @@ class RankPlan(collections.abc.MutableMapping[str, LayerPlan]):
             path: file path.
 
         Raises:
-            OSError: where it cannot be written; an old file stays.
+            OSError: if the file cannot be written; an old file stays.
         """
-        # What is not dense has ranks; type checkers do not see that.
+        # Entries that are not dense have ranks, but type checkers do not see that.
         entries = {
             name: "dense" if entry.is_dense else {"format": entry.format, "ranks": list(entry.ranks)}  # pyright: ignore
             for name, entry in self.items()
@@ -159,7 +159,7 @@ class RankPlan(collections.abc.MutableMapping[str, LayerPlan]):
         """Reads a plan from JSON.
 
         Raises:
-            ValueError: when the file is missing, is no JSON, or is no rank plan; the message names the file.
+            ValueError: if the file is missing, is no JSON, or is no rank plan; the message names the file.
         """
         document = plan_file.read(path)
         entries = {
@@ -205,7 +205,7 @@ class RankPlan(collections.abc.MutableMapping[str, LayerPlan]):
 
 
 def _kept(costs):
-    """Text of the part of its kernel that a layer keeps, and of the best other format."""
+    """Text of the part of its kernel that a layer keeps, followed by that of the best other format."""
     if "kept" not in costs:
         return ""
     rivals = costs.get("rivals", {})
@@ -214,7 +214,7 @@ def _kept(costs):
 
 
 def _gain(costs):
-    """Text of the speed-up beside the reduction of the MACs, such as `"1.8× of 2.5×"`; empty without times."""
+    """Text of the speed-up and the reduction of the MACs, such as `"1.8× of 2.5×"`; empty without times."""
     if not costs.get("planned_latency") or not costs.get("planned_macs"):
         return ""
     faster, fewer = (costs[key] / costs[f"planned_{key}"] for key in ("latency", "macs"))
@@ -235,7 +235,7 @@ def _validated(name, value):
         return DENSE
     if not (isinstance(value, (tuple, list)) and len(value) == 2):
         raise ValueError(
-            f"A plan's entry is (format, ranks), or None for a dense layer. Received: plan[{name!r}]={value!r}"
+            f"Expected (format, ranks) as entry, or None for a dense layer. Received: plan[{name!r}]={value!r}"
         )
     try:
         layer_format = formats.get(value[0])

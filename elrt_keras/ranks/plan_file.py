@@ -1,4 +1,4 @@
-"""The file of a rank plan: plain JSON, written whole and checked place by place when it is read.
+"""File of a rank plan: plain JSON. It is written atomically, and every entry is checked when it is read.
 
 {"kind": "elrt_keras.RankPlan", "version": 1,
  "layers":  {LAYER: "dense" or {"format": FORMAT, "ranks": [RANK, …]}, …},
@@ -8,8 +8,8 @@
                      "beside": {KIND: NUMBER, …}}, …},                          optional
  "latency": {"dense": SECONDS, "planned": SECONDS}}                              optional
 
-`layers` may be edited by hand. `of` says what the costs of a layer are the costs of: those of edited layers are left
-out when the file is read, and with them the latency of the whole.
+`layers` may be edited by hand. `of` is the entry that the costs of a layer belong to. If a layer was edited, its costs
+and the latency of the whole model are dropped when the file is read.
 """
 
 import json
@@ -23,7 +23,7 @@ _NUMBERS = ("macs", "params", "planned_macs", "planned_params", "latency", "plan
 
 
 def write(path: Path, document: dict[str, Any]) -> None:
-    """Writes the parts of a plan (`layers`, `reasons`, `costs`, `latency`), all of them or nothing."""
+    """Writes the parts of a plan (`layers`, `reasons`, `costs`, `latency`) atomically."""
     layers = document["layers"]
     costs = {name: {"of": layers[name], **costs} for name, costs in document["costs"].items() if name in layers}
     document = {**document, "costs": costs}
@@ -31,15 +31,15 @@ def write(path: Path, document: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The parts of a plan, a dict. Formats and ranks are left to `RankPlan`, which knows them.
+    """Reads the parts of a plan as a dict. `RankPlan` checks formats and ranks.
 
     Raises:
-        ValueError: when the file is missing, is no JSON, or is no rank plan; the message names the file.
+        ValueError: if the file is missing, is no JSON, or is no rank plan; the message names the file.
     """
     try:
-        with open(path, encoding="utf-8-sig") as file:  # some editors put a mark in front
+        with open(path, encoding="utf-8-sig") as file:  # some editors write a byte order mark
             document = json.load(file, object_pairs_hook=_without_repetition)
-    except (OSError, ValueError, RecursionError) as error:  # no UTF-8, no JSON, an int of too many digits, depth
+    except (OSError, ValueError, RecursionError) as error:  # not UTF-8, no JSON, too many digits, too deep
         raise ValueError(f"Expected a rank plan in JSON at {str(path)!r}. Received: {error}") from error
     if not isinstance(document, dict) or any(document.get(name) != value for name, value in _HEAD.items()):
         raise ValueError(
@@ -66,7 +66,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _without_repetition(pairs):
-    """An object of JSON; refuses names that stand there twice, of which JSON readers take the last."""
+    """Makes the dict of a JSON object. Refuses repeated names, because JSON readers keep only the last."""
     document = dict(pairs)
     if len(document) < len(pairs):
         names = [name for name, _ in pairs]
@@ -75,9 +75,9 @@ def _without_repetition(pairs):
 
 
 def _without_stale(document):
-    """The document without the costs and reasons of layers that were edited."""
+    """Returns the document without the costs and reasons of edited layers."""
     layers, costs = document["layers"], document["costs"]
-    # Files written before `of` came do not tell.
+    # Older files have no `of`. Their layers count as not edited.
     edited = {name for name, row in costs.items() if name not in layers or row.get("of", layers[name]) != layers[name]}
     kept = {
         name: {key: value for key, value in row.items() if key != "of"}
@@ -122,5 +122,5 @@ def _is_costs(value):
 
 
 def _is_number(value):
-    # Neither infinite nor an int larger than any float.
+    # Excludes infinity and ints larger than any float.
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max

@@ -1,4 +1,4 @@
-"""Choosing formats and ranks for a model under a budget: `plan_ranks`."""
+"""Planner of formats and ranks for a model under a budget: `plan_ranks`."""
 
 import dataclasses
 import math
@@ -46,67 +46,66 @@ def plan_ranks(
 
     Methods:
 
-    - `"uniform"`, the default: one fraction of the full ranks everywhere, the largest that fits the budget (by
-      bisection). Where the rank grid makes many layers step at the same fraction, as many of them take the step, or one
-      rank of it, as the budget still allows, from the output of the model to its input.
-    - `"energy"`, for trained weights or random ones: the ranks that keep most of the kernels under the budget. A layer
-      keeps 1 − ‖W − Ŵ‖²/‖W‖² of its kernel `W`, where `Ŵ` is the decomposition at its ranks, and the product over the
-      layers is maximised (a knapsack of the logarithms: greedy on what is gained per unit of cost over the layers'
-      convex hulls). Layers may stay dense.
-    - `"vbmf"`, for trained weights: the ranks that stand out of the noise in the kernel's unfoldings by analytic
-      variational Bayes (Nakajima et al. 2013; for Tucker-2: Kim et al., arXiv 1511.06530). It needs no budget; with
-      one, all these ranks are scaled by one number so that it is met.
+    - `"uniform"`, the default: one fraction of the full ranks for all layers, the largest that fits the budget (by
+      bisection). On the rank grid many layers may step at the same fraction. Then as many layers as the budget allows
+      take the step, or a step of one rank, from the output of the model to its input.
+    - `"energy"`, for trained or random weights: the ranks that keep most of the kernels under the budget. A layer keeps
+      1 − ‖W − Ŵ‖²/‖W‖² of its kernel `W`, where `Ŵ` is the decomposition at its ranks. The product over the layers is
+      maximised (a knapsack of the logarithms: greedy in gain per unit of cost, over the layers' convex hulls). Layers
+      may stay dense.
+    - `"vbmf"`, for trained weights: the ranks above the noise in the kernel's unfoldings by analytic variational Bayes
+      (Nakajima et al. 2013; for Tucker-2: Kim et al., arXiv 1511.06530). It needs no budget. With a budget, all ranks
+      are scaled by one number to meet it.
     - `"stable_rank"`, for trained weights: the same with the stable rank ‖A‖_F²/‖A‖₂² of each unfolding A (Cuttlefish,
       MLSys 2023).
-    - `"latency"`, the default with `max_latency` and for it alone: as `"energy"`, with measured time in the
-      place of MACs. Each distinct layer is timed on LiteRT, dense and at a grid of ranks (on this processor); the times
-      are kept in `$ELRT_CACHE_DIR` or `~/.cache/elrt_keras`. The time of the model is that of the dense model, less its
-      dense layers, plus the chains in their place. Ranks at which a layer is not faster than dense are never taken. It
-      needs the TensorFlow backend and the `litert` extra.
+    - `"latency"`, only for `max_latency` and its default: like `"energy"`, with measured time instead of MACs. Each
+      distinct layer is timed on LiteRT (on this processor), dense and at a grid of ranks. The times are kept in
+      `$ELRT_CACHE_DIR` or `~/.cache/elrt_keras`. The predicted time of the model is the dense time, minus its dense
+      layers, plus the chains that replace them. Ranks at which a layer is not faster than dense are never taken. The
+      method needs the TensorFlow backend and the `litert` extra.
 
-    Kernels with one position (1×1 convolutions, dense layers) are matrices: they get the format `svd` whatever is asked
-    for. In a grouped convolution each group has the format, at the same ranks. What stays dense, such as depthwise
-    convolutions, stands in `plan.reasons` with why.
+    Kernels with one position (1×1 convolutions, dense layers) are matrices and always get the format `svd`. In a
+    grouped convolution each group has the format, at the same ranks. `plan.reasons` lists the layers that stay dense,
+    such as depthwise convolutions, with the reasons.
 
     Args:
         model: a built Functional or Sequential model, nested models included.
-        format: name of the format for all layers; `"auto"` for the format of each layer that keeps most of its kernel
-            under the budget, which method `"energy"` or `"latency"` then chooses with the ranks; or a mapping from
-            layer names or shell patterns to such names or `"dense"`, of which the first match counts and layers without
-            one stay dense.
+        format: name of the format for all layers. With `"auto"`, method `"energy"` or `"latency"` chooses the format of
+            each layer together with its ranks: the one that keeps most of the kernel under the budget. Or a mapping
+            from layer names or shell patterns to such names or `"dense"`: the first match counts, and layers without a
+            match stay dense.
         fraction: float in (0, 1]: the fraction of the full ranks, instead of a budget, for `method="uniform"`.
         max_macs: float in (0, 1]: keep at most this part of the dense model's MACs.
         max_params: float in (0, 1]: keep at most this part of the dense model's parameters. Both budgets may be given.
         max_latency: float in (0, 1]: take at most this part of the dense model's measured time; for models with one
             input and one output. At most two of the three budgets may be given.
         method: one of the names above, or of a method registered with `ranks.methods.method`; `None` for the default.
-        multiple_of: int ≥ 1: ranks are multiples of it (or the full rank); `None` for 8, which SIMD units like. A layer
-            with no more channels than that takes any rank.
+        multiple_of: int ≥ 1: ranks are multiples of it (or the full rank); `None` for 8, which suits SIMD units. If the
+            full rank is at most `multiple_of`, any rank is allowed.
         exclude: a name or shell pattern, or a list of them, of layers that stay dense; `None` for the first convolution
-            and the classifier (the last layer before an output, where it works on one vector per example); `[]` for
-            none.
-        break_even: whether a layer that would not get cheaper stays dense. Without it such a layer is counted as it
-            executes: through its composed kernel, at the MACs of the dense one.
+            and the classifier (the last layer before an output, if it has one vector per example); `[]` for none.
+        break_even: whether a layer that would not get cheaper stays dense. If False, such a layer counts as it
+            executes: through its composed kernel, with the MACs of the dense one.
         input_shape: shape of one example, for a model that leaves sizes open, such as `(224, 224, 3)`.
         threads: int, CPU threads for measured times.
-        quantization: what the timed files are, as for `export.to_litert`: `None` for float32, `"int8"`, `"float16"` or
+        quantization: type of the timed files, as for `export.to_litert`: `None` for float32, `"int8"`, `"float16"` or
             `"dynamic_int8"`.
         calibration_data: some hundred examples of the training data, for trained weights and method `"energy"` or
-            `"latency"`: a layer then keeps the part of its *outputs* that a decomposition fitted to the second moments
-            of its inputs keeps, as `factorize(…, calibration_data=)` fits it. An array `(N, …)`, a tuple `(inputs,
-            labels)`, a `tf.data.Dataset`, a `keras.utils.PyDataset` or an iterable of batches.
-        timer: what measures times for `max_latency`: a `litert.CommandTimer` runs the files on another device. `None`
-            for the LiteRT interpreter of this process. Times are kept for each device.
-        times: path of times that were measured before, in the place of a timer: a file that `elrt-plan --save_times`
-            wrote, or a folder of `export_timing_set` with its results.
+            `"latency"`. The method then compares the kept parts of the layers' *outputs*, with decompositions that fit
+            the second moments of the inputs, as in `factorize(…, calibration_data=)`. An array `(N, …)`, a tuple
+            `(inputs, labels)`, a `tf.data.Dataset`, a `keras.utils.PyDataset` or an iterable of batches.
+        timer: the timer for `max_latency`: a `litert.CommandTimer` runs the files on another device; `None` for the
+            LiteRT interpreter of this process. Each device has its own times.
+        times: path of times that were measured before, instead of a timer: a file that `elrt-plan --save_times` wrote,
+            or a folder of `export_timing_set` with its results.
 
     Returns:
         A `RankPlan` with an entry for every convolution and dense layer.
 
     Raises:
-        ValueError: for a budget that cannot be met (the message says what can), an `exclude` or `format` pattern that
-            matches nothing, a model without a factorisable layer, weights that are not finite, arguments out of
-            range, or calibration data that do not fit the model or the method.
+        ValueError: for a budget that cannot be met (the message gives the smallest one that can), an `exclude` or
+            `format` pattern that matches nothing, a model without a factorisable layer, weights that are not finite,
+            arguments out of range, or calibration data that do not fit the model or the method.
         ImportError: for `max_latency` without the `litert` extra.
 
     Example:
@@ -134,7 +133,7 @@ def plan_ranks(
     fractions = _validated_fractions(fraction, max_macs, max_params, max_latency, solver)
     if quantization is not None and not solver.measures_time:
         raise ValueError(
-            "`quantization` says which files are timed, and goes with `max_latency`. "
+            "Expected `max_latency` with `quantization`, which is the type of the timed files. "
             f"Received: quantization={quantization!r}, method={solver.name!r}"
         )
     multiple_of = validated_multiple(multiple_of)
@@ -143,7 +142,7 @@ def plan_ranks(
     low_rank = [path for path, layer in view.layers if isinstance(layer, FactorizedLayer)]
     if not candidates and low_rank:
         raise ValueError(
-            f"Expected a dense model; `shrink` lowers the ranks of a low-rank one, and `merge` makes it dense. "
+            f"Expected a dense model; `shrink` lowers the ranks of a low-rank model, and `merge` makes it dense. "
             f"Received: model={model.name!r} with low-rank layers {low_rank}"
         )
     if not candidates:
@@ -179,22 +178,22 @@ def export_timing_set(
     threads: int = 1,
     quantization: Quantization | None = None,
 ) -> list[str]:
-    """Writes the LiteRT files whose times `plan_ranks(max_latency=…)` reads, to be timed anywhere.
+    """Writes the LiteRT files whose times `plan_ranks(max_latency=…)` needs, for timing on any device.
 
     The files are the dense model and every distinct layer, dense and at a grid of ranks. `manifest.json` in the folder
-    says what each is. Time them on the device, write what `benchmark_model` prints, or lines `{"model": NAME,
-    "seconds": [SECONDS, …]}`, into `times.txt` there, and plan with `times=FOLDER`.
+    describes each file. Time the files on the device. Write the output of `benchmark_model`, or lines
+    `{"model": NAME, "seconds": [SECONDS, …]}`, to `times.txt` in the folder. Then plan with `times=FOLDER`.
 
     Args:
         model, format, multiple_of, exclude, input_shape, quantization: as for `plan_ranks`.
         folder: a new or empty folder.
-        threads: CPU threads that the files are to be timed with.
+        threads: CPU threads to time the files with.
 
     Returns:
         Paths of the files.
 
     Raises:
-        ValueError: as `plan_ranks`; for a folder that holds something or cannot be written.
+        ValueError: as in `plan_ranks`; for a folder that is not empty or cannot be written.
         ImportError: without the `litert` extra.
 
     Example:
@@ -221,12 +220,12 @@ def _validated_fractions(fraction, max_macs, max_params, max_latency, solver):
         number_in(fraction, "(0, 1]", "fraction")
     if fraction is not None and (fractions or not solver.takes_fraction):
         raise ValueError(
-            "Pass either `fraction` or a budget, and `fraction` with method='uniform' only. "
+            "Expected either `fraction` or a budget, and `fraction` only with method='uniform'. "
             f"Received: fraction={fraction}, {_told(fractions)}, method={solver.name!r}"
         )
     if fraction is None and not fractions and solver.needs_budget:
         raise ValueError(
-            "Pass either `fraction` or a budget (`max_macs`, `max_params`, `max_latency`). Received: none of them"
+            "Expected either `fraction` or a budget (`max_macs`, `max_params`, `max_latency`). Received: none of them"
         )
     return fractions
 
@@ -238,21 +237,21 @@ def _told(fractions):
 def validated_budgets(
     max_macs: float | None, max_params: float | None, max_latency: float | None = None
 ) -> dict[str, float]:
-    """`{"macs", "params", "latency"}` of the budgets that are given, as floats.
+    """Checks the given budgets. Returns those of `{"macs", "params", "latency"}` that are not `None`, as floats.
 
     Raises:
-        ValueError: for one that is no number in (0, 1].
+        ValueError: for a budget that is no number in (0, 1].
     """
     budgets = {"macs": max_macs, "params": max_params, "latency": max_latency}
-    given = {resource: part for resource, part in budgets.items() if part is not None}
-    return {resource: number_in(part, "(0, 1]", f"max_{resource}") for resource, part in given.items()}
+    part_by_resource = {resource: part for resource, part in budgets.items() if part is not None}
+    return {resource: number_in(part, "(0, 1]", f"max_{resource}") for resource, part in part_by_resource.items()}
 
 
 def validated_multiple(multiple_of: Any) -> int:
-    """The step of the rank grid as an int; `None` for what SIMD units like.
+    """Checks the step of the rank grid. Returns it as an int; `None` gives 8, which suits SIMD units.
 
     Raises:
-        ValueError: for anything but an int of at least 1.
+        ValueError: if it is no int of at least 1.
     """
     return SIMD_MULTIPLE if multiple_of is None else int_in(multiple_of, "[1, inf)", "multiple_of")
 

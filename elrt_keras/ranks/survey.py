@@ -1,4 +1,4 @@
-"""What the planners know of a model: which layers can be factorised, at what cost, and why the others cannot."""
+"""Survey of a model for the planners: layers that can be factorised, with their costs, and reasons for the others."""
 
 import collections
 import collections.abc
@@ -18,7 +18,7 @@ from elrt_keras.layers.convolutions import STOCK, twin_of
 from elrt_keras.layers.factorized import FactorizedLayer
 from elrt_keras.ranks.candidate import Candidate, MixedCandidate
 
-# In the place of a format's name: the layer takes the one that suits it.
+# Used instead of a format name: the planner chooses the format of the layer.
 AUTO = "auto"
 
 _LIKELY = (
@@ -39,7 +39,7 @@ def survey(
     format_of: str | Mapping[str, str],
     exclude: str | Sequence[str] | None,
 ) -> tuple[list[Any], dict[str, str]]:
-    """The candidates of a dense model, and for every other layer that one could expect here, why it stays dense.
+    """Finds the candidates of a dense model, and the reasons why other layers with kernels stay dense.
 
     Args:
         view: a built Functional or Sequential model.
@@ -48,10 +48,12 @@ def survey(
         exclude: name or pattern, or a list of them; `None` for the first convolution and the classifier.
 
     Returns:
-        `(candidates, reasons)`: a list of `Candidate` and `MixedCandidate` in the order of the model, a dict by path.
+        `(candidates, reasons)`: a list of `Candidate` and `MixedCandidate` in the order of the model, and a dict of
+        reasons by path.
 
     Raises:
-        ValueError: for anything but a model whose input shape is known, or a name or pattern that matches nothing.
+        ValueError: if `model` is no Keras model or its input shape is not known, or for a name or pattern that matches
+            nothing.
     """
     check_keras_model(view.model)
     calls = [one for call in view.calls for one in _with_stages(view, *call)]
@@ -80,7 +82,7 @@ def survey(
 
 
 def _with_stages(view, layer, input_shape, output_shape):
-    """A call, or of a separable convolution the calls of its stages."""
+    """Lists one call, or for a separable convolution the calls of its stages."""
     stages = view.opening(layer).graph if is_separable(layer) else None
     if stages is None:
         return [(layer, input_shape, output_shape)]
@@ -90,7 +92,7 @@ def _with_stages(view, layer, input_shape, output_shape):
 
 
 def survey_low_rank(view: View) -> list[Candidate]:
-    """The candidates of a low-rank model: its low-rank layers, limited to the ranks they have."""
+    """Lists the candidates of a low-rank model: its low-rank layers, limited to their present ranks."""
     candidates, seen = [], set()
     for path, layer in view.layers:
         if isinstance(layer, FactorizedLayer) and id(layer) not in seen:
@@ -101,12 +103,12 @@ def survey_low_rank(view: View) -> list[Candidate]:
 
 
 def _likely_layers(view):
-    """`{path: layer}` of the layers with a kernel; those inside nested models that cannot be rebuilt are not among."""
+    """`{path: layer}` of the layers with a kernel, without those inside nested models that cannot be rebuilt."""
     return {path: layer for path, layer in view.layers if isinstance(layer, _LIKELY)}
 
 
 def _closed_layers(view):
-    """Why nothing was planned inside layers that hold convolutions or dense layers and cannot be opened, by path."""
+    """`{path: reason}` of layers that hold convolutions or dense layers and cannot be opened."""
     reasons = {}
     for path, layer in view.layers:
         if any(type(inner) in STOCK for inner in held_layers(layer)):
@@ -117,7 +119,7 @@ def _closed_layers(view):
 
 
 def _stem_and_classifiers(view, likely, calls):
-    """The first convolution, and of each output the last layer before it if that works on one vector per example."""
+    """Paths of the first convolution, and of the last layer before each output if it has one vector per example."""
     convolutions = [path for path, layer in likely.items() if STOCK.get(type(layer), 0) > 0]
     excluded = set(convolutions[:1])
     paths = {id(layer): path for path, layer in likely.items()}
@@ -128,7 +130,7 @@ def _stem_and_classifiers(view, likely, calls):
 
 
 def _last_calls(view, calls, among):
-    """For each output of a model, the last call before it of a layer with one of these ids: `(layer, input shape)`."""
+    """Lists for each output of a model the last call before it of a layer in `among`, as `(layer, input shape)`."""
     ran = [(layer, shape) for layer, shape, _ in calls if id(layer) in among]
     model = view.model
     outputs = keras.tree.flatten(model.outputs) if is_container(model) else []
@@ -152,13 +154,13 @@ def _formats_by_path(paths: list[str], format_of: Any) -> dict[str, Any]:
 
 
 def suitable_format(layer: keras.layers.Layer, name: str) -> str:
-    """The format for a layer where `name` is asked for: a kernel of one position is a matrix, and SVD is its format."""
+    """Returns the format for a layer: `name`, or `"svd"` for a kernel of one position, which is a matrix."""
     pointwise = math.prod(getattr(layer, "kernel_size", ())) == 1
     return "svd" if pointwise and name != "dense" else name
 
 
 def is_depthwise(layer: keras.layers.Layer) -> bool:
-    """Whether a stock layer is a depthwise convolution, written as a grouped one (if it is built) or not."""
+    """Reports if a stock layer is a depthwise convolution, or a built grouped one with one channel per group."""
     if isinstance(layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)):
         return True
     grouped = type(layer) in STOCK and getattr(layer, "groups", 1) > 1
@@ -166,7 +168,7 @@ def is_depthwise(layer: keras.layers.Layer) -> bool:
 
 
 def _why_dense(layer, name, input_shapes):
-    """Why a layer cannot be factorised, or an empty string."""
+    """Returns the reason why a layer cannot be factorised, or an empty string."""
     if name == "dense":
         return "no format asked for"
     if is_depthwise(layer):
@@ -194,7 +196,7 @@ def _candidate(path, layer, format_name, input_shapes, limits=None):
     else:
         last = layer.data_format == "channels_last"
         sizes = collections.Counter()
-        for merged, *shape in input_shapes:  # examples, where an axis was merged into that of the batch
+        for merged, *shape in input_shapes:  # `merged` is above 1 if an axis was merged into that of the batch
             sizes[tuple(shape[:-1] if last else shape[1:])] += merged
         geometry = {"sizes": tuple(sizes.items())}
         geometry |= {name: getattr(layer, name) for name in ("strides", "padding", "dilation_rate")}

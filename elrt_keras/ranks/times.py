@@ -1,4 +1,4 @@
-"""Measured seconds of layers and of whole models: kept by device in a cache, and as files that travel."""
+"""Measured seconds of layers and of whole models: a cache per device, and files for other machines."""
 
 import dataclasses
 import hashlib
@@ -26,13 +26,13 @@ MANIFEST, RESULTS = "manifest.json", "times.txt"
 
 
 class TimeTable:
-    """Measured seconds by what was measured, in a JSON file per device, runtime, threads and quantisation.
+    """Measured seconds by key, in one JSON file per device, runtime, threads and quantisation.
 
     Args:
         threads: int, CPU threads.
-        quantization: one of `litert.QUANTIZATIONS`: what the files are that are timed.
-        folder: where the file lies; `None` for `$ELRT_CACHE_DIR`, or else `~/.cache/elrt_keras`.
-        timer: what measures; `None` for the interpreter of this process.
+        quantization: one of `litert.QUANTIZATIONS`: the type of the timed files.
+        folder: folder of the file; `None` for `$ELRT_CACHE_DIR`, or else `~/.cache/elrt_keras`.
+        timer: the `Timer` that measures; `None` for the interpreter of this process.
     """
 
     def __init__(
@@ -64,21 +64,21 @@ class TimeTable:
 
     @property
     def can_measure(self) -> bool:
-        """Reports if times that are missing can be measured."""
+        """Reports if missing times can be measured."""
         return self._timer is not None
 
     @property
     def scatter(self) -> float:
-        """The interquartile range of what has been measured since the table was opened, as a part of the median."""
+        """Interquartile range, as a part of the median, of all measurements since the table was opened."""
         return self._ranges / self._medians if self._medians else 0.0
 
     def check(self) -> None:
-        """Raises an `ImportError` or `ValueError` where times cannot be measured, before any work."""
+        """Raises an `ImportError` or `ValueError` if times cannot be measured. It is called before any other work."""
         if self._timer is not None:
             self._timer.check()
 
     def measure(self, contents: Sequence[bytes]) -> np.ndarray:
-        """Returns the three quartiles of seconds of LiteRT models, `(3, models)`, and notes how they scatter."""
+        """Returns the three quartiles of seconds of LiteRT models, `(3, models)`, and adds to the scatter."""
         if self._timer is None:
             raise ValueError(f"Expected all times in {self.path!r}. Received: a model without one")
         quartiles = self._timer.measure(contents, self.threads)
@@ -91,14 +91,14 @@ class TimeTable:
         return self._seconds.get(key)
 
     def add(self, measured: Mapping[str, float]) -> None:
-        """Takes in a dict of seconds and writes the file of a table that can measure."""
+        """Adds a dict of seconds to a table that can measure, and writes its file."""
         if self._kept is None:
             raise ValueError(f"Expected a table that can measure. Received: {self.path!r}")
         self._kept.add(measured)
         self._seconds = self._kept.seconds
 
     def save(self, path: Path) -> None:
-        """Writes the table as a file for other machines; see `load`.
+        """Writes the table to a file for other machines; see `load`.
 
         Raises:
             ValueError: for a path that cannot be written.
@@ -116,7 +116,7 @@ class TimeTable:
              "quantization": null or TEXT, "seconds": {KEY: SECONDS, …}}
 
         Raises:
-            ValueError: when the file is missing or is no such table; the message names it.
+            ValueError: if the file is missing or is no such table; the message names the file.
         """
         if os.path.isdir(path):
             return _of_set(pathlib.Path(path))
@@ -129,12 +129,12 @@ class TimeTable:
 
 
 class KnownTimes(TimeTable):
-    """A table that cannot measure: it has the seconds that are given, and no others.
+    """A table that cannot measure: it has only the given seconds.
 
     Args:
-        seconds: by key.
-        threads, quantization, device: what they hold for.
-        path: where they were read from.
+        seconds: seconds by key.
+        threads, quantization, device: conditions of the measurements.
+        path: file or folder that the seconds were read from.
     """
 
     def __init__(
@@ -146,14 +146,14 @@ class KnownTimes(TimeTable):
 
 
 def open_table(threads: int, quantization: Quantization | None, timer: Timer | None, times: Path | None) -> TimeTable:
-    """Returns the table of a device, or the one in a file.
+    """Returns the table of a device, or a table from a file.
 
     Args:
         threads, quantization, timer: as for `TimeTable`.
         times: path of a saved table or of a timing set; `None` to measure.
 
     Raises:
-        ValueError: for both a timer and a file, or a file of another kind of times.
+        ValueError: for both a timer and a file, or a file with other threads or another quantisation.
     """
     if times is None:
         return TimeTable(threads, quantization, timer=timer)
@@ -169,14 +169,14 @@ def open_table(threads: int, quantization: Quantization | None, timer: Timer | N
 
 
 def chain_key(stages: Sequence[Stage], size: Sequence[int], padding: str) -> str:
-    """Returns what decides the time of a chain, as text."""
+    """Returns the key of a chain: text of everything that its time depends on."""
     fields = [dataclasses.astuple(stage) for stage in stages]
-    # Without the number of groups where it is one, as in tables from before there were any.
+    # One group is left out of the key, because older tables do not contain groups.
     return json.dumps([list(size), padding, [one[:-1] if one[-1] == 1 else one for one in fields]])
 
 
 def whole_key(view: View) -> str:
-    """Returns what decides the time of a whole model, as text: kinds, weights and shapes of its calls, and no names."""
+    """Returns the key of a whole model, from kinds, weights and shapes of its calls. Names do not count."""
     calls = [
         (type(layer).__name__, [tuple(weight.shape) for weight in layer.weights], tuple(before), tuple(after))
         for layer, before, after in view.calls
@@ -185,15 +185,16 @@ def whole_key(view: View) -> str:
 
 
 def write_set(folder: Path, files: Mapping[str, bytes], quantization: Quantization | None, threads: int) -> list[str]:
-    """Writes LiteRT models to be timed elsewhere, and a manifest that says what they are; returns their paths.
+    """Writes LiteRT models that are timed elsewhere, and a manifest of them. Returns the paths of the models.
 
     Args:
-        folder: new or empty.
+        folder: a new or empty folder.
         files: models by key.
-        quantization, threads: what they are, and are to be timed with.
+        quantization: type of the files.
+        threads: CPU threads to time them with.
 
     Raises:
-        ValueError: for a folder that holds something or cannot be written.
+        ValueError: for a folder that is not empty or cannot be written.
     """
     folder = pathlib.Path(folder)
     try:
@@ -211,7 +212,7 @@ def write_set(folder: Path, files: Mapping[str, bytes], quantization: Quantizati
 
 
 def _of_set(folder):
-    """The table of a timing set: the times in its results, by the keys in its manifest."""
+    """Reads the table of a timing set: the times are in its results, their keys in its manifest."""
     manifest = _document(folder / MANIFEST, _SET)
     threads, quantization, device = _checked_head({"device": str(folder), **manifest}, folder / MANIFEST)
     files = manifest.get("files")
@@ -229,8 +230,8 @@ def _of_set(folder):
         if reading.model not in files:
             raise ValueError(f"Expected times of files of {MANIFEST}. Received: {reading.model!r} in {RESULTS}")
         seconds.setdefault(files[reading.model], []).append(reading.quartiles[0])
-    found = {key: float(np.median(values)) for key, values in seconds.items()}
-    return KnownTimes(found, threads, quantization, device, folder)
+    medians = {key: float(np.median(values)) for key, values in seconds.items()}
+    return KnownTimes(medians, threads, quantization, device, folder)
 
 
 def _document(path, head):

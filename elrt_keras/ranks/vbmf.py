@@ -1,4 +1,4 @@
-"""How many singular values of a matrix stand out of its noise: empirical variational Bayes, in closed form."""
+"""Rank of a noisy matrix by empirical variational Bayes, in closed form."""
 
 import functools
 import math
@@ -22,16 +22,17 @@ class VBMF(typing.NamedTuple):
 
 
 def evbmf(matrix: np.ndarray, noise_variance: float | None = None) -> VBMF:
-    """Rank of a matrix by empirical variational Bayes matrix factorisation (EVBMF), from its global solution.
+    """Estimates the rank of a matrix by empirical variational Bayes matrix factorisation (EVBMF), globally optimal.
 
     The model is `V = B Aᵀ + noise` with V of shape `(L, M)`, L ≤ M (or its transpose), independent Gaussian noise of
-    variance σ², Gaussian priors on the columns of A and B, and prior variances learnt from V. With α = L/M, the
-    components whose singular value γ is above a threshold are kept, the others vanish:
+    variance σ², Gaussian priors on the columns of A and B, and prior variances learnt from V. With α = L/M, components
+    with a singular value γ above a threshold are kept; the others vanish:
 
         γ > sqrt(M · σ² · x̲),  x̲ = (1 + τ̲)(1 + α/τ̲),  Φ(τ̲) + Φ(τ̲/α) = 0,  Φ(z) = log(z + 1)/z − 1/2
 
-    An unknown σ² minimises the free energy. The estimate leaves fewer than L/(1 + α) components (less than half of a
-    square matrix, none of a single row), even without noise, and near that limit takes weak ones for noise.
+    An unknown σ² is chosen to minimise the free energy. The estimate keeps fewer than L/(1 + α) components, even
+    without noise: less than half for a square matrix, none for a single row. Near this limit it treats weak components
+    as noise.
 
     Args:
         matrix: array of shape `(rows, columns)`, finite real numbers.
@@ -41,7 +42,7 @@ def evbmf(matrix: np.ndarray, noise_variance: float | None = None) -> VBMF:
         A `VBMF(rank, noise_variance, threshold)`.
 
     Raises:
-        ValueError: for anything but a non-empty matrix of finite real numbers, or a noise variance out of range.
+        ValueError: if `matrix` is empty or not a matrix of finite real numbers, or for a noise variance out of range.
 
     Example:
 
@@ -65,14 +66,14 @@ def evbmf_of_spectrum(
     noise_variance: float | None = None,
     precision: float | None = None,
 ) -> VBMF:
-    """The `VBMF` that `evbmf` gives for a matrix, when its singular values are known already.
+    """Returns the same `VBMF` as `evbmf`, from the known singular values of a matrix.
 
     Args:
         squared_singular_values: array of shape `(min(shape),)`, in any order.
         shape: `(rows, columns)` of the matrix.
         noise_variance: float ≥ 0; `None` to estimate it.
-        precision: float, the relative rounding error of the matrix' entries and of the decomposition, that of float32
-            where weights were trained in it; `None` for that of the array. Values that rounding explains are zero.
+        precision: float, relative rounding error of the matrix entries and of the decomposition: that of float32 for
+            weights trained in float32; `None` for that of the array. Values below the rounding error count as zero.
 
     Raises:
         ValueError: for a spectrum that is not `min(shape)` finite numbers ≥ 0, or a noise variance out of range.
@@ -91,7 +92,7 @@ def evbmf_of_spectrum(
 
 
 def _validated(name, value, ndim):
-    """`value` in float64, where squares underflow far later than in float32, and the precision that it came in."""
+    """Checks an array. Returns it in float64, where squares underflow much later, and its original precision."""
     array = np.asarray(value)
     if array.ndim != ndim or array.size == 0 or not np.can_cast(array.dtype, "float64", "same_kind"):
         received = f"{name} of shape {array.shape}, dtype {array.dtype}"
@@ -106,8 +107,8 @@ def _validated(name, value, ndim):
 def _solve(squares, shape, noise_variance, eps):
     short, long = (int(n) for n in sorted(shape))
     squares = np.sort(squares)[::-1]
-    # An exact zero comes out of a product and an SVD as about eps · γ_max, more for more entries. Below this line there
-    # is nothing to tell from zero, so that neither is such a value a component, nor are many of them noise.
+    # After a product and an SVD an exact zero is about eps · γ_max, and more for larger matrices. Smaller values cannot
+    # be distinguished from zero. So they count neither as components nor as noise.
     rounding = 4 * (short + long) * eps**2 * squares[0]
     squares = np.where(squares > rounding, squares, 0.0)
     limit = _ratio_limit(short / long)
@@ -125,37 +126,39 @@ def _ratio_limit(alpha):
     def balance(tau):
         return math.log1p(tau) / tau + math.log1p(tau / alpha) * alpha / tau - 1
 
-    # Decreasing in τ. At √α it is positive; at 2.6 both terms of Φ are below zero, as Φ(2.5129) = 0 and α ≤ 1. The root
-    # is often approximated by 2.5129 √α, which holds at α = 1; at α = 0.01 it is 11 % too small, and x̲ 2 %.
+    # The function decreases in τ. It is positive at √α. At 2.6 both terms of Φ are negative, because Φ(2.5129) = 0 and
+    # α ≤ 1. The root is often approximated by 2.5129 √α. This is right at α = 1; at α = 0.01 it is 11 % too small, and
+    # x̲ 2 %.
     tau = optimize.brentq(balance, math.sqrt(alpha), 2.6, xtol=1e-14)
     return (1 + tau) * (1 + alpha / tau)
 
 
 def _noise_variance(energies, short, long, limit):
-    """Global minimiser of the free energy, given γ²/M in descending order."""
+    """Finds the global minimiser of the free energy from γ²/M in descending order."""
     from scipy import optimize
 
     most = (short * long - 1) // (short + long)  # ⌈L/(1+α)⌉ − 1, in integers
     lower, upper = max(energies[most] / limit, energies[most:].mean()), energies.mean()
     if lower == 0:
-        # No more than `most` components and exact zeros beside them: the free energy falls without bound as σ² → 0.
+        # There are at most `most` components and otherwise exact zeros: the free energy has no lower bound as σ² → 0.
         return 0.0
-    # In units of the upper bound, so that a scaled matrix gets the same search.
+    # In units of the upper bound, so that the search does not depend on the scale of the matrix.
     objective = functools.partial(_free_energy, energies=energies / upper, alpha=short / long, limit=limit)
     grid = np.linspace(math.log(lower / upper), 0, _GRID_POINTS)
     values = [objective(point) for point in grid]
-    # Wherever a component starts to count there is a kink, and perhaps a valley beside it, as low as any other.
+    # The function has a kink wherever a component starts to count. Next to each kink there may be a minimum, and each
+    # of them may be the global one.
     around = [slice(max(point - 1, 0), point + 2) for point in range(_GRID_POINTS)]
     brackets = [grid[near] for point, near in enumerate(around) if np.argmin(values[near]) == min(point, 1)]
     search = functools.partial(optimize.minimize_scalar, objective, method="bounded", options={"xatol": 1e-9})
-    found = [search(bounds=(bracket[0], bracket[-1])) for bracket in brackets]
-    return upper * math.exp(min(found, key=lambda result: result.fun).x)
+    minima = [search(bounds=(bracket[0], bracket[-1])) for bracket in brackets]
+    return upper * math.exp(min(minima, key=lambda result: result.fun).x)
 
 
 def _free_energy(log_variance, energies, alpha, limit):
     """Σ ψ(x), x = γ²/(M σ²), ψ(x) = x − log x + [x > x̲] (log(τ + 1) + α log(τ/α + 1) − τ), up to a constant.
 
-    The constant is −Σ log(γ²/M), left out because it is infinite where a singular value is zero.
+    The constant is −Σ log(γ²/M). It is left out because it is infinite if a singular value is zero.
     """
     ratios = energies * math.exp(-log_variance)
     kept = ratios[ratios > limit] - (1 + alpha)

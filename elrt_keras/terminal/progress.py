@@ -1,19 +1,19 @@
-"""A bar for what takes minutes."""
+"""A progress bar for work that takes minutes."""
 
 import sys
 from collections.abc import Iterable
 
 
 def progress_bar(items: Iterable, told: str) -> Iterable:
-    """The items one after another, with a bar on a terminal that goes away at the end.
+    """Yields the items and shows a progress bar on a terminal, which disappears at the end.
 
     Args:
-        items: what is worked through.
-        told: what is being done, before the bar.
+        items: the items to work on.
+        told: text before the bar.
     """
     if sys.stderr is None or not sys.stderr.isatty():  # a service or a windowed program may have none
         return items
-    # rich is imported on use so that importing the package stays quick.
+    # rich is imported here so that importing the package stays quick.
     from rich.console import Console
     from rich.progress import track
 

@@ -1,4 +1,4 @@
-"""Plain-text tables, rendered by rich, and names short enough for them."""
+"""Plain-text tables, rendered by rich, and short names for their rows."""
 
 import io
 import os
@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 
 def render_table(header: Sequence[str], rows: Sequence[Sequence[str]], last_is_total: bool = False) -> str:
-    """A table as a string: first column left-aligned, the others too unless they hold numbers.
+    """Returns a table as a string. Columns of numbers are right-aligned, except the first column.
 
     Args:
         header: list of column titles.
         rows: list of rows of strings.
         last_is_total: draws a rule above the last row.
     """
-    # rich is imported on use so that importing the package stays quick.
+    # rich is imported here so that importing the package stays quick.
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
@@ -27,7 +27,7 @@ def render_table(header: Sequence[str], rows: Sequence[Sequence[str]], last_is_t
             table.add_section()
         table.add_row(*row)
     text = io.StringIO()
-    # Names in brackets or between colons are no markup.
+    # Without markup and emoji, rich prints names in brackets or between colons unchanged.
     console = Console(
         file=text, width=240, color_system=None, force_jupyter=False, markup=False, emoji=False, highlight=False
     )
@@ -36,7 +36,7 @@ def render_table(header: Sequence[str], rows: Sequence[Sequence[str]], last_is_t
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """The shortest ends of the paths that tell them apart, without the suffix.
+    """Returns the shortest ends of the paths that are all different, without the suffix.
 
     Example:
 
@@ -45,7 +45,7 @@ def short_names(paths: Sequence[str]) -> list[str]:
     """
     parts = [os.path.splitext(os.path.abspath(path))[0].split(os.sep) for path in paths]
     for depth in range(1, max(map(len, parts)) + 1):
-        # The folder that `elrt-export` writes to tells nothing.
+        # The folder "export", which `elrt-export` writes to, is left out of the names.
         names = [os.path.join(*[p for p in part[-depth:-1] if p != "export"], part[-1]) for part in parts]
         if len(set(names)) == len(names):
             return names

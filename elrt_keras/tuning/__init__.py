@@ -1,4 +1,4 @@
-"""Tuning: the fastest of equal ways to train a model on the device at hand."""
+"""Tuning: choice of the fastest way to train a model on the present device. All ways give equal results."""
 
 from elrt_keras.tuning.report import TrainingReport, TunedLayer
 from elrt_keras.tuning.tune import tune_training

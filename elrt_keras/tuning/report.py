@@ -1,4 +1,4 @@
-"""What tuning chose, layer by layer: printed, saved, and set in another copy of the model."""
+"""Report of tuning: the chosen way of each layer. It can be printed, saved, and applied to a copy of the model."""
 
 import dataclasses
 import json
@@ -19,13 +19,14 @@ _HEAD = {"kind": "elrt_keras.TrainingReport", "version": 1}
 
 @dataclasses.dataclass(frozen=True)
 class TunedLayer:
-    """One low-rank layer after tuning.
+    """Result of tuning one low-rank layer.
 
     Attributes:
-        way: the `TrainingWay` that was chosen.
-        default_way: the one it has without tuning.
-        seconds, default_seconds: forward and backward pass of the layer's calls in one step.
-        kept_bytes, default_kept_bytes: what the gradient keeps of a batch beside the layer's inputs and outputs.
+        way: the chosen `TrainingWay`.
+        default_way: the way without tuning.
+        seconds, default_seconds: forward and backward pass of all calls of the layer in one step.
+        kept_bytes, default_kept_bytes: memory that one batch needs for the gradient, beside inputs and outputs of the
+            layer.
     """
 
     way: TrainingWay
@@ -37,11 +38,11 @@ class TunedLayer:
 
 
 class TrainingReport(dict[str, TunedLayer]):
-    """A dict from layer paths to `TunedLayer`; `print()` gives a table.
+    """A dict from layer paths to `TunedLayer`; `print()` shows a table.
 
     Args:
         layers: the dict.
-        device: what the times hold for.
+        device: text that identifies the device of the times.
         batch_size: examples of a step.
 
     Example:
@@ -84,7 +85,7 @@ class TrainingReport(dict[str, TunedLayer]):
         """Reads a report that `save` wrote.
 
         Raises:
-            ValueError: when the file is missing or is no report; the message names it.
+            ValueError: if the file is missing or is no report; the message names the file.
         """
         try:
             with open(path, encoding="utf-8") as file:
@@ -97,10 +98,10 @@ class TrainingReport(dict[str, TunedLayer]):
             raise ValueError(f"Expected a training report. Received: {os.fspath(path)!r}: {error}") from error
 
     def apply(self, model: keras.Model) -> None:
-        """Sets the ways in another copy of the model, with `fuse_batch_norm`, as `tune_training` did in the first.
+        """Sets the ways in another copy of the model and calls `fuse_batch_norm`, like `tune_training`.
 
         Raises:
-            ValueError: for a model without these layers, or where a way does not fit a layer.
+            ValueError: for a model without these layers, or a way that does not fit its layer.
         """
         layers = dict(low_rank_layers(model))
         missing = sorted(set(self) - set(layers))

@@ -1,4 +1,4 @@
-"""One layer's forward and backward pass, on every backend, and what decides how long it takes."""
+"""Forward and backward pass of one layer, on every backend, and the key of the device."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -13,14 +13,14 @@ from elrt_keras.layers import FactorizedLayer, TrainingWay
 def training_pass(
     layer: FactorizedLayer, way: TrainingWay, input_shape: Sequence[int], jit_compile: bool
 ) -> Callable[[], None]:
-    """Returns a function that runs a layer forward and backward on random inputs; it has run once.
+    """Returns a function that runs a layer forward and backward on random inputs. It has already run once.
 
-    The outputs serve as their own gradient. Calling the function returns once all results are there, so the caller
-    should let it repeat where one pass is short: `function(count)`.
+    The outputs serve as their own gradient. A call returns when all results are computed. For short passes the function
+    can repeat them: `function(count)`.
 
     Args:
-        layer: a built layer; it is left as it is.
-        way: how it runs, one of its `training_ways`.
+        layer: a built layer; it does not change.
+        way: one of its `training_ways`.
         input_shape: shape of the inputs, with the batch.
         jit_compile: whether TensorFlow compiles with XLA; JAX always does.
     """
@@ -38,7 +38,7 @@ def training_pass(
     def run(count=1):
         for _ in range(count):
             last = gradients()
-        # The factors' gradients are small; the last one is there when all of the pass is.
+        # The gradients of the factors are small. When the last one is computed, the whole pass is.
         keras.ops.convert_to_numpy(last)
 
     run()
@@ -46,7 +46,7 @@ def training_pass(
 
 
 def device_key(jit_compile: bool) -> str:
-    """Returns what times of training passes hold for, as text: backend, device and threads."""
+    """Returns text that identifies the conditions of training times: backend, device and threads."""
     backend = keras.backend.backend()
     return f"Keras {keras.__version__}, {_DEVICES[backend]()}, XLA {jit_compile}"
 

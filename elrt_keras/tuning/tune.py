@@ -1,4 +1,4 @@
-"""Choosing for each low-rank layer the way in which it trains fastest, by measurement."""
+"""Choice of the fastest way to train each low-rank layer, by measurement."""
 
 import collections
 import json
@@ -21,14 +21,14 @@ from elrt_keras.tuning.report import TrainingReport, TunedLayer, low_rank_layers
 from elrt_keras.tuning.steps import device_key, training_pass
 
 _ROUNDS = 9
-_FIRST_ROUNDS, _FAR = 3, 1.3  # after these rounds, ways that take so many times as long as the fastest are out
-_SECONDS, _MOST_CALLS = 0.02, 50  # a turn repeats a short pass until it takes this long
+_FIRST_ROUNDS, _FAR = 3, 1.3  # after the first rounds, ways that take `_FAR` times as long as the fastest drop out
+_SECONDS, _MOST_CALLS = 0.02, 50  # in each turn a short pass is repeated for this time
 _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-_NOISE = 0.02  # what a way has to save to be taken in the place of the default
+_NOISE = 0.02  # part of the default's time that another way must save to replace it
 
 
 class _Problem(NamedTuple):
-    """What decides the time of a layer's pass; layers that share it are timed once."""
+    """One call of a layer. Its key holds everything that the time depends on; calls with equal keys are timed once."""
 
     key: str
     layer: FactorizedLayer
@@ -45,30 +45,31 @@ def tune_training(
     prefer: Literal["time", "memory"] = "time",
     input_shape: InputShape | None = None,
 ) -> TrainingReport:
-    """Has each low-rank layer of a model train in the way that is fastest on this device, by timing all of them.
+    """Times all ways to train each low-rank layer of a model on this device, and sets the fastest way in each layer.
 
-    A chain of factors `A·G·B` can train as it stands; with its 1×1 stages as matrix products; with one factor folded
-    into its neighbour, `(A·G)·B` or `A·(G·B)`; or through the composed kernel `A·G·B`. The outputs and gradients
-    are equal up to rounding. Which is fastest depends on the device, the dtype, the batch and the layer. Forward and
-    backward passes of all ways take turns, once for every distinct layer, on random inputs. A way is taken in the place
-    of the default where it saves more than 2 %. Times are kept in `$ELRT_CACHE_DIR` or `~/.cache/elrt_keras`, by
+    A chain of factors `A·G·B` can train in several ways: as it is; with its 1×1 stages as matrix products; with one
+    factor folded into its neighbour, `(A·G)·B` or `A·(G·B)`; or through the composed kernel `A·G·B`. The outputs and
+    gradients are equal up to rounding. The fastest way depends on the device, the dtype, the batch and the layer. For
+    every distinct layer, the forward and backward passes of all ways are timed in turns, on random inputs. A way
+    replaces the default if it saves more than 2 %. Times are kept in `$ELRT_CACHE_DIR` or `~/.cache/elrt_keras`, per
     device.
 
-    The model trains differently, and is otherwise the same: inference, saved files and exports do not change, and a
-    loaded or cloned model has to be tuned again (`TrainingReport.save` and `apply` do that without timing). Batch-norm
-    trains fused, see `fuse_batch_norm`. Call it with nothing else running on the device.
+    Only training changes: inference, saved files and exports stay the same. A loaded or cloned model has to be tuned
+    again; `TrainingReport.save`, `load` and `apply` do this without timing. Batch-norm also trains fused, see
+    `fuse_batch_norm`. Nothing else should run on the device during tuning.
 
     Args:
-        model: the built model that is going to be trained, compiled or not; a `Taught` one is tuned as its student.
+        model: the built model to train, compiled or not; for a `Taught` model, its student is tuned.
         batch_size: int, examples of one step on one device.
-        prefer: `"time"`; or `"memory"` for the way whose gradient keeps least, of several the fastest.
-        input_shape: shape of one example, for a model that leaves sizes open; of several inputs `{name: shape}`.
+        prefer: `"time"`; or `"memory"` for the way that needs least memory for the gradient (the fastest, if several
+            need the same).
+        input_shape: shape of one example, for a model that leaves sizes open; for several inputs `{name: shape}`.
 
     Returns:
-        A `TrainingReport`: the way of each layer, with times and memory; `print()` gives a table.
+        A `TrainingReport`: the way of each layer, with times and memory; `print()` shows a table.
 
     Raises:
-        ValueError: for anything but a built Keras model, sizes that are not known, a batch size below 1 or another
+        ValueError: if `model` is no built Keras model, for sizes that are not known, a batch size below 1 or an unknown
             `prefer`.
 
     Example:
@@ -92,7 +93,9 @@ def tune_training(
         kept.add(_times(problem, jit_compile))
     paths = {id(layer): path for path, layer in low_rank_layers(model)}
     tuned = {
-        paths[id(some[0].layer)]: _tuned(some, kept.seconds, prefer) for some in problems if id(some[0].layer) in paths
+        paths[id(calls[0].layer)]: _tuned(calls, kept.seconds, prefer)
+        for calls in problems
+        if id(calls[0].layer) in paths
     }
     report = TrainingReport(tuned, device, batch_size)
     report.apply(model)
@@ -100,7 +103,7 @@ def tune_training(
 
 
 def _compiles(model):
-    """Whether TensorFlow compiles the model's training step with XLA."""
+    """Reports if the model's training step is compiled with XLA."""
     if keras.backend.backend() != "tensorflow":
         return keras.backend.backend() == "jax"
     if model.compiled:
@@ -109,7 +112,7 @@ def _compiles(model):
 
 
 def _problems(model, batch_size, input_shape, jit_compile):
-    """For each low-rank layer that runs a list of its calls, as `_Problem`s."""
+    """Lists the calls of each low-rank layer that runs, as one list of `_Problem`s per layer."""
     calls = collections.defaultdict(list)
     for call in View(student_of(model), input_shape).calls:
         if isinstance(call.layer, FactorizedLayer):
@@ -119,7 +122,7 @@ def _problems(model, batch_size, input_shape, jit_compile):
 
 
 def _key(layer, input_shape):
-    """What decides the time of a layer's pass but the way, as text."""
+    """Text of everything that the time of a layer's pass depends on, except the way."""
     config = {
         name: getattr(layer, name, None) for name in ("strides", "padding", "dilation_rate", "data_format", "groups")
     }
@@ -128,8 +131,8 @@ def _key(layer, input_shape):
 
 
 def _missing(problems, kept):
-    """The distinct problems without all times."""
-    distinct = {problem.key: problem for some in problems for problem in some}
+    """Lists the distinct problems that lack some times."""
+    distinct = {problem.key: problem for calls in problems for problem in calls}
     return [
         problem
         for problem in distinct.values()
@@ -138,7 +141,7 @@ def _missing(problems, kept):
 
 
 def _times(problem, jit_compile):
-    """Seconds of a pass by key, of all ways."""
+    """Times all ways of a problem. Returns the seconds of a pass by key."""
     layer = problem.layer
     passes = {way: training_pass(layer, way, problem.input_shape, jit_compile) for way in layer.training_ways}
     seconds = in_turns(passes, layer.default_way)
@@ -146,7 +149,15 @@ def _times(problem, jit_compile):
 
 
 def in_turns(passes, default):
-    """Lower quartiles of seconds of functions of a count, which take turns; slow ones drop out after some rounds."""
+    """Times passes in turns. Slow ones drop out after the first rounds.
+
+    Args:
+        passes: `{way: function of a number of repetitions}`.
+        default: the way that never drops out.
+
+    Returns:
+        `{way: lower quartile of the seconds of one pass}`.
+    """
 
     def timed(way, count):
         start = time.perf_counter()
@@ -166,7 +177,7 @@ def in_turns(passes, default):
 
 
 def _tuned(problems, seconds, prefer):
-    """The `TunedLayer` of the calls of one layer."""
+    """Makes the `TunedLayer` from the calls of one layer."""
     layer = problems[0].layer
     times = {way: sum(seconds[one.key_of(way)] for one in problems) for way in layer.training_ways}
     kept = {way: sum(_kept_bytes(one, way) for one in problems) for way in times}

@@ -106,7 +106,7 @@ def test_layers_inside_custom_blocks(tmp_path):
     revived = keras.models.load_model(tmp_path / "m.keras", custom_objects={"Scaled": Scaled})
     for twin in (revived, elrt.merge(low), elrt.expand(low)):
         np.testing.assert_allclose(to_numpy(twin(values)), outputs, atol=1e-4)
-    with pytest.raises(ValueError, match="lacks.*closed/up"):
+    with pytest.raises(ValueError, match="Expected a plan for layers of .*Received: .*closed/up"):
         elrt.factorize(model, {"closed/up": ("tucker2", 4)})
     # Batch-norm inside a block still follows `training`.
     assert np.abs(to_numpy(low(values, training=True)) - outputs).max() > 1e-3

@@ -141,7 +141,7 @@ def test_open_sizes_and_the_version_of_operators(tmp_path):
             (["run", "--dataset=cifar10"], "A run has its own data set. Received: dataset='cifar10'"),
             (["run", "--image_size=8"], "A run has its own data set. Received: dataset=None, image_size=8"),
             (["run/model.keras", "--dataset=digits", "--image_size=8"], "'digits' has images of its own size"),
-            (["run/model.keras", "--quantization=int8", "--output=x.tflite"], "expected representative_data"),
+            (["run/model.keras", "--quantization=int8", "--output=x.tflite"], "Expected representative_data"),
             (["run", "--max_accuracy_drop=nan", "--output=x.tflite"], "Received: max_accuracy_drop=nan"),
             (["run", "--format=onnx", "--output=x.tflite"], "Expected a path for 'onnx'. Received: output='x.tflite'"),
             (

@@ -58,7 +58,7 @@ def test_the_model_of_a_run_with_formats_by_layer_and_a_method_that_reads_weight
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--model=resnet20"], "Pass either `fraction` or a budget"),
+        (["--model=resnet20"], "Expected either `fraction` or a budget"),
         (["--model=resnet20", "--max_macs=0.01"], "The budget cannot be met"),
         (["--model=resnet20", "--max_macs=0.4", "--exclude=layer9*"], "Received: exclude='layer9*'"),
         *thorough(
