@@ -203,17 +203,16 @@ LAYERS = [
         ),
         (
             "The bias is added twice",
-            "outputs = self._add_bias(run(inputs, *factors))",
-            "outputs = self._add_bias(self._add_bias(run(inputs, *factors)))",
+            "outputs = self._add_bias(outputs)",
+            "outputs = self._add_bias(self._add_bias(outputs))",
             "test_factorized_conv",
         ),
         (
             "The penalty of a kernel is counted once more for each further call of a shared layer",
-            "factors = [ops.convert_to_tensor(factor) for factor in self.factors]\n        run =",
-            "factors = [ops.convert_to_tensor(factor) for factor in self.factors]\n"
+            "        outputs = self._add_bias(outputs)\n",
             "        if self.kernel_regularizer is not None and len(self._inbound_nodes) > 1:\n"
-            "            self.add_loss(self.kernel_regularizer(self.format.compose(factors)))\n"
-            "        run =",
+            "            self.add_loss(self.kernel_regularizer(self.kernel))\n"
+            "        outputs = self._add_bias(outputs)\n",
             "test_factorized_conv test_factorized_conv_config test_conversion",
         ),
     ),
@@ -272,8 +271,8 @@ LAYERS = [
         "elrt_keras/layers/low_rank_dense.py",
         (
             "A dense layer on a sequence is counted at one place",
-            "size or 1 for size in input_shape[1:-1]",
-            "size or 1 for size in input_shape[2:-1]",
+            "positions = math.prod(size or 1 for size in input_shape[1:-1])",
+            "positions = math.prod(size or 1 for size in input_shape[2:-1])",
             "test_low_rank_dense test_executed_costs",
         ),
     ),

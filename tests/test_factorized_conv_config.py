@@ -41,7 +41,7 @@ ARGUMENTS = {
 
 
 DENSE_ONLY = ("filters", "kernel_size", "strides", "padding", "data_format", "dilation_rate", "groups")
-LEAVES = [leaf for leaf in map(elrt.layers.__dict__.get, elrt.layers.__all__) if leaf.format_name]
+LEAVES = [leaf for leaf in map(elrt.layers.__dict__.get, elrt.layers.__all__) if getattr(leaf, "format_name", None)]
 
 
 def arguments_of(leaf, **others):

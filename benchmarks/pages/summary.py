@@ -2,18 +2,18 @@
 
 from functools import partial
 
-from benchmarks.pages import comparisons, figures, numbers
+from benchmarks.pages import comparisons, figures, networks, numbers
 from benchmarks.pages.measured import of_networks, ratios
 from benchmarks.pages.numbers import LABELS, labelled, runs_of
-from benchmarks.pages.tables import cells, table, taken
+from benchmarks.pages.tables import cells, table
 
 _NETWORKS = {"resnet20": "ResNet-20", "resnet56": "ResNet-56", "vgg16": "VGG-16"}
 _LOW_RANK, _THIN = "low_rank_0.4", "thin_0.4"
 
 
 def accuracy():
-    """Accuracies of the full schedule over MACs; None without results."""
-    groups, points = runs_of("full"), {}
+    """Accuracies of the full schedule beside the dense networks and over MACs; None without results."""
+    groups, points, full = runs_of("full"), {}, networks.headline()["full"]
     for start, network in _NETWORKS.items():
         found = {"dense": groups.get(f"{start}_dense"), "ELRT": groups.get(f"{start}_elrt")}
         changes = {label: runs for label, runs in labelled(groups, LABELS["changes"]).items() if start == "resnet20"}
@@ -21,7 +21,8 @@ def accuracy():
         for label, runs in (found | changes).items():
             if runs:
                 points.setdefault(network, {})[label] = runs[0]["summary"]["macs"] / 1e6, numbers.accuracies(runs)
-    return {"picture": partial(figures.accuracy_over_macs, points)} if points else None
+    picture = partial(figures.accuracy_over_macs, points)
+    return {"table": full["table"], "epochs": full["config"]["epochs"], "picture": picture} if points else None
 
 
 def speeds():
@@ -35,8 +36,7 @@ def speeds():
         trained = [of[inference["model"]]["seconds"] if inference["model"] in of else {} for of in steps]
         rows.append(cells(inference["model"], *map(_pair, [*seconds, *trained])))
     header = "network | LiteRT float32, low rank (thin) | LiteRT int8 | training step, CPU | training step, GPU"
-    results = [*found, *(result for of in steps for result in of.values())]
-    return {"table": table(header, rows), **taken(results)} if rows else None
+    return {"table": table(header, rows)} if rows else None
 
 
 def _pair(seconds):
