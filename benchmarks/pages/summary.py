@@ -13,7 +13,10 @@ _LOW_RANK, _THIN = "low_rank_0.4", "thin_0.4"
 
 def accuracy():
     """Accuracies of the full schedule beside the dense networks and over MACs; None without results."""
-    groups, points, full = runs_of("full"), {}, networks.headline()["full"]
+    groups, points, twins = runs_of("full"), {}, networks.headline()
+    if not twins or not twins["full"]:
+        return None
+    full = twins["full"]
     for start, network in _NETWORKS.items():
         found = {"dense": groups.get(f"{start}_dense"), "ELRT": groups.get(f"{start}_elrt")}
         changes = {label: runs for label, runs in labelled(groups, LABELS["changes"]).items() if start == "resnet20"}
@@ -22,11 +25,11 @@ def accuracy():
             if runs:
                 points.setdefault(network, {})[label] = runs[0]["summary"]["macs"] / 1e6, numbers.accuracies(runs)
     picture = partial(figures.accuracy_over_macs, points)
-    return {"table": full["table"], "epochs": full["config"]["epochs"], "picture": picture} if points else None
+    return {"table": full["table"], "epochs": full["config"]["epochs"], "picture": picture}
 
 
 def speeds():
-    """Speed-ups over the dense network at 40 % of the MACs, of low-rank and of thin networks; None without results."""
+    """Speed-ups over the dense network at 40 % of the MACs, of low-rank and of thin networks; empty without results."""
     places = (("steps", "cpu_"), ("steps", "gpu_"))
     steps = [{result["model"]: result for result in of_networks(*place)} for place in places]
     found, rows = of_networks("inference"), []
@@ -36,7 +39,7 @@ def speeds():
         trained = [of[inference["model"]]["seconds"] if inference["model"] in of else {} for of in steps]
         rows.append(cells(inference["model"], *map(_pair, [*seconds, *trained])))
     header = "network | LiteRT float32, low rank (thin) | LiteRT int8 | training step, CPU | training step, GPU"
-    return {"table": table(header, rows)} if rows else None
+    return table(header, rows) if rows else ""
 
 
 def _pair(seconds):
