@@ -6,7 +6,16 @@ import math
 import keras
 import numpy as np
 import pytest
-from common import conv_cases, conv_error_bound, gradients, random_array, random_examples, to_numpy
+from common import (
+    conv_cases,
+    conv_error_bound,
+    depthwise_as_dense,
+    gradients,
+    numpy_conv,
+    random_array,
+    random_examples,
+    to_numpy,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from test_factorized_conv import make
@@ -73,6 +82,15 @@ def test_all_ways_have_equal_gradients(name):
     for other in others:
         for a, b in zip(first, other, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(a).max())
+
+
+@pytest.mark.parametrize("size, stride, dilation", [((3, 2), 2, 1), ((4, 3), 1, 1), ((3, 3), 1, 2), ((2, 5), 3, 1)])
+def test_shifted_products_are_a_depthwise_convolution(size, stride, dilation):
+    inputs, kernel = random_array(2, 8, 7, 5), random_array(*size, 5, 1)
+    stage = formats.Stage(size, 5, 5, (stride,) * 2, (dilation,) * 2, depthwise=True)
+    outputs = ways.shift_channels(inputs, kernel, stage, *ways.same_padding((8, 7), stage))
+    expected = numpy_conv(inputs, depthwise_as_dense(kernel), stride, "same", dilation)
+    np.testing.assert_allclose(to_numpy(outputs), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_which_factors_can_be_folded():
