@@ -121,7 +121,7 @@ def test_callbacks_see_the_student_alone():
         (lambda: (None, classifier()), "Expected a Keras model. Received: model=None"),
         (lambda: (classifier(), classifier(classes=4)), r"output_shape of the student, \(None, 5\).*\(None, 4\)"),
         (lambda: (classifier(), classifier(size=9)), r"input_shape of the student, \(None, 8, 8, 3\).*9, 9, 3"),
-        (lambda: [classifier()] * 2, "weights of its own.*which share weights"),
+        (lambda: [classifier()] * 2, "its own weights.*which share weights"),
         (lambda: (classifier(), classifier(), 0.0), "weight=0.0"),
         (lambda: (classifier(), classifier(), 1.0, 0.0), "temperature=0.0"),
         (lambda: (classifier(), classifier(), 1.0, float("nan")), "temperature=nan"),

@@ -256,7 +256,7 @@ def bad(message, **arguments):
         bad(r"Received: ranks=nan", ranks=float("nan")),
         bad(r"Received: ranks=\(2, 0\)", ranks=(2, 0)),
         bad(r"Received: ranks=8bit", ranks="8bit"),
-        bad(r"2 entries, \(r_in, r_out\).*Received: ranks=\(2, 2, 2\)", ranks=(2, 2, 2)),
+        bad(r"2 entries in `ranks` of format 'tucker2', \(r_in, r_out\).*Received: ranks=\(2, 2, 2\)", ranks=(2, 2, 2)),
         bad(r"r_in of at most the full rank, 3.*Received: ranks=\(4, 2\)", ranks=(4, 2)),
         bad(r"r_out of at most the full rank, 4.*Received: ranks=\(2, 5\)", ranks=(2, 5)),
         bad(r"strides=\(2, 2\).*dilation_rate=\(2, 2\)", strides=2, dilation_rate=2),

@@ -86,7 +86,7 @@ def test_from_dense_at_full_rank_and_truncated():
     low = LowRankDense.from_dense(dense, 2)
     error = np.linalg.norm(product(low) - to_numpy(dense.kernel))
     assert error == pytest.approx(np.sqrt(np.sum(values[2:] ** 2)), rel=1e-5)
-    with pytest.raises(ValueError, match="a keras.layers.Dense. Received: layer='conv' of type Conv2D"):
+    with pytest.raises(ValueError, match="a keras.layers.Dense for LowRankDense. Received: layer='conv'"):
         LowRankDense.from_dense(keras.layers.Conv2D(2, 3, name="conv"), 1)
 
 
@@ -110,7 +110,7 @@ def test_penalties_and_gradients():
     [
         ({"ranks": 0}, "Received: ranks=0"),
         ({"ranks": 7}, "r of at most the full rank, 6, .*Received: ranks=7"),
-        ({"ranks": (2, 2)}, r"1 entry, \(r\)"),
+        ({"ranks": (2, 2)}, r"1 entry in `ranks` of format 'svd', \(r\)"),
         ({"units": 0}, "units"),
         ({"execution": "fast"}, "Received: execution='fast'"),
     ],

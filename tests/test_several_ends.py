@@ -83,7 +83,7 @@ def test_files_take_and_give_several_tensors_by_name(kind, structure, tmp_path):
         ({"picture": np.ones((2, 12, 12, 3))}, r"\['picture', 'words'\]. Received: a dict of \['picture'\]"),
         (np.ones((2, 12, 12, 3)), r"\['picture', 'words'\]. Received: a ndarray"),
         ({**examples(2), "words": np.ones((3, 6))}, r"picture \(N, 12, 12, 3\), words \(N, 6\). Received: "),
-        ((examples(2), np.ones(2)), "one vector of scores, to be judged by labels; without labels"),
+        ((examples(2), np.ones(2)), "one vector of scores, to use labels; without labels"),
     ],
 )
 def test_examples_of_other_ends_are_refused(data, message, tmp_path):
@@ -151,7 +151,7 @@ def test_open_sizes_of_several_inputs_are_closed_by_name(tmp_path):
     image, other = keras.Input((None, None, 3), name="picture"), keras.Input((4,), name="other-one")
     x = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3, padding="same")(image))
     model = keras.Model([image, other], layers.Dense(2)(layers.Concatenate()([x, other])))
-    with pytest.raises(ValueError, match="pass `input_shape` as {name: shape}"):
+    with pytest.raises(ValueError, match="`input_shape` as {name: shape}"):
         elrt.count_costs(model)
     with pytest.raises(ValueError, match="Expected {name: shape}"):
         elrt.count_costs(model, (4, 5, 3))

@@ -176,7 +176,9 @@ def test_bad_ranks_are_refused_with_what_was_received(ranks):
 
 @pytest.mark.parametrize("ranks", [(), (3,), (3, 3, 3), [3]], ids=str)
 def test_wrong_number_of_ranks(ranks):
-    with pytest.raises(ValueError, match=r"2 entries, \(r_in, r_out\)\. Received: ranks=\(") as error:
+    with pytest.raises(
+        ValueError, match=r"2 entries in `ranks` of format 'tucker2', \(r_in, r_out\)\. Received: ranks=\("
+    ) as error:
         TUCKER2.resolve_ranks((3, 3, 10, 25), ranks)
     assert str(tuple(ranks)) in str(error.value)
 
