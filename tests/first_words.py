@@ -1,7 +1,7 @@
 """First words of docstrings: lists them with their number, and fails for those that begin with a riddle.
 
-  python tests/first_words.py           # those that begin with What, Whether, How, …; exit status 1 if there are any
-  python tests/first_words.py --all     # every first word, the most frequent first
+python tests/first_words.py           # those that begin with What, Whether, How, …; exit status 1 if there are any
+python tests/first_words.py --all     # every first word, the most frequent first
 """
 
 import ast
@@ -12,7 +12,21 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FOLDERS = ("elrt_keras", "models", "launch", "benchmarks", "examples", "tests", "docs")
-RIDDLES = {"what", "whether", "how", "who", "whom", "whose", "which", "where", "when", "as", "that", "those", "the same"}
+RIDDLES = {
+    "what",
+    "whether",
+    "how",
+    "who",
+    "whom",
+    "whose",
+    "which",
+    "where",
+    "when",
+    "as",
+    "that",
+    "those",
+    "the same",
+}
 
 
 def docstrings():
