@@ -152,8 +152,8 @@ def normalized(x: Tensor, normalization: Normalization | None) -> Tensor:
     if not all(s > 0 for s in std):
         raise ValueError(f"Expected a std above 0. Received: normalization={normalization!r}")
     scale, offset = [1 / s for s in std], [-m / s for m, s in zip(mean, std)]
-    # Rescaling computes x · scale + offset in the compute dtype on every backend. It keeps a scale with three axes as it
-    # is; it would reshape another one by Keras' global image format.
+    # Rescaling computes x · scale + offset in the compute dtype on every backend. It keeps a scale with three axes, and
+    # would reshape any other by Keras' global image format.
     return keras.layers.Rescaling(scale=[[scale]], offset=[[offset]], name="normalization")(x)
 
 
