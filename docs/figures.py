@@ -1,6 +1,6 @@
 """Draws the pictures of docs/elrt.md into docs/images/: `python docs/figures.py`, about a minute.
 
-The chain's numbers are those of a layer, the curves those of trainings on the digits that scikit-learn brings along.
+The numbers of the chain are those of a layer. The curves come from trainings on the digits of scikit-learn.
 """
 
 import pathlib
@@ -20,7 +20,7 @@ ARROW = {"arrowstyle": "-|>", "mutation_scale": 14, "color": "#303f9f"}
 
 
 def chain():
-    """A dense 3×3 convolution above its Tucker-2 chain, blocks as wide as the tensors have channels, with MACs."""
+    """Draws a dense 3×3 convolution above its Tucker-2 chain, with MACs; widths show the numbers of channels."""
     tucker2 = elrt.formats.get("tucker2")
     arguments = (SIZE, (1, 1), "same", (1, 1))
     low = tucker2.costs(KERNEL, RANKS, *arguments)
@@ -43,7 +43,7 @@ def _title(name, costs, dense):
 
 
 def _draw_row(axis, y, channels, names):
-    """Feature maps as slabs of `channels`, arrows named after the convolutions between them."""
+    """Draws feature maps as slabs of `channels`, with arrows for the convolutions between them."""
     places = np.linspace(0.3, 8.6, len(channels))
     for x, count in zip(places, channels):
         width = count / max(KERNEL[-2:])
@@ -58,13 +58,13 @@ def _draw_row(axis, y, channels, names):
 
 
 def digits():
-    """Images `(N, 8, 8, 1)`, 0–1, and labels."""
+    """Loads images `(N, 8, 8, 1)`, 0–1, and labels."""
     images, labels = load_digits(return_X_y=True)
     return images.reshape(-1, 8, 8, 1).astype("float32") / 16, labels
 
 
 def network():
-    """A dense CNN of four convolutions with batch-norm, as in the package's builders."""
+    """Builds a dense CNN of four convolutions with batch-norm, as in the package's builders."""
     layers = [keras.Input((8, 8, 1))]
     for number, (filters, strides) in enumerate(((32, 1), (32, 1), (64, 2), (64, 1)), start=1):
         convolution = {"strides": strides, "padding": "same", "use_bias": False, "name": f"conv{number}"}
@@ -75,7 +75,7 @@ def network():
 
 
 def train(model, **options):
-    """The history of training on the digits; a training that diverged would show nothing and is refused."""
+    """Trains on the digits and returns the history; refuses a training that diverged."""
     model.compile(keras.optimizers.SGD(0.05, momentum=0.9), "sparse_categorical_crossentropy", jit_compile=False)
     history = model.fit(*digits(), batch_size=64, epochs=EPOCHS, verbose=0, **options).history
     if not np.all(np.isfinite(history["loss"])):
@@ -84,7 +84,7 @@ def train(model, **options):
 
 
 def orthogonality():
-    """The orthogonality error while training, with and without a penalty, from two kinds of start."""
+    """Draws the orthogonality error over the training, with and without a penalty, from two kinds of factors."""
     figure = Figure(figsize=(7.5, 3.4), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     starts = {"orthogonal start": "orthogonal_factors", "Glorot start": "glorot_normal"}
@@ -108,7 +108,7 @@ def orthogonality():
 
 
 def spectra():
-    """How much of a kernel's squared norm the leading ranks hold: before training, after it, and low-rank trained."""
+    """Draws the part of a kernel's squared norm in its leading ranks: untrained, trained, and trained low-rank."""
     keras.utils.set_random_seed(0)
     dense = network()
     plan = elrt.plan_ranks(dense, max_macs=0.4, multiple_of=4)

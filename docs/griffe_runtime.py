@@ -1,8 +1,8 @@
-"""Reads this package for the API reference: an extension of griffe, the reader behind mkdocstrings.
+"""Extension of griffe, the reader behind mkdocstrings, that reads this package for the API reference.
 
-Griffe reads sources without running them. Three things here need more: docstrings that the code puts together (the
-layers'), functions that the code makes (the model builders), and a package in a folder of another name (`models/`).
-Examples (`>>> …`) become code blocks, and so do tables of `====`.
+Griffe reads sources without running them. That is not enough for docstrings composed by code (the layers), functions
+made by code (the model builders), and a package in a folder of another name (`models/`). The extension takes them from
+the imported package. Examples (`>>> …`) and tables of `====` become code blocks.
 """
 
 import importlib
@@ -11,12 +11,12 @@ import re
 
 import griffe
 
-# A prompt and all lines up to the next empty one; a table from its first rule to its last.
+# An example is a prompt and all lines up to the next empty one. A table goes from its first rule to its last.
 _BLOCK = re.compile(r"^(?P<example>>>> (?:.+\n?)+)|^(?P<table>={4,} .*\n(?:.+\n)+={4,}[ =]*)$", re.MULTILINE)
 
 
 class RuntimeDocstrings(griffe.Extension):
-    """Docstrings and signatures as `help()` shows them."""
+    """Replaces docstrings and signatures by those that `help()` shows."""
 
     def on_package(self, *, pkg, **kwargs):
         """Adds `elrt_keras.models`, completes docstrings, and makes code blocks."""
@@ -26,7 +26,7 @@ class RuntimeDocstrings(griffe.Extension):
 
 
 def _models():
-    """The module `elrt_keras.models` with its public functions, read from the running one."""
+    """Makes griffe's module `elrt_keras.models` with its public functions, from the imported module."""
     running = importlib.import_module("elrt_keras.models")
     module = griffe.Module("models", docstring=griffe.Docstring(inspect.getdoc(running)))
     for name in running.__all__:
@@ -44,7 +44,7 @@ def _parameter(parameter):
 
 
 def _complete(part):
-    """Docstrings with code blocks for a module or class and everything in it."""
+    """Completes the docstrings of a module or class, and of everything in it, with code blocks."""
     if part.is_class and "__doc__" in part.members:
         running = getattr(importlib.import_module(part.parent.path), part.name)
         part.docstring = griffe.Docstring(inspect.getdoc(running), parent=part)
@@ -57,7 +57,7 @@ def _complete(part):
 
 
 def with_code_blocks(text):
-    """A docstring with its examples and tables fenced.
+    """Fences the examples and tables of a docstring.
 
     >>> with_code_blocks("Adds.\\n\\nExample:\\n\\n>>> 1 + 1\\n2")
     'Adds.\\n\\n**Example**\\n\\n```pycon\\n>>> 1 + 1\\n2\\n```'

@@ -1,9 +1,9 @@
-"""Classifies image files with an exported model: only LiteRT's interpreter, NumPy and Pillow, as on a device.
+"""Classifies image files with an exported model. Needs only LiteRT's interpreter, NumPy and Pillow, as on a device.
 
   elrt-export runs/r20 --quantization=int8
   python examples/classify.py --model=runs/r20/export/low_rank_int8.tflite cat.jpg dog.png --top_k=3
 
-Class names come from the file's metadata; without any, classes are numbered.
+Class names come from the file's metadata; without names, classes are numbered.
 """
 
 import sys
@@ -15,12 +15,12 @@ from ai_edge_litert.interpreter import Interpreter
 from PIL import Image, UnidentifiedImageError
 
 _MODEL = flags.DEFINE_string("model", None, "The .tflite file.", required=True)
-_TOP_K = flags.DEFINE_integer("top_k", 3, "How many classes to print per image.", lower_bound=1)
-_CENTER = 0.875  # of the shorter side: what evaluation looks at in large photographs
+_TOP_K = flags.DEFINE_integer("top_k", 3, "Number of classes to print per image.", lower_bound=1)
+_CENTER = 0.875  # part of the shorter side of a large photograph that evaluation crops
 
 
 def load_image(path, height, width, channels):
-    """The central part of an image file as `(1, height, width, channels)`, 0–255."""
+    """Returns the central part of an image file as `(1, height, width, channels)`, 0–255."""
     with Image.open(path) as image:
         if image.mode.startswith("I"):  # 16 bits, which `convert` would clip to 8
             image = Image.fromarray((np.asarray(image) / 257).astype("uint8"))
@@ -34,7 +34,7 @@ def load_image(path, height, width, channels):
 
 
 def quantized(values, detail):
-    """Values in the type of a tensor, by its scale and zero point where it is an integer."""
+    """Converts values to the type of a tensor; an integer tensor has a scale and a zero point."""
     scale, zero = detail["quantization"]
     if not scale:
         return values.astype(detail["dtype"])
@@ -43,13 +43,13 @@ def quantized(values, detail):
 
 
 def dequantized(values, detail):
-    """The inverse of `quantized`."""
+    """Inverts `quantized`."""
     scale, zero = detail["quantization"]
     return (values.astype("float32") - zero) * scale if scale else values
 
 
 def class_names(path, count):
-    """The names in the file, or numbers."""
+    """Returns the class names in the file, or numbers."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if "labels.txt" in archive.namelist():
@@ -60,7 +60,7 @@ def class_names(path, count):
 def main(argv):
     """Prints the most likely classes of every image named on the command line."""
     if len(argv) < 2:
-        sys.exit("Expected image files: classify.py --model=FILE.tflite IMAGE…")
+        sys.exit("Expected image files: classify.py --model=FILE.tflite IMAGE… Received: none")
     try:
         interpreter = Interpreter(_MODEL.value)
         interpreter.allocate_tensors()
@@ -68,7 +68,7 @@ def main(argv):
         sys.exit(f"Expected a LiteRT model. Received: {_MODEL.value}: {error}")
     (image_detail,), (score_detail,) = interpreter.get_input_details(), interpreter.get_output_details()
     if len(image_detail["shape"]) != 4:
-        sys.exit(f"Expected a model of images. Received: {_MODEL.value}: an input of shape {image_detail['shape']}")
+        sys.exit(f"Expected a model for images. Received: {_MODEL.value}: an input of shape {image_detail['shape']}")
     names = class_names(_MODEL.value, score_detail["shape"][-1])
     failed = False
     for path in argv[1:]:

@@ -1,9 +1,8 @@
-"""The main job in minutes: dense against low-rank on the embedded digits, from training to a LiteRT file.
-
+"""Demo: dense against low-rank on the embedded digits, from training to a LiteRT file, in minutes.
   python examples/digits_demo.py [--epochs=12] [--run_dir=runs/demo]
 
-Trains ResNet-20 twice with one recipe, dense and low-rank (Tucker-2 at 40 % of the MACs, double soft orthogonality from
-the first step on), evaluates both from their saved files, converts both to LiteRT, and prints one table.
+Trains ResNet-20 twice with one recipe: dense, and low-rank (Tucker-2 at 40 % of the MACs, double soft orthogonality
+from the first step on). Evaluates both from their saved files, converts both to LiteRT, and prints one table.
 """
 
 import os
@@ -11,8 +10,8 @@ import os
 import numpy as np
 from absl import app, flags
 
-_EPOCHS = flags.DEFINE_integer("epochs", 12, "Epochs of each run.")
-_RUN_DIR = flags.DEFINE_string("run_dir", "runs/demo", "Where the two runs go. A second start resumes.")
+_EPOCHS = flags.DEFINE_integer("epochs", 12, "Number of epochs of each run.")
+_RUN_DIR = flags.DEFINE_string("run_dir", "runs/demo", "Folder of the two runs. A second start resumes them.")
 _RECIPE = {"dataset": "digits", "batch_size": 64, "learning_rate": 0.1, "lr_schedule": "one_cycle"}
 
 

@@ -6,11 +6,12 @@
   elrt-benchmark data --dataset=cifar10 --data_dir=DIR     # input pipeline against the training step of ResNet-20
   elrt-benchmark data --dataset=folder:photos --model=resnet18 --output=throughput.json
 
-`litert` times LiteRT files side by side, one inference of each in turn, and prints median, spread, peak memory and, for
-files of elrt-export, accuracy; then the commands that measure the same files on an Android device.
+`litert` times LiteRT files side by side: it runs one inference of each file in turn. It prints median, spread and peak
+memory, and the accuracy of files that elrt-export wrote. Then it prints commands that measure the same files on an
+Android device.
 
-`data` prints how many images a second the input pipeline delivers by itself and how many the training step of the model
-consumes on the same machine. A ratio well above 1 means that training does not wait for data.
+`data` prints how many images per second the input pipeline delivers, and how many the training step of the model
+consumes. A ratio well above 1 means that training does not wait for data.
 """
 
 import json
@@ -35,20 +36,20 @@ def define():
     """Defines the flags of `elrt-benchmark`."""
     from elrt_keras.launch import flags
 
-    absl_flags.DEFINE_integer("threads", 1, "litert: CPU threads.", lower_bound=1)
-    absl_flags.DEFINE_integer("runs", 50, "litert: inferences of each file.", lower_bound=1)
-    absl_flags.DEFINE_string("timer", None, "litert: where to measure, as for elrt-plan; this machine if not given.")
-    absl_flags.DEFINE_string("device", None, "litert: name of the device of --timer.")
-    absl_flags.DEFINE_string("plot", None, "litert: where to draw accuracy over latency (PNG, SVG, PDF).")
-    absl_flags.DEFINE_float("seconds", 5.0, "data: how long each measurement lasts at least.", lower_bound=0.01)
+    absl_flags.DEFINE_integer("threads", 1, "litert: number of CPU threads.", lower_bound=1)
+    absl_flags.DEFINE_integer("runs", 50, "litert: number of timed inferences of each file.", lower_bound=1)
+    absl_flags.DEFINE_string("timer", None, "litert: device to measure on, as for elrt-plan. Default: this machine.")
+    absl_flags.DEFINE_string("device", None, "litert: name of the device that --timer measures on.")
+    absl_flags.DEFINE_string("plot", None, "litert: picture file (PNG, SVG, PDF) for a plot of accuracy over latency.")
+    absl_flags.DEFINE_float("seconds", 5.0, "data: shortest duration of each measurement.", lower_bound=0.01)
     absl_flags.register_validator("seconds", math.isfinite, "expected a finite number")
-    absl_flags.DEFINE_integer("rounds", 3, "data: how often each measurement is made.", lower_bound=1)
-    absl_flags.DEFINE_string("output", None, "Where to write the result (JSON).")
+    absl_flags.DEFINE_integer("rounds", 3, "data: number of times that each measurement is repeated.", lower_bound=1)
+    absl_flags.DEFINE_string("output", None, "JSON file for the result. Default: none is written.")
     flags.define_fields(_FIELDS, format="dense")
 
 
 def run(argv):
-    """Measures what `argv` names."""
+    """Measures LiteRT files or an input pipeline, as `argv` says."""
     values = absl_flags.FLAGS
     if argv[1:2] != ["litert"] and argv[1:] != ["data"]:
         meant = suggestion("".join(argv[1:2]), ("litert", "data"))
@@ -90,7 +91,7 @@ def _measure_data(values):
 
     fields = {name: getattr(values, name) for name in _FIELDS}
     if values.max_macs is not None and not values["format"].present:
-        del fields["format"]  # what has a budget is no dense model
+        del fields["format"]  # a budget asks for a low-rank model
     config = TrainConfig(**fields)
     result = throughput.measure(config, values.seconds, values.rounds)
     rows = [

@@ -1,4 +1,4 @@
-"""What there is to choose from: models, data sets, recipes."""
+"""Lists of the models, data sets and recipes that users can choose from."""
 
 import pathlib
 
@@ -20,12 +20,12 @@ _DATA_NOTES = {
 
 
 def recipes():
-    """`{name: path}` of the flag files that come with the package, one per published reduction."""
+    """Returns `{name: path}` of the package's flag files; each repeats one published reduction."""
     return {path.stem: path for path in sorted(_RECIPES.glob("*.flags"))}
 
 
 def recipe_path(name):
-    """The flag file of a recipe.
+    """Returns the path of a recipe's flag file.
 
     Raises:
         ValueError: for an unknown name.
@@ -35,19 +35,19 @@ def recipe_path(name):
 
 
 def recipe_notes(name):
-    """The lines at the head of a recipe: what it is, what was published, what it costs."""
+    """Returns the comment lines of a recipe: its subject, the published result and its cost."""
     lines = recipe_path(name).read_text(encoding="utf-8").splitlines()
     return [line.removeprefix("# ") for line in lines if line.startswith("#")]
 
 
 def recipe_config(name):
-    """The `TrainConfig` of a recipe."""
+    """Returns the `TrainConfig` of a recipe."""
     lines = recipe_path(name).read_text(encoding="utf-8").splitlines()
     return flags.from_flagfile("\n".join(line for line in lines if not line.startswith("#")))
 
 
 def listing():
-    """All of it, as text."""
+    """Returns the text of all three lists."""
     bar = next(line for line in models.__doc__.splitlines() if line.startswith("==="))
     table = models.__doc__.split(bar, 1)[1].rsplit(bar, 1)[0].replace(f"{bar}\n", "").strip("\n")
     kinds = [(name, "streamed" if data.is_streamed(name) else "in memory", note) for name, note in _DATA_NOTES.items()]

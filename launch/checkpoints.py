@@ -1,7 +1,8 @@
-"""Checkpoints of a run: whole files only, the last two kept, and each is checked before it is used.
+"""Checkpoints of a run. Each file is complete, the last two are kept, and each is checked before it is used.
 
-A checkpoint is a `.keras` file of model and optimizer with one member more, `progress.json`: where the run was, and the
-state that Keras leaves out of such files (random generators, running metrics). So a run goes on from it exactly.
+A checkpoint is a `.keras` file of model and optimizer with one extra member, `progress.json`. That member holds the
+place in the run and the state that Keras leaves out of `.keras` files (random generators, running metrics). So a run
+continues from a checkpoint exactly.
 """
 
 import dataclasses
@@ -29,15 +30,16 @@ _NAME = re.compile(r"epoch(\d+)_step(\d+)\.keras")
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """Place in a run, and state that Keras does not store.
 
     Attributes:
-        epoch: epochs that are over.
-        step: steps of the next epoch that are over.
-        rollbacks: times that the learning rate was halved, see `--on_nan=rollback`.
-        settled: 1 where full-rank warm-up has ended by itself, else 0.
+        epoch: number of finished epochs.
+        step: number of finished steps in the next epoch.
+        rollbacks: how often the learning rate was halved, see `--on_nan=rollback`.
+        settled: 1 if full-rank warm-up has ended by itself, else 0.
         metrics: values of the running metrics in the middle of an epoch, see `metrics_of`.
-        random_state: states of the random generators, filled in by `save`; empty for those that are.
+        random_state: states of the random generators. `save` fills them in; if empty, `restore` leaves the generators
+            as they are.
     """
 
     epoch: int = 0
@@ -49,10 +51,10 @@ class Progress:
 
 
 def save(model, run_dir, progress):
-    """Writes a checkpoint, all of it or nothing, and removes all but the last two. Returns its path.
+    """Writes a checkpoint atomically, removes all but the last two, and returns the path of the new one.
 
     Raises:
-        OSError: where it cannot be written; those before it stay.
+        OSError: if the checkpoint cannot be written; older checkpoints stay.
     """
     folder = os.path.join(run_dir, FOLDER)
     os.makedirs(folder, exist_ok=True)
@@ -69,53 +71,55 @@ def save(model, run_dir, progress):
 
 
 def paths(run_dir):
-    """The checkpoints of a run, the newest first."""
+    """Returns the paths of a run's checkpoints, the newest first."""
     folder = os.path.join(run_dir, FOLDER)
     names = os.listdir(folder) if os.path.isdir(folder) else ()
-    found = [match for match in map(_NAME.fullmatch, names) if match]
-    found.sort(key=lambda match: (int(match[1]), int(match[2])), reverse=True)
-    return [os.path.join(folder, match[0]) for match in found]
+    matches = [match for match in map(_NAME.fullmatch, names) if match]
+    matches.sort(key=lambda match: (int(match[1]), int(match[2])), reverse=True)
+    return [os.path.join(folder, match[0]) for match in matches]
 
 
 def newest(run_dir):
-    """`(model, progress)` of the newest checkpoint that is whole, or `None` for a run that has none yet.
+    """Returns `(model, progress)` of the newest undamaged checkpoint, or `None` if the run has no checkpoint yet.
 
-    A damaged one is named in a warning, and the one before it is taken.
+    A warning names each damaged checkpoint; the one before it is used instead.
 
     Raises:
-        ValueError: when there are checkpoints and none is whole.
+        ValueError: if all checkpoints are damaged.
     """
-    found = paths(run_dir)
-    for path in found:
+    checkpoint_paths = paths(run_dir)
+    for path in checkpoint_paths:
         try:
             return _load(path)
-        except Exception as error:  # whatever zip, JSON, HDF5 or Keras makes of damaged bytes
+        except Exception as error:  # zip, JSON, HDF5 and Keras raise different errors for damaged bytes
             reason = next(iter(str(error).strip().splitlines()), repr(error))
             logging.warning("checkpoint %s is damaged and left out: %s", path, reason)
-    if found:
+    if checkpoint_paths:
+        folder = os.path.dirname(checkpoint_paths[0])
         raise ValueError(
-            f"Expected a checkpoint that can be read; to start the run over, remove {os.path.dirname(found[0])!r}. "
-            f"Received: {[os.path.basename(path) for path in found]}, all damaged"
+            f"Expected a checkpoint that can be read; to start the run over, remove {folder!r}. "
+            f"Received: {[os.path.basename(path) for path in checkpoint_paths]}, all damaged"
         )
     return None
 
 
 def metrics_of(model):
-    """The values of the running metrics. Where several workers train, all of them have to read them together."""
+    """Returns the values of the running metrics. All workers of a run have to call this together."""
     return [keras.ops.convert_to_numpy(variable).tolist() for variable in model.metrics_variables]
 
 
 def restore(model, progress):
-    """Sets what `.keras` files leave out: running metrics and random generators. Comes when `fit` has begun.
+    """Restores the running metrics and random generators, which `.keras` files leave out.
 
-    Before, on PyTorch, Keras draws random numbers to build a model, and after, it resets the metrics.
+    Call this after `fit` has begun: `fit` first draws random numbers to build the model (on PyTorch) and resets the
+    metrics.
     """
     if progress.random_state:
         _restore_random_state(model, progress.random_state)
     if not progress.metrics:
         return
     if len(progress.metrics) != len(model.metrics_variables):
-        # On TensorFlow they are built by the first step. One of any values builds them too.
+        # On TensorFlow the first step builds the metrics. A call with any values builds them too.
         outputs = keras.ops.ones((1, *student_of(model).output_shape[1:]))
         model.compute_metrics(None, outputs, outputs)
     _assign(model.metrics_variables, progress.metrics)
@@ -132,7 +136,7 @@ def clear(run_dir):
 
 
 def remove_remains(run_dir):
-    """Removes files that a start that was killed left half written."""
+    """Removes the unfinished files that a killed run left."""
     folder = os.path.join(run_dir, FOLDER)
     for name in os.listdir(folder) if os.path.isdir(folder) else ():
         if name.endswith(f"{TEMPORARY}.keras"):
@@ -150,13 +154,13 @@ def _load(path):
 
 
 def _random_state(model):
-    """The states of random generators, those of dropout for one, as lists of numbers."""
+    """Returns the states of the random generators (dropout has one) as lists of numbers."""
     states = [keras.ops.convert_to_numpy(variable).tolist() for variable in _generator_states(model)]
     if keras.backend.backend() != "torch":
         return states
     import torch
 
-    # Keras leaves dropout to PyTorch there, which has one generator for all.
+    # On PyTorch, dropout uses PyTorch's single global generator.
     return [*states, torch.get_rng_state().tolist()]
 
 
@@ -175,6 +179,6 @@ def _generator_states(model):
 
 def _assign(variables, values):
     if len(variables) != len(values):
-        raise ValueError(f"expected the values of {len(variables)} variables, found {len(values)}")
+        raise ValueError(f"Expected the values of {len(variables)} variables. Received: {len(values)}")
     for variable, value in zip(variables, values):
         variable.assign(np.asarray(value, dtype=variable.dtype))

@@ -3,11 +3,11 @@
   elrt-classify runs/r20/export/low_rank_int8.tflite cat.jpg dog.png
   elrt-classify model.tflite photos/*.jpg --top_k=1
 
-Prints the most likely classes of each image. Images become what the model takes: of a large photograph the central part
-is resized. Class names come from the file; without any, classes are numbered. The exit status is 1 where some images
-could not be read, and 2 where none could.
+Prints the most likely classes of each image. Each image is converted to the model's input: the central part of a large
+photograph is cropped and resized. Class names come from the file; without names, classes are numbered. The exit status
+is 1 if some images could not be read, and 2 if no image could be read.
 
-This command starts as slowly as Keras. examples/classify.py prints the same at once, without this package.
+This command loads Keras and starts slowly. examples/classify.py prints the same at once, without this package.
 """
 
 import os
@@ -18,16 +18,16 @@ from absl import flags as absl_flags
 
 from elrt_keras.launch import cli
 
-_CENTER = 0.875  # of the shorter side: what evaluation looks at in large photographs
+_CENTER = 0.875  # part of the shorter side of a large photograph that evaluation crops
 
 
 def define():
     """Defines the flags of `elrt-classify`."""
-    absl_flags.DEFINE_integer("top_k", 3, "How many classes to print per image.", lower_bound=1)
+    absl_flags.DEFINE_integer("top_k", 3, "Number of classes to print per image.", lower_bound=1)
 
 
 def run(argv):
-    """Prints the most likely classes of the images that `argv` names, and ends with 1 or 2 where some are none."""
+    """Prints the most likely classes of the images that `argv` names; exits with 1 or 2 if some cannot be read."""
     if len(argv) < 3:
         raise ValueError(f"Expected a model and images: elrt-classify FILE.tflite IMAGE… Received: {argv[1:]}")
     _, path, *images = argv
@@ -38,7 +38,7 @@ def run(argv):
 
 
 def _opened(path):
-    """A LiteRT file as `(Runner, class names)`; the names are numbers where the file has none."""
+    """Opens a LiteRT file as `(Runner, class names)`; numbers stand in for missing names."""
     from elrt_keras import litert
     from elrt_keras.litert.metadata import read_labels
 
@@ -57,7 +57,7 @@ def _opened(path):
 
 
 def _classify(path, runner, names):
-    """Prints the classes of one image file, or why it is none; returns whether it is one."""
+    """Prints the classes of one image file, or the reason why it cannot be read. Reports if it could be read."""
     try:
         (shape,) = runner.input_shapes.values()
         image = load_image(path, *shape)

@@ -1,4 +1,4 @@
-"""What the commands share: quiet logs, one-line errors, tables."""
+"""Shared parts of the commands: quiet logs, one-line errors, tables."""
 
 import functools
 import gc
@@ -16,18 +16,18 @@ _HELP = ("help", "helpshort", "helpfull", "h", "?")
 
 
 def quiet_logging():
-    """Keeps the notes that TensorFlow logs while it saves a model off the terminal; warnings stay."""
+    """Hides the notes that TensorFlow logs while it saves a model; warnings stay."""
     logging.set_verbosity(logging.WARNING)
 
 
 def refuse_arguments(argv):
-    """Raises for arguments that are no flags."""
+    """Refuses arguments that are not flags."""
     if len(argv) > 1:
         raise ValueError(f"Expected flags only, such as --run_dir=DIR. Received: {argv[1:]}")
 
 
 class _SuggestingParser(flags.EnumParser):
-    """An enum flag's parser that suggests the value that was probably meant."""
+    """Parser of an enum flag; its error suggests the closest valid value."""
 
     def parse(self, argument):
         try:
@@ -37,12 +37,12 @@ class _SuggestingParser(flags.EnumParser):
 
 
 def with_one_line_errors(program, function, interrupted="interrupted"):
-    """Wraps a command: an error that tells the user what to mend becomes one line and exit status 2.
+    """Wraps a command: errors that the user can repair are printed as one line, with exit status 2.
 
-    Such errors are a `ValueError`, an `ImportError` (an extra that is not installed), and an `OSError` (a full disk).
-    `interrupted` is what is told after Ctrl-C.
+    These errors are `ValueError`, `ImportError` (an extra is not installed) and `OSError` (a full disk).
+    `interrupted` is the text printed after Ctrl-C.
     """
-    # absl has a flag of its own that writes a file anywhere, and a flag file may come from somebody else.
+    # absl's own flag --profile_file writes a file anywhere, and a flag file may come from somebody else.
     flags.register_validator("profile_file", lambda path: path is None, "use python -m cProfile -o FILE instead")
     _explain_by_help(function)
     for flag in map(flags.FLAGS.__getitem__, flags.FLAGS):
@@ -62,20 +62,20 @@ def with_one_line_errors(program, function, interrupted="interrupted"):
         except (ValueError, ImportError, OSError) as error:
             if os.environ.get("ELRT_TRACEBACK"):
                 raise
-            told, status = f"error: {error}", 2
+            text, status = f"error: {error}", 2
         except KeyboardInterrupt:
-            told, status = interrupted, 130
-        # The error is gone by now, and with it goes what it held: an iterator over data whose threads call Python would
-        # wait for them for ever once Python is ending.
+            text, status = interrupted, 130
+        # Python has dropped the error here. Collecting garbage now also frees the objects that the error held. A data
+        # iterator among them has threads that call Python; freed while Python shuts down, it would wait for ever.
         gc.collect()
-        _end(program, told, status)
+        _end(program, text, status)
 
     return wrapped
 
 
 def start(program, function, argv, **options):
-    """Runs a command: flags, then the function, with errors as one line and exit status 2, --help with 0."""
-    # absl ends --help and flags that it refuses alike, with 1.
+    """Runs a command: parses flags and calls the function. Errors exit with status 2, --help with 0."""
+    # absl exits with 1 both for --help and for flags that it refuses.
     helps = any(argument.lstrip("-").partition("=")[0] in _HELP for argument in argv[1:] if argument.startswith("-"))
 
     def parsed(arguments):
@@ -93,24 +93,24 @@ def start(program, function, argv, **options):
             _print_no_more()
             sys.exit(0)
 
-    # The user has no use for the source line that warns.
+    # Leave out the source line of a warning: it does not help the user.
     warnings.formatwarning = lambda message, *_, **__: f"{program}: warning: {message}\n"
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a table's lines are in few encodings but UTF-8
+        sys.stdout.reconfigure(errors="replace")  # few encodings other than UTF-8 have the lines of tables
     app.run(with_one_line_errors(program, function, **options), argv=argv, flags_parser=parsed)
 
 
 def _print_no_more():
-    """Sends the rest of the output nowhere: `| head` has what it wanted, and Python would fail again as it ends."""
+    """Discards all further output. After `| head` has closed the pipe, Python would fail again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _explain_by_help(function):
-    """Has --help print the text of the command's module and its flags, also where a console script started it."""
+    """Makes --help print the docstring of the command's module and its flags, also under a console script."""
     main = sys.modules["__main__"]
     main.__doc__ = main.__doc__ or sys.modules[function.__module__].__doc__
-    for module, defined in flags.FLAGS.flags_by_module_dict().items():
-        for flag in defined if module.startswith("elrt_keras.") else ():
+    for module, module_flags in flags.FLAGS.flags_by_module_dict().items():
+        for flag in module_flags if module.startswith("elrt_keras.") else ():
             flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
@@ -119,13 +119,13 @@ def fail(program, error):
     _end(program, f"error: {error}", 2)
 
 
-def _end(program, told, status):
-    print(f"{program}: {told}", file=sys.stderr)
+def _end(program, text, status):
+    print(f"{program}: {text}", file=sys.stderr)
     sys.exit(status)
 
 
 def summary_table(summaries):
-    """A table of runs: accuracy, parameters, MACs, seconds per epoch."""
+    """Returns a table of runs: accuracy, parameters, MACs, seconds per epoch."""
     rows = [
         (
             f"{s['model']} {s['format']}",
@@ -142,7 +142,7 @@ def summary_table(summaries):
 
 
 def plan_totals(dense, plan):
-    """One line: the costs of a whole model (`ModelCosts`), dense and under a plan."""
+    """Returns one line with the costs of a whole model: dense (`ModelCosts`) and under a plan."""
     saved = {r: sum(c[r] - c[f"planned_{r}"] for c in plan.costs.values()) for r in ("macs", "params")}
     macs, params = dense.macs - saved["macs"], dense.params - saved["params"]
     text = (

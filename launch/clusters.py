@@ -1,4 +1,4 @@
-"""Who trains together: a cluster of workers, as TF_CONFIG, Slurm or Kubernetes describe it."""
+"""Clusters of workers that train together, read from TF_CONFIG, Slurm or Kubernetes."""
 
 import json
 import os
@@ -11,16 +11,17 @@ _PATIENCE_S = 600
 
 
 def find(name):
-    """The cluster that this process is a worker of: `(addresses of all workers, own index)`.
+    """Finds the cluster of this process: `(addresses of all workers, own index)`.
 
     Args:
-        name: one of `NAMES`; `"auto"` takes TF_CONFIG if it is set, else Slurm if this is a task of several, else none.
+        name: one of `NAMES`. `"auto"` takes TF_CONFIG if it is set, else Slurm if the job step has several tasks, else
+            no cluster.
 
     Returns:
-        A list of `"host:port"`, a chief first, and an int; `([], 0)` for no cluster.
+        A list of `"host:port"`, the chief first, and an int; `([], 0)` for no cluster.
 
     Raises:
-        ValueError: for a cluster that is asked for and not there, or is described wrongly.
+        ValueError: if the named cluster is missing or its description is wrong.
     """
     if name == "auto":
         name = "tf_config" if os.environ.get("TF_CONFIG") else "slurm" if _slurm_tasks() > 1 else None
@@ -78,13 +79,13 @@ def _slurm():
     missing = [name for name in names if name not in os.environ]
     if missing:
         raise ValueError(f"Expected a task of Slurm, started by srun. Received: no {', '.join(missing)}")
-    # The resolver divides the GPUs of a machine among its tasks. Where Slurm has done that, or there are none, it is
-    # told of one to a task, and leaves them alone.
+    # The resolver divides the GPUs of a machine among its tasks. If Slurm has already done that, or if there are no
+    # GPUs, the resolver gets one GPU per task and changes nothing.
     divided = "SLURM_GPUS_PER_TASK" in os.environ or shutil.which("nvidia-smi") is None
     gpus = {"gpus_per_node": _slurm_tasks(), "gpus_per_task": 1} if divided else {}
     try:
-        # Ranks follow Slurm's list of hosts. The resolver would sort them as text, node10 before node9: it gets places
-        # in the list in the place of names.
+        # Ranks follow Slurm's list of hosts. The resolver would sort host names as text, node10 before node9. So it
+        # gets list positions instead of names.
         hosts = slurm_cluster_resolver.expand_hostlist(os.environ["SLURM_STEP_NODELIST"])
         tasks = slurm_cluster_resolver.expand_tasks_per_node(os.environ["SLURM_STEP_TASKS_PER_NODE"])
         resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
@@ -98,14 +99,14 @@ def _slurm():
 
 
 def _kubernetes():
-    """The running pods that carry some labels, in the order of their names, once there are as many as are wanted."""
+    """Waits until the wanted number of pods with the labels run; returns them ordered by name, and the own index."""
     import tensorflow as tf
 
     labels, count = os.environ.get("ELRT_KUBERNETES_LABELS"), os.environ.get("ELRT_KUBERNETES_WORKERS", "")
     if not labels or not count.isdigit():
         raise ValueError(
-            "Expected ELRT_KUBERNETES_LABELS, such as job-name=train, and ELRT_KUBERNETES_WORKERS, how many pods train "
-            f"together. Received: {labels!r} and {count!r}"
+            "Expected ELRT_KUBERNETES_LABELS, such as job-name=train, and ELRT_KUBERNETES_WORKERS, the number of pods. "
+            f"Received: {labels!r} and {count!r}"
         )
     resolver = tf.distribute.cluster_resolver.KubernetesClusterResolver(
         {"worker": [labels]}, override_client=_Pods(os.environ.get("ELRT_KUBERNETES_NAMESPACE", "default"))
@@ -114,7 +115,7 @@ def _kubernetes():
     own = os.environ.get("POD_IP") or socket.gethostbyname(socket.gethostname())
     hosts = [worker.rpartition(":")[0] for worker in workers]
     if own not in hosts:
-        raise ValueError(f"Expected this pod among those with {labels!r}: {hosts}. Received: {own}; POD_IP may tell it")
+        raise ValueError(f"Expected this pod among those with {labels!r}: {hosts}. Received: {own}; POD_IP sets it")
     return workers, hosts.index(own)
 
 
@@ -134,11 +135,11 @@ def _once_running(resolver, count):
 
 
 class _Pods:
-    """What TensorFlow's resolver needs of a Kubernetes client.
+    """Kubernetes client with the one method that TensorFlow's resolver calls.
 
-    It gives the addresses of pods where the resolver asks for those of their machines, which pods that share a machine
-    have in common, and which are not reached where pods have a network of their own. It asks for one namespace, which
-    takes fewer rights, and leaves pods out that have ended.
+    The resolver asks for the addresses of machines; this client returns the addresses of pods instead. Pods on one
+    machine share its address, and a pod network may not reach it. The client lists one namespace, which needs fewer
+    rights, and leaves out pods that have ended.
     """
 
     def __init__(self, namespace):
@@ -146,7 +147,8 @@ class _Pods:
             from kubernetes import client, config
         except ImportError as error:
             raise ValueError(
-                "--cluster=kubernetes needs the Kubernetes client, pip install 'elrt_keras[kubernetes]'. Received: none"
+                "Expected the Kubernetes client for --cluster=kubernetes: pip install 'elrt_keras[kubernetes]'. "
+                "Received: none"
             ) from error
         try:
             if "KUBERNETES_SERVICE_HOST" in os.environ:  # in a pod

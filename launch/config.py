@@ -1,4 +1,4 @@
-"""`TrainConfig`: everything that decides a training run, checked when made."""
+"""`TrainConfig`: all settings of a training run. The constructor checks them."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ WEIGHT_DECAYS = ("auto", "decoupled", "frobenius")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 ON_NAN = ("stop", "rollback")
 TUNE_FOR = ("time", "memory")
-# Digits mirrored are no digits.
+# Digits must not be mirrored.
 _DEFAULT_AUGMENTATION = {"digits": "crop", "svhn_cropped": "crop"}
 _GREY = ("digits", "fashion_mnist")
 _DEFAULT_MAX_MACS = 0.4
@@ -28,7 +28,7 @@ _BUDGETS = ("max_macs", "max_params", "max_latency")
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """A training run. The fields are the flags of `elrt-train`, whose help explains them; all are checked here.
+    """Settings of a training run. The fields are the flags of `elrt-train`, whose help explains them.
 
     Raises:
         ValueError: for an unknown name, a value out of range, or fields that exclude each other.
@@ -87,7 +87,7 @@ class TrainConfig:
     smoke: bool = False
 
     def __post_init__(self):
-        # A frozen dataclass resolves its open fields once, here, so that two equal runs have equal configs.
+        # Resolve fields such as "auto" once, here, so that two equal runs have equal configs.
         if self.augmentation == "auto":
             self._set(augmentation=_DEFAULT_AUGMENTATION.get(self.dataset, "crop,flip"))
         if self.epochs is None and self.training_macs_of_dense is None:
@@ -172,91 +172,93 @@ class TrainConfig:
         if self.warmup_epochs != "auto":
             int_in(int(self.warmup_epochs), f"[0, {self.epochs - 1}]", "warmup_epochs")
         elif self.epochs < 2:
-            raise ValueError("Expected an epoch after those of full rank. Received: warmup_epochs='auto', epochs=1")
+            raise ValueError("Expected at least 2 epochs for warm-up. Received: warmup_epochs='auto', epochs=1")
         for name in self._given(*_BUDGETS):
             number_in(getattr(self, name), "(0, 1]", name)
 
     def _check_combinations(self):
         budget = self._given(*_BUDGETS, "rank_plan")
         if self.format == "dense" and budget:
-            raise ValueError(f"--format=dense takes no budget and no plan. Received: {budget} with --format=dense")
+            raise ValueError(f"Expected no budget and no plan with --format=dense. Received: {budget}")
         if self.rank_plan is not None and len(budget) > 1:
             raise ValueError(f"Expected either a budget or a rank plan. Received: {budget}")
         if len(budget) > 2 or (self.rank_method == "latency") != (self.max_latency is not None):
             raise ValueError(
-                "Expected at most two budgets, and max_latency with rank_method 'latency' alone. "
+                "Expected at most two budgets, and max_latency if and only if rank_method is 'latency'. "
                 f"Received: {budget}, rank_method={self.rank_method!r}"
             )
         if self.orthogonality_schedule is not None and self.orthogonality in ("none", "stiefel"):
             raise ValueError(
-                "A schedule needs a penalty with a strength. "
+                "Expected a penalty for orthogonality_schedule. "
                 f"Received: orthogonality={self.orthogonality!r} with a schedule"
             )
         parse_schedule(self.orthogonality_schedule)
         if self.data_dir is not None and self.dataset.startswith(data_module.FOLDER):
             raise ValueError(
-                f"{self.dataset!r} says where its images are. Received: data_dir={self.data_dir!r} with it"
+                f"Expected no data_dir: {self.dataset!r} names its folder. Received: data_dir={self.data_dir!r}"
             )
         if self.image_size is not None and not data_module.is_streamed(self.dataset):
             raise ValueError(
-                f"'{self.dataset}' has images of its own size. Received: image_size={self.image_size} with it"
+                f"Expected image_size with streamed data only: '{self.dataset}' has images of a fixed size. "
+                f"Received: image_size={self.image_size}"
             )
         if self.dataset in _GREY and "randaugment" in self.augmentations:
-            raise ValueError(f"randaugment needs colours. Received: augmentation with dataset={self.dataset!r}")
+            raise ValueError(f"Expected colour images for randaugment. Received: dataset={self.dataset!r}, grey")
         low_rank_only = [name for name in ("tune", "freeze_factors") if getattr(self, name)]
         if self.format == "dense" and low_rank_only:
             raise ValueError(f"Expected a low-rank format with {low_rank_only}. Received: format='dense'")
         if self.freeze_factors and self.ema is not None:
-            raise ValueError(
-                f"Expected frozen factors or averaged weights. Received: freeze_factors=True, ema={self.ema}"
-            )
+            raise ValueError(f"Expected either freeze_factors or ema. Received: freeze_factors=True, ema={self.ema}")
         if self.tune is False and self.tune_for != type(self).tune_for:
-            raise ValueError(f"Expected tuning with tune_for. Received: tune=False, tune_for={self.tune_for!r}")
+            raise ValueError(f"Expected no tune_for without tuning. Received: tune=False, tune_for={self.tune_for!r}")
         if self.format == "dense" and self.warms_up:
-            raise ValueError(f"--format=dense stays dense. Received: warmup_epochs={self.warmup_epochs!r} with it")
+            raise ValueError(
+                f"Expected no full-rank warm-up with format='dense'. Received: warmup_epochs={self.warmup_epochs!r}"
+            )
         if self.initial_model is not None and self.warms_up:
             raise ValueError(
                 "Expected either a trained model to start from or full-rank warm-up. "
                 f"Received: initial_model={self.initial_model!r}, warmup_epochs={self.warmup_epochs!r}"
             )
         self._check_teacher()
-        given = self._given("timer", "times")
-        if len(given) > (self.max_latency is not None):
-            told = ", ".join(f"{name}={getattr(self, name)!r}" for name in given)
-            raise ValueError(f"Expected max_latency with a timer, or with times alone. Received: {told}")
+        time_sources = self._given("timer", "times")
+        if len(time_sources) > (self.max_latency is not None):
+            values = ", ".join(f"{name}={getattr(self, name)!r}" for name in time_sources)
+            raise ValueError(f"Expected max_latency with either timer or times. Received: {values}")
         if self.calibration_examples and self.initial_model is None:
             raise ValueError(
-                "Expected a trained model to fit to data: pass --initial_model. "
+                "Expected a trained model to calibrate: pass --initial_model. "
                 f"Received: calibration_examples={self.calibration_examples}"
             )
         if self.ema is not None and self.orthogonality == "stiefel":
             raise ValueError(
-                "Expected a penalty beside averaged weights: an average of orthonormal factors is not orthonormal. "
+                "Expected a penalty with averaged weights: an average of orthonormal factors is not orthonormal. "
                 f"Received: ema={self.ema}, orthogonality='stiefel'"
             )
         if self.training_macs_of_dense is not None and (self.epochs is not None or self.warms_up):
             raise ValueError(
-                "Expected training_macs_of_dense alone: it decides the epochs, and the MACs of all of them have to be "
-                f"known at the start. Received: training_macs_of_dense={self.training_macs_of_dense}, "
+                "Expected training_macs_of_dense without epochs and warm-up: it decides the epochs, and warm-up would "
+                f"make their MACs unknown. Received: training_macs_of_dense={self.training_macs_of_dense}, "
                 f"epochs={self.epochs}, warmup_epochs={self.warmup_epochs!r}"
             )
         if self.format == AUTO:
             if self.rank_plan is not None:
                 raise ValueError(
-                    f"A rank plan leaves no format to choose. Received: format='auto', rank_plan={self.rank_plan!r}"
+                    "Expected either format='auto' or a rank plan, which names the formats. "
+                    f"Received: format='auto', rank_plan={self.rank_plan!r}"
                 )
             methods.chosen_name(self.rank_method, self.max_latency, mixes=True)
         if self.rank_plan is not None and (self.rank_method != "uniform" or self.multiple_of is not None):
             raise ValueError(
-                "A rank plan leaves no ranks to choose. "
+                "Expected no rank_method and no multiple_of with a rank plan, which names the ranks. "
                 f"Received: rank_method={self.rank_method!r}, multiple_of={self.multiple_of}"
             )
         if not self.has_trained_weights:
-            for name, needs in (("rank_method", self.rank_method), ("factor_initializer", self.factor_initializer)):
-                if needs in (*methods.reading_weights(), "decomposed"):
+            for name, value in (("rank_method", self.rank_method), ("factor_initializer", self.factor_initializer)):
+                if value in (*methods.reading_weights(), "decomposed"):
                     raise ValueError(
                         "Expected trained weights to read: pass --initial_model or --warmup_epochs. "
-                        f"Received: {name}={needs!r}"
+                        f"Received: {name}={value!r}"
                     )
 
     def _check_teacher(self):
@@ -265,39 +267,39 @@ class TrainConfig:
         ]
         if self.teacher is None and changed:
             values = ", ".join(f"{name}={getattr(self, name)}" for name in changed)
-            raise ValueError(f"Expected a teacher with it, such as --teacher=RUN_DIR. Received: {values}")
+            raise ValueError(f"Expected a teacher for these settings: --teacher=RUN_DIR. Received: {values}")
 
     @property
     def warms_up(self):
-        """Whether the run starts with full-rank epochs."""
+        """Reports if the run starts with full-rank epochs."""
         return self.warmup_epochs != "0"
 
     @property
     def longest_warmup(self):
-        """The most full-rank epochs there can be: those asked for, or half of the run where stable ranks decide."""
+        """Largest possible number of full-rank epochs: the given number, or half of the run for `"auto"`."""
         return self.epochs // 2 if self.warmup_epochs == "auto" else int(self.warmup_epochs)
 
     @property
     def has_trained_weights(self):
-        """Whether ranks and factors can be taken from trained weights."""
+        """Reports if the run has trained weights to take ranks and factors from."""
         return self.warms_up or self.initial_model is not None
 
     @property
     def augmentations(self):
-        """The augmentations as a tuple of names."""
+        """Names of the augmentations, a tuple."""
         return tuple(name.strip() for name in self.augmentation.split(",") if name.strip() not in ("", "none"))
 
     def differences(self, other):
-        """`{field: (self, other)}` of the fields that decide the run; a restart may change the others."""
-        elsewhere = ("data_dir", "download", "bad_images", "on_nan", "checkpoint_minutes")
+        """Returns `{field: (self, other)}` of the fields that differ, except those that a restart may change."""
+        changeable = ("data_dir", "download", "bad_images", "on_nan", "checkpoint_minutes")
         mine, others = dataclasses.asdict(self), dataclasses.asdict(other)
         return {
-            name: (mine[name], others[name]) for name in mine if name not in elsewhere and mine[name] != others[name]
+            name: (mine[name], others[name]) for name in mine if name not in changeable and mine[name] != others[name]
         }
 
 
 def parse_schedule(text):
-    """`"0:1e-2,20:1e-3"` as `{0: 0.01, 20: 0.001}`; `None` stays `None`.
+    """Parses `"0:1e-2,20:1e-3"` to `{0: 0.01, 20: 0.001}`; `None` stays `None`.
 
     Raises:
         ValueError: for text of another form.
@@ -307,14 +309,12 @@ def parse_schedule(text):
     try:
         steps = {int(epoch): float(strength) for epoch, strength in (item.split(":") for item in text.split(","))}
     except ValueError as error:
-        raise ValueError(
-            f"A schedule is a list of epoch:strength, such as '0:1e-2,20:1e-3'. Received: {text!r}"
-        ) from error
+        raise ValueError(f"Expected a list of epoch:strength, such as '0:1e-2,20:1e-3'. Received: {text!r}") from error
     if 0 not in steps or min(steps) < 0 or not all(math.isfinite(s) and s >= 0 for s in steps.values()):
-        raise ValueError(f"A schedule starts at epoch 0 and holds strengths of at least 0. Received: {text!r}")
+        raise ValueError(f"Expected a schedule that starts at epoch 0, strengths at least 0. Received: {text!r}")
     return steps
 
 
 def _plain_count(text):
-    """`"007"` as `"7"`, so that equal runs have equal configs; other text as it is."""
+    """Removes leading zeros (`"007"` becomes `"7"`), so that equal runs have equal configs; keeps other text."""
     return str(int(text)) if text.isdecimal() else text

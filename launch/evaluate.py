@@ -1,4 +1,4 @@
-"""Repeats the reported accuracy of a run from its saved model.
+"""Measures the accuracy of a finished run's saved model again and compares it with the reported one.
 
 elrt-evaluate runs/digits
 elrt-evaluate runs/photos --data_dir=/mnt/photos     # trained on folder:PATH, which has moved
@@ -13,7 +13,7 @@ from elrt_keras.launch import cli
 
 
 def run(argv):
-    """Evaluates the model of the run directory in `argv` and compares with its summary."""
+    """Evaluates the model of the run directory in `argv` and compares the accuracy with its summary."""
     if len(argv) != 2:
         raise ValueError(f"Expected one run directory: elrt-evaluate RUN_DIR. Received: {argv[1:]}")
     run_dir = argv[1]
@@ -29,14 +29,14 @@ def run(argv):
     print(
         f"test accuracy {results['accuracy']:.4f}, reported {summary['test_accuracy']:.4f}; loss {results['loss']:.4f}"
     )
-    # Another machine may round a borderline image the other way; one in a thousand is no such thing.
+    # Another machine may round a borderline image differently. More than one image in a thousand is a real difference.
     if abs(results["accuracy"] - summary["test_accuracy"]) > 1e-3:
         raise ValueError(f"Expected accuracy {summary['test_accuracy']:.4f}. Received: {results['accuracy']:.4f}")
 
 
 def main():
     """Entry point of `elrt-evaluate`."""
-    absl_flags.DEFINE_string("data_dir", None, "Where the data lie now: TFDS' directory, or the folder of the classes.")
+    absl_flags.DEFINE_string("data_dir", None, "New place of the data: TFDS directory, or folder of the classes.")
     cli.start("elrt-evaluate", run, sys.argv)
 
 

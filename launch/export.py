@@ -2,15 +2,14 @@
 
   elrt-export runs/r20                                                   # LiteRT, float32
   elrt-export runs/r20 --quantization=float32,float16,dynamic_int8,int8  # four files
-  elrt-export runs/r20 --merge                                           # its dense architecture
+  elrt-export runs/r20 --merge                                           # the dense architecture
   elrt-export runs/r20 --format=onnx                                     # or saved_model
   elrt-export model.keras --quantization=int8 --dataset=folder:photos --output=model.tflite
-  elrt-export model.keras --input_shape=224,224,3                        # of a model that leaves sizes open
+  elrt-export model.keras --input_shape=224,224,3                        # a model without a fixed image size
 
-The files of a run go to RUN_DIR/export, those of a .keras file beside it under its name; each comes with a JSON file of
-what was measured. int8 takes its ranges from training images without augmentation. A file whose outputs or accuracy are
-too far from Keras' is not written. --data_dir says where the data of a run lie now: TFDS' directory, or the folder of
-the classes of a run on folder:PATH.
+The files of a run go to RUN_DIR/export. The files of a .keras file go to its folder, under its name. A JSON file beside
+each export holds the measured results. int8 takes its value ranges from training images without augmentation. A file
+whose outputs or accuracy differ too much from Keras is not written.
 """
 
 import dataclasses
@@ -29,41 +28,45 @@ def define():
     """Defines the flags of `elrt-export`."""
     from elrt_keras.launch import flags
 
-    absl_flags.DEFINE_enum("format", "litert", ["litert", "onnx", "saved_model"], "What to write.")
-    absl_flags.DEFINE_list("quantization", ["float32"], f"One or more of {', '.join(_KINDS)}; for LiteRT.")
-    absl_flags.DEFINE_boolean("merge", False, "Export the dense architecture, every low-rank layer composed.")
+    absl_flags.DEFINE_enum("format", "litert", ["litert", "onnx", "saved_model"], "File format to write.")
+    absl_flags.DEFINE_list("quantization", ["float32"], f"LiteRT only: list of {', '.join(_KINDS)}; one file for each.")
+    absl_flags.DEFINE_boolean("merge", False, "Export the dense architecture: each low-rank layer becomes one layer.")
     absl_flags.DEFINE_enum("io_dtype", "float32", ["float32", "int8", "uint8"], "Input and output type of int8 files.")
-    absl_flags.DEFINE_list("input_shape", None, "Height, width, channels of a model that leaves sizes open.")
-    absl_flags.DEFINE_integer(
-        "opset", None, "Version of ONNX' operators; tf2onnx' own choice if not given.", lower_bound=1
+    absl_flags.DEFINE_list("input_shape", None, "Height, width, channels, for a model without a fixed image size.")
+    absl_flags.DEFINE_integer("opset", None, "ONNX operator version. Default: the choice of tf2onnx.", lower_bound=1)
+    absl_flags.DEFINE_string("output", None, "Path of the exported file; for one file only.")
+    absl_flags.DEFINE_integer("evaluation_examples", 10_000, "Largest number of test images to check.", lower_bound=1)
+    absl_flags.DEFINE_float("max_accuracy_drop", 0.05, "Largest accepted loss of accuracy against Keras, 0 to 1.")
+    absl_flags.DEFINE_string(
+        "data_dir", None, "New place of the data: the TFDS directory, or the folder of the classes."
     )
-    absl_flags.DEFINE_string("output", None, "Where to write, for one file.")
-    absl_flags.DEFINE_integer("evaluation_examples", 10_000, "Test images of the check at most.", lower_bound=1)
-    absl_flags.DEFINE_float("max_accuracy_drop", 0.05, "Largest accepted drop of the accuracy below Keras'.")
-    absl_flags.DEFINE_string("data_dir", None, "Where the data lie now: TFDS' directory, or the folder of the classes.")
     flags.define_fields(("dataset", "image_size"), dataset=None)
 
 
 def _kinds(values):
-    """The kinds of files that are asked for; refuses flags that would change nothing."""
+    """Returns the requested kinds of files; refuses flags that would have no effect."""
     kinds = list(dict.fromkeys(values.quantization))
     for kind in kinds:
         one_of(kind, _KINDS, "quantization")
     if not kinds or (values.output is not None and len(kinds) > 1):
         raise ValueError(f"Expected some of {_KINDS}, one with --output. Received: quantization={kinds}")
     if values.format != "litert" and kinds != ["float32"]:
-        raise ValueError(f"--quantization is for LiteRT. Received: format={values.format!r}, quantization={kinds}")
+        raise ValueError(
+            f"Expected --quantization with LiteRT only. Received: format={values.format!r}, quantization={kinds}"
+        )
     if values.io_dtype != "float32" and "int8" not in kinds:
-        raise ValueError(f"--io_dtype is for int8. Received: io_dtype={values.io_dtype!r}, quantization={kinds}")
+        raise ValueError(
+            f"Expected --io_dtype with int8 only. Received: io_dtype={values.io_dtype!r}, quantization={kinds}"
+        )
     if values.opset is not None and values.format != "onnx":
-        raise ValueError(f"--opset is for ONNX. Received: format={values.format!r}, opset={values.opset}")
+        raise ValueError(f"Expected --opset with ONNX only. Received: format={values.format!r}, opset={values.opset}")
     if not 0 <= values.max_accuracy_drop <= 1:
-        raise ValueError(f"Expected a part of 1. Received: max_accuracy_drop={values.max_accuracy_drop}")
+        raise ValueError(f"Expected a number in [0, 1]. Received: max_accuracy_drop={values.max_accuracy_drop}")
     return kinds
 
 
 def run(argv):
-    """Exports what `argv` names."""
+    """Exports the run or `.keras` file that `argv` names."""
     if len(argv) != 2:
         raise ValueError(f"Expected one run directory or .keras file. Received: {argv[1:]}")
     values = absl_flags.FLAGS

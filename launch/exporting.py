@@ -1,4 +1,4 @@
-"""What `elrt-export` works on: a model with its data, files with their reports."""
+"""Models with their data, and exported files with their reports: the work of `elrt-export`."""
 
 import contextlib
 import dataclasses
@@ -18,12 +18,12 @@ _FUNCTIONS = {"onnx": export.to_onnx, "saved_model": export.to_saved_model}
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A model to be exported.
+    """A model to export.
 
     Attributes:
         model: the Keras model.
-        title: what it is, for file names: `"low_rank"`, `"dense"`, or the name of the `.keras` file.
-        folder: where its exports go if nothing else is said.
+        title: first part of the file names: `"low_rank"`, `"dense"`, or the name of the `.keras` file.
+        folder: default folder of its exports.
         data: its data set, or `None`.
         examples: the arguments of `to_litert` that come from the data set.
     """
@@ -36,16 +36,19 @@ class Source:
 
 
 def open_source(path, dataset=None, data_dir=None, image_size=None):
-    """The `Source` of a run directory, or of a `.keras` file with the data set that is named, if any.
+    """Opens a run directory, or a `.keras` file with an optional data set, as a `Source`.
 
     Raises:
-        ValueError: for something else, a data set that is not there, one named for a run, which has its own, or what
-            goes with a data set where none is named.
+        ValueError: for any other path, a missing data set, a data set given for a run (a run has its own), or
+            `data_dir` or `image_size` without a data set.
     """
     if os.path.isdir(path):
         config = rundir.read_config(path)
         if dataset is not None or image_size is not None:
-            raise ValueError(f"A run has its own data set. Received: dataset={dataset!r}, image_size={image_size}")
+            raise ValueError(
+                "Expected no --dataset and no --image_size: a run has its own data set. "
+                f"Received: dataset={dataset!r}, image_size={image_size}"
+            )
         model, title = rundir.load_model(path), "dense" if config.format == "dense" else "low_rank"
         data, examples = _examples(config, data_dir)
         rundir.check_classes(path, data)
@@ -53,7 +56,10 @@ def open_source(path, dataset=None, data_dir=None, image_size=None):
     if not os.path.exists(path):
         raise ValueError(f"Expected a run directory or a .keras file. Received: {path!r}, which does not exist")
     if dataset is None and (data_dir is not None or image_size is not None):
-        raise ValueError(f"Expected --dataset with these. Received: data_dir={data_dir!r}, image_size={image_size}")
+        raise ValueError(
+            f"Expected --dataset with --data_dir and --image_size. Received: data_dir={data_dir!r}, "
+            f"image_size={image_size}"
+        )
     model, folder = rundir.load_model(path), os.path.dirname(os.path.abspath(path))
     title = os.path.splitext(os.path.basename(path))[0]
     if dataset is None:
@@ -70,7 +76,7 @@ def _examples(config, data_dir=None):
 
 
 def examples_of(data, config):
-    """The arguments of `to_litert` that come from a data set: training images as they are, test images, class names."""
+    """Returns the arguments of `to_litert` that come from a data set: plain training images, test images, names."""
     plain = dataclasses.replace(config, augmentation="none", batch_size=min(config.batch_size, data.train_count))
     return {
         "representative_data": lambda: data.train_batches(plain),
@@ -80,15 +86,15 @@ def examples_of(data, config):
 
 
 def export_file(source, path, kind, file_format="litert", io_dtype="float32", **options):
-    """Exports a model to `path` (`None`: to its own folder) and writes the report beside it.
+    """Exports a model and writes the report beside the file.
 
     Args:
         source: a `Source`.
-        path: where to.
+        path: path of the file; `None` for a default name in the folder of `source`.
         kind: `"float32"` or a quantisation.
         file_format: `"litert"`, `"onnx"` or `"saved_model"`.
         io_dtype: type of input and output of an int8 file.
-        options: further arguments of the export.
+        options: further arguments of the export function.
 
     Returns:
         The report.
@@ -115,19 +121,19 @@ def _made(folder):
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"Cannot make the folder of exports. Received: {folder!r}: {error}") from error
+        raise ValueError(f"Expected a folder that can be made. Received: {folder!r}: {error}") from error
     return folder
 
 
 def write_report(path, report, title):
-    """Writes a report as JSON beside the file it is about, where `elrt-benchmark` finds it."""
+    """Writes a report as JSON beside its file, where `elrt-benchmark` finds it."""
     text = json.dumps({"title": title, **dataclasses.asdict(report)}, indent=2) + "\n"
-    # Not in the place of the suffix: `plan.json` may be somebody's.
+    # The suffix is kept and `.json` is added: the user may have a `plan.json` of another kind beside `plan.tflite`.
     write_file(f"{path}.json", text.encode())
 
 
 def table(reports):
-    """Reports as text, one row each."""
+    """Returns a table of reports, one row for each."""
 
     def percent(part):
         return "" if part is None else f"{part:.2%}"

@@ -1,4 +1,4 @@
-"""What can go wrong in the middle of a run: being told to stop, numbers that are none, dying, a full disk."""
+"""Faults in the middle of a run: a stop request, a NaN loss, a lost worker, a full disk."""
 
 import contextlib
 import math
@@ -16,41 +16,41 @@ from elrt_keras.launch.checkpoints import Progress
 
 
 class Stopped(BaseException):
-    """The process was told to stop; the message says where the run goes on.
+    """Error of a process that was told to stop; the message names the checkpoint to resume from.
 
-    Like `KeyboardInterrupt` it is no `Exception`: it can come anywhere, and handlers of errors have to let it pass.
+    It is not an `Exception`, like `KeyboardInterrupt`: it can be raised anywhere, and error handlers must not catch it.
     """
 
 
 class WorkerLost(ValueError):
-    """Another worker of the run is gone; the message says where the run goes on."""
+    """Error of a run that lost another worker; the message names the checkpoint to resume from."""
 
 
 class NonFinite(ValueError):
-    """The loss or a weight is NaN or infinite; the message says where, and what came before."""
+    """Error of a NaN or infinite loss or weight; the message says where, and names the largest gradient before."""
 
 
 class StopRequest:
-    """Whether SIGTERM has come."""
+    """Flag that is set when SIGTERM arrives."""
 
     def __init__(self):
         self.received = False
         self._at_once = False
 
     def note(self):
-        """Takes down that SIGTERM has come."""
+        """Records that SIGTERM has arrived; raises `Stopped` inside `at_once`."""
         self.received = True
         if self._at_once:
             raise Stopped("told to stop (SIGTERM) between checkpoints; start it again with the same flags")
 
     @contextlib.contextmanager
     def at_once(self):
-        """Within it SIGTERM ends the work by `Stopped`: there is no step to finish, and nothing to save."""
+        """Context in which SIGTERM raises `Stopped` at once: there is no step to finish and nothing to save."""
         self._at_once = True
         try:
             self._heed()
             yield
-            self._heed()  # one that came where Python drops exceptions, such as in `__del__`
+            self._heed()  # SIGTERM may have come where Python drops exceptions, such as in `__del__`
         finally:
             self._at_once = False
 
@@ -61,7 +61,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def noting_sigterm():
-    """Within it SIGTERM is noted in the `StopRequest` it gives, and ends nothing that is not to end `at_once`."""
+    """Context that yields a `StopRequest` and records SIGTERM there; the process ends at once only in `at_once`."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request  # only the main thread can set a handler
@@ -76,7 +76,7 @@ def noting_sigterm():
 
 @contextlib.contextmanager
 def plain_errors(run_dir, distribution):
-    """Around a run: what the system or TensorFlow raises for a full disk or a lost worker becomes a plain message."""
+    """Context of a run: turns errors of a full disk or a lost worker into plain messages."""
     try:
         yield
     except Exception as error:
@@ -85,7 +85,7 @@ def plain_errors(run_dir, distribution):
                 f"Nobody reads the output any more. {_last_good(run_dir)}; start it again with the same flags to go on"
             ) from error
         of_tensorflow = type(error).__module__.startswith("tensorflow")
-        # TensorBoard's files are written by TensorFlow, which raises no `OSError`.
+        # TensorFlow writes TensorBoard's files and raises no `OSError`.
         if isinstance(error, OSError) or (of_tensorflow and os.path.join(run_dir, "tensorboard") in str(error)):
             reason = str(error).partition("\n")[0].rpartition("}} ")[2].partition(" [Op:")[0]
             raise ValueError(
@@ -103,12 +103,12 @@ def plain_errors(run_dir, distribution):
 
 
 def _last_good(run_dir):
-    found = checkpoints.paths(run_dir)
-    return f"The last good checkpoint is {found[0] if found else 'none'}"
+    paths = checkpoints.paths(run_dir)
+    return f"The last good checkpoint is {paths[0] if paths else 'none'}"
 
 
 class NonFiniteGuard(keras.callbacks.Callback):
-    """Ends training with `NonFinite` when the loss is NaN or infinite. Comes first in the list of callbacks."""
+    """Ends training with `NonFinite` when the loss is NaN or infinite. It must be the first callback."""
 
     def __init__(self, run_dir, start):
         super().__init__()
@@ -120,7 +120,7 @@ class NonFiniteGuard(keras.callbacks.Callback):
         self._offset = self._start.step if epoch == self._start.epoch else 0
 
     def on_train_batch_end(self, batch, logs=None):
-        # One step late: the loss of the step before is there already, and the device need not be waited for.
+        # Check one step late: the loss of the previous step is ready, so nothing waits for the device.
         self._check()
         self._loss = (self._offset + batch + 1, logs["loss"])
 
@@ -137,7 +137,7 @@ class NonFiniteGuard(keras.callbacks.Callback):
 
 
 def check_weights(model, run_dir, epoch, step=None):
-    """Raises `NonFinite` unless all weights are finite."""
+    """Raises `NonFinite` if a weight is NaN or infinite."""
     for variable in model.weights:
         if not np.isfinite(keras.ops.convert_to_numpy(variable)).all():
             raise NonFinite(_diagnosis(f"{variable.path} is not finite", model, run_dir, epoch, step))
@@ -160,7 +160,7 @@ def _diagnosis(what, model, run_dir, epoch, step):
 
 
 class DivergenceWarning(keras.callbacks.Callback):
-    """Warns once when the loss of training has become worse than guessing, and clearly worse than it was.
+    """Warns once when the training loss is worse than guessing and clearly worse than its best value.
 
     Args:
         config: the `TrainConfig`.
@@ -173,27 +173,27 @@ class DivergenceWarning(keras.callbacks.Callback):
         self._best, self._warned = math.inf, False
 
     def on_epoch_end(self, epoch, logs=None):
-        loss = logs.get("cross_entropy", logs["loss"])  # there are no penalties where only the loss is there
+        loss = logs.get("cross_entropy", logs["loss"])  # without `cross_entropy`, the loss has no penalties
         self._best = min(self._best, loss)
         guessing = math.log(self._classes)
         if self._warned or loss <= max(2 * guessing, 1.5 * self._best):
             return
         self._warned = True
         logging.warning(
-            "The loss of training has risen from %.2f to %.2f by epoch %d, where guessing among %d classes has %.2f: a "
-            "--learning_rate below %g or a longer --lr_warmup_epochs may help",
+            "The training loss has risen from %.2f to %.2f by epoch %d; guessing among %d classes has %.2f. A lower "
+            "--learning_rate than %g or a longer --lr_warmup_epochs may help",
             *(self._best, loss, epoch + 1, self._classes, guessing, self._config.learning_rate),
         )
 
 
 class Checkpointing(keras.callbacks.Callback):
-    """Saves a checkpoint after each epoch, every so often within, and when the process is told to stop.
+    """Saves a checkpoint after each epoch, at intervals within an epoch, and when the process is told to stop.
 
     Args:
         run_dir: directory of the run.
         start: the `Progress` that training starts from.
-        distribution: the `Distribution`; the chief saves.
-        request: the `StopRequest`; once it was received, training ends after the step with `Stopped`.
+        distribution: the `Distribution`; its chief saves.
+        request: the `StopRequest`; after SIGTERM, training finishes the step and raises `Stopped`.
         every_s: seconds between checkpoints within an epoch, or `None`.
     """
 
@@ -211,7 +211,7 @@ class Checkpointing(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         if batch + 1 == self.params["steps"]:
-            return  # the end of the epoch is next
+            return  # `on_epoch_end` follows and saves
         due = self._every_s is not None and time.monotonic() - self._saved > self._every_s
         due, stop = self._distribution.any_worker(due, self._request.received)
         if due or stop:
@@ -220,7 +220,7 @@ class Checkpointing(keras.callbacks.Callback):
             self._stop()
 
     def on_test_batch_end(self, batch, logs=None):
-        # Workers could not agree on this without asking each other at every batch.
+        # Several workers would have to ask each other at every batch, so only a single worker stops here.
         self.model.stop_evaluating = self._request.received and self._distribution.workers == 1
 
     def on_epoch_end(self, epoch, logs=None):
@@ -235,7 +235,7 @@ class Checkpointing(keras.callbacks.Callback):
 
     def _save(self, progress):
         self._saved = time.monotonic()
-        # On every worker, so that all of them end or go back together.
+        # Every worker checks, so that all workers stop or roll back together.
         check_weights(self.model, self._run_dir, self._epoch, progress.step or None)
         if self._distribution.is_chief:
             checkpoints.save(self.model, self._run_dir, progress)

@@ -1,4 +1,4 @@
-"""Tables and plots of how fast LiteRT files run, and the commands that measure them on an Android device."""
+"""Tables and plots of LiteRT latency, and the shell commands that measure it on an Android device."""
 
 import dataclasses
 import json
@@ -12,23 +12,23 @@ from elrt_keras.plot import figures, tradeoff
 from elrt_keras.ranks import RankPlan
 from elrt_keras.terminal.tables import render_table, short_names
 
-# 10–90 % range over the median, which single runs exceed where other programs want the same cores.
+# Largest usual 10–90 % range, relative to the median. Other programs on the same cores make it larger.
 _SCATTER = 0.25
 _DEVICE_FOLDER = "/data/local/tmp"
 
 
 def find_files(sources):
-    """The `.tflite` files that are named, or that lie in the `export` folder of run directories.
+    """Returns the named `.tflite` files and those in the `export` folders of the named run directories.
 
     Raises:
-        ValueError: for nothing found, or a source that does not exist.
+        ValueError: if there is no file, or a source does not exist.
     """
-    found = []
+    paths = []
     for source in sources:
         if not os.path.exists(source):
             raise ValueError(f"Expected .tflite files or run directories. Received: {source!r}, which does not exist")
         if not os.path.isdir(source):
-            found.append(source)
+            paths.append(source)
             continue
         folder = os.path.join(source, "export")
         names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
@@ -37,19 +37,19 @@ def find_files(sources):
             raise ValueError(
                 f"Expected LiteRT files in {folder!r}: run `elrt-export {source}` first. Received: {names}"
             )
-        found += exported
-    if not found:
+        paths += exported
+    if not paths:
         raise ValueError("Expected .tflite files or run directories: elrt-benchmark litert FILE_OR_RUN… Received: none")
-    return found
+    return paths
 
 
 def measure(paths, threads, runs, timer=None):
-    """Rows of results: what `benchmark_litert` or a timer measures, with the accuracy that `elrt-export` wrote down."""
+    """Measures files by `benchmark_litert` or a timer; returns rows with the accuracy that `elrt-export` wrote."""
     from elrt_keras.export import benchmark_litert
 
     results = benchmark_litert(paths, threads, runs) if timer is None else _measured_by(timer, paths, threads, runs)
     names = zip(short_names(paths), results)
-    scattered = [name for name, one in names if one.high_ms - one.low_ms > _SCATTER * one.median_ms]
+    scattered = [name for name, result in names if result.high_ms - result.low_ms > _SCATTER * result.median_ms]
     if scattered:
         warnings.warn(
             f"Single runs of {', '.join(scattered)} scatter by more than {_SCATTER:.0%} of the median: stop other "
@@ -60,7 +60,7 @@ def measure(paths, threads, runs, timer=None):
 
 
 def _measured_by(timer, paths, threads, runs):
-    """Results of files on another device; the spread is that of the quartiles."""
+    """Returns the results of files on another device; the spread is the range of the quartiles."""
     from elrt_keras.export.benchmark import LatencyResult
 
     contents = [pathlib.Path(path).read_bytes() for path in paths]
@@ -71,7 +71,7 @@ def _measured_by(timer, paths, threads, runs):
 
 
 def predictions(sources, rows):
-    """Lines that compare the time a plan predicted with the measured one, for runs that were planned for a latency."""
+    """Returns lines that compare predicted and measured time, for runs that were planned for a latency."""
     lines = []
     for source in sources:
         path = os.path.join(source, "rank_plan.json")
@@ -89,7 +89,7 @@ def predictions(sources, rows):
 
 
 def _exported(path):
-    """`{"accuracy", "macs"}` from the JSON file beside an exported file, as far as there is one."""
+    """Reads `{"accuracy", "macs"}` from the JSON file beside an exported file; `None` for missing values."""
     sidecar = f"{path}.json"
     if not os.path.exists(sidecar):
         return {"accuracy": None, "macs": None}
@@ -102,7 +102,7 @@ def _exported(path):
 
 
 def table(rows):
-    """The results as text; speed-up is against the first file."""
+    """Returns the results as text; the speed-up is relative to the first file."""
     cells = [
         (
             name,
@@ -121,30 +121,30 @@ def table(rows):
 
 
 def check_plot(paths, path):
-    """Refuses a plot of files that could not be drawn, before they are measured.
+    """Checks before the measurement that the plot can be drawn.
 
     Raises:
-        ValueError: when no accuracy is known, or for a suffix that matplotlib does not know.
+        ValueError: if no accuracy is known, or for a suffix that matplotlib does not know.
     """
     figures.check_path(path)
     if all(_exported(path)["accuracy"] is None for path in paths):
-        raise ValueError("Expected files with an accuracy, as elrt-export writes it beside them. Received: none")
+        raise ValueError("Expected files whose report of elrt-export has an accuracy. Received: none")
 
 
 def plot(rows, path):
-    """Accuracy over latency, one point a file with a known accuracy; see `check_plot`."""
+    """Draws accuracy over latency, one point for each file with a known accuracy; see `check_plot`."""
     tradeoff(rows, cost="latency", path=path)
 
 
 def android_commands(paths, threads, runs):
-    """Shell commands that measure the files on a device with LiteRT's own benchmark program."""
+    """Returns shell commands that measure the files on a device with LiteRT's own benchmark program."""
     program = f"{_DEVICE_FOLDER}/benchmark_model"
     lines = [
         "On an Android device, with LiteRT's benchmark_model for it in this folder and adb on the path:",
         f"  adb push benchmark_model {_DEVICE_FOLDER}/ && adb shell chmod +x {program}",
     ]
     for path, name in zip(paths, short_names(paths)):
-        # The shell on the device reads it as well.
+        # The shell on the device reads the name too.
         target = f"{_DEVICE_FOLDER}/{re.sub(r'[^0-9A-Za-z._-]', '_', name.removesuffix('.tflite'))}.tflite"
         lines.append(
             f"  adb push {shlex.quote(path)} {target} && adb shell {program} --graph={target} --num_threads={threads} "

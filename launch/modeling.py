@@ -1,4 +1,4 @@
-"""The model of a run: the dense one, its rank plan, its low-rank twin, compiled."""
+"""Models of a run: the dense model, its rank plan, and the compiled low-rank model."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ from elrt_keras.ranks import methods
 
 
 def new_model(config, data, steps):
-    """The compiled model that a run without full-rank warm-up starts with."""
+    """Builds and compiles the first model of a run without full-rank warm-up."""
     dense = dense_model(config, data)
     model = build_model(config, dense, rank_plan(config, dense))
     compile_model(model, config, steps)
@@ -26,10 +26,10 @@ def new_model(config, data, steps):
 
 
 def starting_model(config, dense, data):
-    """The model that a run starts with, and its `RankPlan`: planned for the dense model, or shrunk from a low-rank one.
+    """Builds the first model of a run and its `RankPlan`, from the dense model or by shrinking a low-rank one.
 
     Raises:
-        ValueError: for a low-rank model that no budget is given for, or that cannot be shrunk to it.
+        ValueError: if a low-rank model has no budget, or cannot be shrunk to it.
     """
     examples = calibration_data(config, data)
     trained = initial_low_rank(config)
@@ -38,7 +38,7 @@ def starting_model(config, dense, data):
         return build_model(config, dense, RankPlan() if config.warms_up else plan, examples), plan
     if config.max_macs is None and config.max_params is None:
         raise ValueError(
-            "Expected max_macs or max_params for a low-rank model, to which it is shrunk. "
+            "Expected max_macs or max_params for a low-rank model, which is shrunk to this budget. "
             f"Received: initial_model={config.initial_model!r} with neither"
         )
     budgets = {"max_macs": config.max_macs, "max_params": config.max_params}
@@ -49,14 +49,14 @@ def starting_model(config, dense, data):
 
 
 def calibration_data(config, data):
-    """Training images as the run sees them, `calibration_examples` of them or a few more; `None` for none."""
+    """Returns batches of at least `calibration_examples` augmented training images; `None` for 0 of them."""
     if not config.calibration_examples:
         return None
     return data.train_batches(config).take(-(-config.calibration_examples // config.batch_size))
 
 
 def initial_low_rank(config):
-    """The low-rank model that a run starts from, or `None`."""
+    """Returns the low-rank model in `--initial_model`, or `None`."""
     if config.initial_model is None:
         return None
     trained = rundir.load_model(config.initial_model)
@@ -65,7 +65,7 @@ def initial_low_rank(config):
 
 
 def with_penalties(config, low_rank):
-    """A copy of a low-rank model with the run's regularizers in the place of its own."""
+    """Copies a low-rank model; the run's regularizers replace those of the model."""
     decay = frobenius_decay(config)
     own = {
         "factor_regularizer": _orthogonality(config),
@@ -90,7 +90,7 @@ def _constraint(config):
 
 
 def build_model(config, dense, plan, calibration_data=None):
-    """The model of a run: `dense` itself, or its low-rank twin under `plan`, with the run's regularizers."""
+    """Builds the model of a run with the run's regularizers: `dense` itself, or its low-rank twin under `plan`."""
     decay = frobenius_decay(config)
     if not plan.factorized():
         model = dense
@@ -111,7 +111,7 @@ def build_model(config, dense, plan, calibration_data=None):
 
 
 def dense_model(config, data):
-    """The dense model of a run, with the weights of `--initial_model` where one is given."""
+    """Builds the dense model of a run, with the weights of `--initial_model` if there is one."""
     dense = elrt.models.build(
         config.model,
         data.image_shape,
@@ -133,10 +133,10 @@ def dense_model(config, data):
 
 
 def load_teacher(config, dense, data):
-    """The teacher of a run, or `None` for a run without one.
+    """Loads the teacher of a run; returns `None` for a run without a teacher.
 
     Raises:
-        ValueError: for a teacher that is missing, or of other classes or inputs than the run's.
+        ValueError: for a missing teacher, or one with other classes or inputs than the run.
     """
     if config.teacher is None:
         return None
@@ -147,7 +147,7 @@ def load_teacher(config, dense, data):
 
 
 def with_teacher(config, model, teacher):
-    """The model to train: `model` itself, or taught by a teacher where there is one."""
+    """Returns the model to train: `model` itself, or a `Taught` model if there is a teacher."""
     if teacher is None:
         return model
     try:
@@ -157,19 +157,19 @@ def with_teacher(config, model, teacher):
 
 
 def training_macs(model):
-    """MACs of a training step for one image: three times those of inference, and once those of the teacher.
+    """Counts the MACs of a training step for one image: three times those of inference, plus those of the teacher.
 
-    The gradients of inputs and of weights cost as much as the forward pass each.
+    The gradients of inputs and of weights each cost as much as the forward pass.
     """
     macs = 3 * elrt.count_costs(student_of(model)).macs
     return macs + elrt.count_costs(model.teacher).macs if isinstance(model, elrt.Taught) else macs
 
 
 def with_epochs(config, model, dense):
-    """The configuration with the number of epochs that `training_macs_of_dense` pays for.
+    """Returns the configuration with the number of epochs that `training_macs_of_dense` pays for.
 
     Raises:
-        ValueError: where it pays for none.
+        ValueError: if it pays for no epoch.
     """
     if config.training_macs_of_dense is None:
         return config
@@ -184,20 +184,20 @@ def with_epochs(config, model, dense):
 
 
 def rank_plan(config, dense, calibration_data=None):
-    """The `RankPlan` of a run: all dense, read from a file, or planned under the budget."""
+    """Returns the `RankPlan` of a run: all dense, read from a file, or planned under the budget."""
     if config.format == "dense":
         return RankPlan({row.name: None for row in elrt.count_costs(dense).layers if row.macs})
     if config.rank_plan is not None:
         plan = RankPlan.load(config.rank_plan)
-        # The default may not have been asked for.
+        # A default format is no wish of the user, so it may differ from the plan.
         if config.format not in (*plan_format(plan).split("+"), type(config).format):
             raise ValueError(
                 f"Expected the format of the rank plan, {plan_format(plan)!r}. Received: format={config.format!r}"
             )
         others = [name for name in elrt.plan_ranks(dense, fraction=0.5) if name not in plan]
-        if others:  # as where the plan was made for a smaller network of the same family
+        if others:  # for example, the plan was made for a smaller network of the same family
             logging.warning(
-                "%d layers stay dense, since the plan does not name them: %s", len(others), ", ".join(others)
+                "%d layers stay dense because the plan does not name them: %s", len(others), ", ".join(others)
             )
         return plan
     return elrt.plan_ranks(
@@ -215,7 +215,7 @@ def rank_plan(config, dense, calibration_data=None):
 
 
 def plan_format(plan):
-    """What the formats of a plan are called together, such as `"svd+tucker2"`."""
+    """Returns the names of a plan's formats as one text, such as `"svd+tucker2"`."""
     return "+".join(sorted({entry.format for entry in plan.factorized().values()})) or "dense"
 
 
@@ -233,7 +233,7 @@ def _orthogonality(config):
 
 
 def compile_model(model, config, steps):
-    """Compiles a model with the run's optimizer and loss; `steps` to an epoch."""
+    """Compiles a model with the run's optimizer and loss; `steps`: number of steps in an epoch."""
     elrt.fuse_batch_norm(model)
     model.compile(
         make_optimizer(config, steps),
@@ -244,15 +244,15 @@ def compile_model(model, config, steps):
 
 
 def accuracy():
-    """Top-1 accuracy as an object: a name gets its variables in the first step, which TensorFlow then traces again."""
+    """Returns the top-1 accuracy metric. The name `"accuracy"` would make TensorFlow trace the first step twice."""
     return keras.metrics.CategoricalAccuracy(name="accuracy")
 
 
 def _cross_entropy(config):
-    """The loss over the labels alone as a metric, for the runs whose loss has more in it."""
+    """Returns a metric of the loss over the labels alone, for runs whose loss has other terms."""
     if config.teacher is None and frobenius_decay(config) is None and _orthogonality(config) is None:
         return []
-    # By the configuration, not by the model: full-rank warm-up has the columns of the low-rank epochs.
+    # Decide by the configuration, not by the model: full-rank epochs get the columns of the low-rank epochs.
     return [keras.metrics.CategoricalCrossentropy(name="cross_entropy", label_smoothing=config.label_smoothing)]
 
 
@@ -264,7 +264,7 @@ def slow_down(model, config, steps, rollbacks):
 
 @contextlib.contextmanager
 def precision(config):
-    """Within it layers are made with the dtype policy of the run."""
+    """Context in which new layers have the dtype policy of the run."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(config.precision)
     try:
@@ -274,32 +274,32 @@ def precision(config):
 
 
 def synchronize_batch_norm(model, wanted):
-    """Has batch-norm take its statistics over the batches of all replicas, or of each replica alone."""
+    """Makes batch-norm compute statistics over the batches of all replicas, or of each replica alone."""
     for _, layer in iterate_layers(model):
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.synchronized = wanted
 
 
 def ready_for_use(model):
-    """A trained model without what only training needed: optimizer, replicas, mixed precision. `model` is used up."""
+    """Returns a trained model without optimizer, replicas and mixed precision. Do not use `model` afterwards."""
     synchronize_batch_norm(model, False)
     for _, layer in iterate_layers(model):
         layer.dtype_policy = "float32"
-    # What is compiled is saved too, so the configuration is taken without it.
+    # Saving a compiled model saves the optimizer too, so build a fresh model from the configuration.
     fresh = type(model).from_config(model.get_config())
     fresh.set_weights(model.get_weights())
     return fresh
 
 
 def is_tuned(config):
-    """Reports if the ways to train are measured: where that is asked for, or there is an accelerator."""
+    """Reports if the ways to train are measured: as `--tune` says, by default if there is an accelerator."""
     if config.tune is not None:
         return config.tune
     return any(not device.startswith("cpu") for device in keras.distribution.list_devices())
 
 
 def jit_compile():
-    """What `compile` is told about XLA."""
+    """Returns the `jit_compile` argument of `compile`."""
     # On a CPU TensorFlow's XLA makes a ResNet step slower; JAX always compiles.
     if keras.backend.backend() != "tensorflow":
         return "auto"

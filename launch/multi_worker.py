@@ -1,17 +1,16 @@
 """Remedy for https://github.com/keras-team/keras/issues/20585: `fit` under `MultiWorkerMirroredStrategy`.
 
 Two functions of the TensorFlow trainer of Keras 3 fail with several workers. `_maybe_symbolic_build` eagerly reduces a
-batch that is spread over workers, which cannot be done, where the part of one replica has all that is needed: shapes
-and types. `reduce_per_replica` takes the mean of scalars over an axis that scalars do not have. Both are replaced, here
-and nowhere else. `tests/integration/test_distribution.py` runs two workers without the remedy and fails on the day they
-train: then this file can go.
+batch that is spread over workers, which is impossible. The part of one replica is enough: it has the shapes and types.
+`reduce_per_replica` takes the mean of scalars over an axis that scalars do not have. Only this module replaces the two
+functions. `tests/integration/test_distribution.py` runs two workers without the remedy; once that run succeeds, the
+test fails, and this module can be removed.
 """
 
 import keras
 from absl import logging
 
-# Seen to fail up to this version. A later one gets the remedy too, which does no harm where it is not needed, and a
-# warning.
+# Last version known to fail. Later versions get the remedy too, with a warning; it does no harm if it is not needed.
 LAST_SEEN_TO_FAIL = (3, 15)
 
 
@@ -19,7 +18,7 @@ def mend_fit():
     """Replaces the two functions; a second call changes nothing.
 
     Raises:
-        ValueError: when this version of Keras lacks them.
+        ValueError: if this version of Keras lacks one of them.
     """
     import tensorflow as tf
     from keras.src.backend.tensorflow import trainer

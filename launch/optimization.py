@@ -27,7 +27,7 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def learning_rate(config, steps_per_epoch):
-    """The learning rate over all steps of a run, as a Keras schedule (or a float for `constant` without warm-up)."""
+    """Returns the learning rate over all steps as a Keras schedule (a float for `constant` without warm-up)."""
     schedules = keras.optimizers.schedules
     total = config.epochs * steps_per_epoch
     warmup = round(config.lr_warmup_epochs * steps_per_epoch)
@@ -56,17 +56,18 @@ def learning_rate(config, steps_per_epoch):
     if not warmup:
         return rate
     if isinstance(rate, float):
-        # A constant as a schedule, for the warm-up to follow.
+        # `WarmUp` needs a schedule, so write the constant as one.
         rate = schedules.PiecewiseConstantDecay([total], [rate, rate])
     return WarmUp(rate, warmup)
 
 
 class _RunOptimizer:
-    """Adds to an optimizer what a run needs, in a way that its saved configuration cannot lose.
+    """Adds gradient norms, selective weight decay and late averaging to an optimizer.
 
     `gradient_norms` holds ‖gradient‖ of each variable at the last step where all were finite. Decoupled weight decay
-    leaves variables with one axis alone: biases and batch-norm. Averaged weights (`use_ema`) stay apart from the
-    weights until `use_averages`: Keras would put them in place after each `fit`, of which a resumed run has two.
+    skips variables with one axis: biases and batch-norm. Averaged weights (`use_ema`) replace the weights only in
+    `use_averages`. Keras would replace them after each `fit`, and a resumed run calls `fit` twice. A class keeps all
+    this in a saved model, where a setting of the optimizer could get lost.
     """
 
     def build(self, variables):
@@ -79,16 +80,16 @@ class _RunOptimizer:
     def add_optimizer_variables(self, trainable_variables, name, initializer="zeros"):
         added = super().add_optimizer_variables(trainable_variables, name, initializer)
         if name == "average":
-            # Keras starts the averages in step 0, and low-rank training after full-rank warm-up starts in a later one.
+            # Keras starts the averages in step 0. Low-rank training after full-rank warm-up starts in a later step.
             for average, variable in zip(added, trainable_variables):
-                average.assign(keras.ops.copy(variable))  # on JAX they would share a buffer, which a step uses up
+                average.assign(keras.ops.copy(variable))  # without a copy, JAX would delete the shared buffer
         return added
 
     def finalize_variable_values(self, var_list):
-        """Leaves the weights as they are; see `use_averages`."""
+        """Does nothing: `use_averages` replaces the weights."""
 
     def use_averages(self, variables):
-        """Puts the averaged weights in the place of the weights, where the run has some."""
+        """Replaces the weights by their averages, if the run has averages."""
         super().finalize_variable_values(variables)
 
     def apply(self, grads, trainable_variables=None):
@@ -110,19 +111,20 @@ def _norm(gradient):
 
 @keras.saving.register_keras_serializable("elrt_keras")
 class NotingSGD(_RunOptimizer, keras.optimizers.SGD):
-    """`keras.optimizers.SGD` that notes gradient norms and does not decay biases and batch-norm."""
+    """`keras.optimizers.SGD` that records gradient norms and does not decay biases and batch-norm."""
 
 
 @keras.saving.register_keras_serializable("elrt_keras")
 class NotingAdamW(_RunOptimizer, keras.optimizers.AdamW):
-    """`keras.optimizers.AdamW` that notes gradient norms and does not decay biases and batch-norm."""
+    """`keras.optimizers.AdamW` that records gradient norms and does not decay biases and batch-norm."""
 
 
 @keras.saving.register_keras_serializable("elrt_keras")
 class LossScaling(keras.optimizers.LossScaleOptimizer):
-    """`keras.optimizers.LossScaleOptimizer` whose replicas agree on whether a step is skipped.
+    """`keras.optimizers.LossScaleOptimizer` whose replicas skip the same steps.
 
-    Keras asks the first replica, or each for itself. Then an overflow on another one gets into the weights of all.
+    Keras checks gradients on the first replica only, or on each replica separately. Then an overflow on another replica
+    would get into the weights of all.
     """
 
     def check_finite(self, grads):
@@ -138,7 +140,7 @@ class LossScaling(keras.optimizers.LossScaleOptimizer):
 
 
 def make_optimizer(config, steps_per_epoch):
-    """The optimizer of a run. Decoupled decay leaves biases and batch-norm alone (all variables with one axis)."""
+    """Returns the optimizer of a run. Decoupled decay skips biases and batch-norm (all variables with one axis)."""
     decay = config.weight_decay if config.weight_decay_kind == "decoupled" and config.weight_decay else None
     rate = learning_rate(config, steps_per_epoch)
     averages = {} if config.ema is None else {"use_ema": True, "ema_momentum": config.ema}
@@ -151,7 +153,7 @@ def make_optimizer(config, steps_per_epoch):
 
 
 def frobenius_decay(config):
-    """The regularizer `(λ/2)·‖W‖_F²` of Frobenius decay, or `None` where the run has another kind of decay."""
+    """Returns the regularizer `(λ/2)·‖W‖_F²` of Frobenius decay, or `None` for another kind of decay."""
     if config.weight_decay_kind != "frobenius" or not config.weight_decay:
         return None
     return keras.regularizers.L2(config.weight_decay / 2)
@@ -162,7 +164,7 @@ def add_kernel_regularizer(model, regularizer):
     for _, layer in iterate_layers(model):
         kernel = getattr(layer, "kernel", None)
         if isinstance(kernel, keras.Variable):
-            # By the name that the layer's configuration has for it, or a saved model would lose it.
+            # Set the attribute that the layer's configuration stores; a saved model would lose another one.
             depthwise = hasattr(layer, "depthwise_regularizer")
             setattr(layer, "depthwise_regularizer" if depthwise else "kernel_regularizer", regularizer)
             kernel.regularizer = regularizer

@@ -1,11 +1,11 @@
-"""Values of flags that hold several things."""
+"""Parsers of flags that hold several values."""
 
 
 def input_shape(sizes: list[str] | None, image_size: int | None) -> tuple[int, ...] | None:
-    """Height, width and channels from texts, or from the one size of colour images; `None` without either.
+    """Parses height, width and channels from texts, or from the size of square colour images; `None` without both.
 
     Raises:
-        ValueError: for both at once, or texts that are no positive ints.
+        ValueError: for both at once, or texts that are not positive ints.
     """
     if image_size is not None:
         if sizes is not None:
@@ -22,10 +22,10 @@ def input_shape(sizes: list[str] | None, image_size: int | None) -> tuple[int, .
 
 
 def formats_by_layer(text: str) -> str | dict[str, str]:
-    """`"svd"` as it is, `"conv1*:svd,*:tucker2"` as a mapping.
+    """Parses `"conv1*:svd,*:tucker2"` to a dict; returns a single name such as `"svd"` unchanged.
 
     Raises:
-        ValueError: for a part of a mapping that is no pair, or a pattern that stands there twice.
+        ValueError: for a part that is not a pair, or a pattern that occurs twice.
     """
     if ":" not in text:
         return text

@@ -6,11 +6,11 @@
   elrt-plan --model=vgg16 --max_latency=0.5                           # half the time, measured layer by layer on LiteRT
   elrt-plan --model=vgg16 --max_latency=0.5 --quantization=int8       # half the time of the int8 file
   elrt-plan --model=resnet18 --image_size=96 --classes=2 --max_latency=0.5 --output=plan.json
-  elrt-plan --model=resnet18 --max_latency=0.5 --timer=adb --save_times=pixel8.json      # on the phone in your hand
-  elrt-plan --model=resnet18 --max_latency=0.6 --times=pixel8.json                       # on times of that phone
+  elrt-plan --model=resnet18 --max_latency=0.5 --timer=adb --save_times=pixel8.json      # measured on a phone
+  elrt-plan --model=resnet18 --max_latency=0.6 --times=pixel8.json                       # saved times of that phone
   elrt-plan --model=resnet20 --format='stage1*:svd,*:tucker2' --max_params=0.3 --exclude='stem*,classifier'
 
-The JSON can be edited by hand; elrt-train takes it by --rank_plan.
+The JSON file can be edited by hand. elrt-train reads it with --rank_plan.
 """
 
 import os
@@ -29,33 +29,33 @@ _PASSED = ("fraction", "max_macs", "max_params", "max_latency", "multiple_of", "
 def define():
     """Defines the flags of `elrt-plan`."""
     flags.DEFINE_string(
-        "model", None, "A builder's name, see elrt_keras.models.list_models(), a .keras file, or a finished run."
+        "model", None, "Model to plan: a name of elrt_keras.models.list_models(), a .keras file, or a finished run."
     )
     flags.DEFINE_list(
         "input_shape",
         None,
-        "Height, width, channels: of a builder's model (its own by default), or of a file's with open sizes.",
+        "Height, width, channels of the input, for a built model or a file without a fixed size. Default: the model's.",
     )
-    flags.DEFINE_integer("image_size", None, "Height, width of colour images; short for --input_shape.", lower_bound=1)
-    flags.DEFINE_integer("classes", None, "Number of classes, for a builder; its own by default.")
-    flags.DEFINE_string("format", "tucker2", "Low-rank format; 'auto': of each layer the best; or 'pattern:format,…'.")
-    flags.DEFINE_float("fraction", None, "Fraction of the full ranks, instead of a budget.")
-    flags.DEFINE_float("max_macs", None, "Keep at most this part of the dense MACs, in (0, 1].")
-    flags.DEFINE_float("max_params", None, "Keep at most this part of the dense parameters, in (0, 1].")
+    flags.DEFINE_integer("image_size", None, "Height and width of RGB images, short for --input_shape.", lower_bound=1)
+    flags.DEFINE_integer("classes", None, "Number of classes of a built model. Default: the model's own.")
+    flags.DEFINE_string("format", "tucker2", "Low-rank format, 'auto' (the best for each layer) or 'pattern:format,…'.")
+    flags.DEFINE_float("fraction", None, "Part of the full ranks to keep in each layer, instead of a budget.")
+    flags.DEFINE_float("max_macs", None, "Budget: largest part of the dense MACs to keep, in (0, 1].")
+    flags.DEFINE_float("max_params", None, "Budget: largest part of the dense parameters to keep, in (0, 1].")
     reading = ", ".join(methods.reading_weights())
     flags.DEFINE_enum(
-        "method", None, methods.names(), f"How ranks are chosen; uniform by default, {reading} read weights."
+        "method", None, methods.names(), f"Method that chooses ranks. Default: uniform. {reading} read trained weights."
     )
-    flags.DEFINE_integer("multiple_of", None, "Ranks are multiples of this; 8 if not given, which SIMD units like.")
-    flags.DEFINE_list("exclude", None, "Names or patterns to keep dense; default: first convolution and classifier.")
-    flags.DEFINE_bool("break_even", True, "Keep layers dense that would not get cheaper.")
-    flags.DEFINE_string("output", None, "Where to write the plan (JSON).")
+    flags.DEFINE_integer("multiple_of", None, "Every rank is a multiple of this. Default: 8, which suits SIMD units.")
+    flags.DEFINE_list("exclude", None, "Layers (or patterns) to keep dense. Default: first convolution and classifier.")
+    flags.DEFINE_bool("break_even", True, "Keep a layer dense if low rank does not make it cheaper.")
+    flags.DEFINE_string("output", None, "JSON file for the plan. Default: none is written.")
     timing.define()
     flags.register_validator("model", lambda model: model is not None, "expected a builder's name, a file or a run")
 
 
 def run(argv):
-    """Plans as the flags say."""
+    """Plans ranks as the flags say, and prints and saves the plan."""
     cli.refuse_arguments(argv)
     import elrt_keras as elrt
 
@@ -93,8 +93,8 @@ def _model(values, shape):
     if values.model in models.list_models():
         if values.method in methods.reading_weights():
             raise ValueError(
-                f"--method={values.method} reads trained weights, and a builder's are random. Expected a .keras file. "
-                f"Received: model={values.model!r}"
+                f"Expected a .keras file or a finished run: --method={values.method} reads trained weights. "
+                f"Received: model={values.model!r} with random weights"
             )
         return models.build(values.model, shape, values.classes)
     if not os.path.exists(values.model):
@@ -103,7 +103,7 @@ def _model(values, shape):
             f"Received: model={values.model!r}{suggestion(values.model, models.list_models())}"
         )
     if values.classes is not None:
-        raise ValueError(f"--classes is for builders; a saved model has its own. Received: classes={values.classes}")
+        raise ValueError(f"Expected --classes with a builder's name only. Received: classes={values.classes}")
     from elrt_keras.launch import rundir
 
     return rundir.load_model(values.model)

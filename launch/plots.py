@@ -16,7 +16,7 @@ def plot_curves(history_csv, path, title):
 
     Args:
         history_csv: file written by `keras.callbacks.CSVLogger`.
-        path: the picture; the old one or the new one, never a part.
+        path: path of the picture, written atomically.
         title: title of the figure.
     """
     columns = {name: list(map(records.number, values)) for name, values in records.columns(history_csv).items()}
@@ -41,5 +41,5 @@ def plot_curves(history_csv, path, title):
 
 
 def _has_values(columns, name):
-    """Whether a column has a number in some row; a dense run has no orthogonality errors."""
+    """Reports if a column has a number in some row; a dense run has no orthogonality errors."""
     return not all(map(math.isnan, columns.get(name, ())))

@@ -1,4 +1,4 @@
-"""Quantisation-aware training: fine-tunes a finished run with int8 rounding and exports it as an int8 LiteRT file."""
+"""Quantisation-aware training: fine-tunes a finished run with int8 rounding and exports an int8 LiteRT file."""
 
 import dataclasses
 import json
@@ -18,37 +18,37 @@ _CHECK_EXAMPLES = 10_000
 
 
 def run(run_dir, epochs, learning_rate, data_dir=None):
-    """Fine-tunes the model of a run; goes on where an earlier start stopped.
+    """Fine-tunes the model of a run; an interrupted fine-tuning continues.
 
     Args:
-        run_dir: directory of a finished run. `quantization_aware/` in it will hold `model.tflite`, `history.csv` and
+        run_dir: directory of a finished run. Its subfolder `quantization_aware/` gets `model.tflite`, `history.csv` and
             `summary.json`.
-        epochs: int, epochs of fine-tuning.
-        learning_rate: float, its first learning rate; a cosine takes it to zero. Momentum, batch size, augmentation and
-            label smoothing are those of the run.
-        data_dir: where the data of the run lies now; `None` for where it was.
+        epochs: int, number of epochs.
+        learning_rate: float, first learning rate; it falls to zero along a cosine. Momentum, batch size, augmentation
+            and label smoothing are those of the run.
+        data_dir: new place of the run's data; `None` if they have not moved.
 
     Returns:
         The summary, a dict.
 
     Raises:
-        ValueError: for a run that is not finished, another backend than TensorFlow, or a folder that holds a
-            fine-tuning with other settings.
+        ValueError: for an unfinished run, a backend other than TensorFlow, or a folder with a fine-tuning of other
+            settings.
         ImportError: without the `optimize` and `litert` extras.
     """
     if keras.backend.backend() != "tensorflow":
         raise ValueError(
-            f"Quantisation-aware training needs the TensorFlow backend. Received: {keras.backend.backend()!r}"
+            f"Expected the TensorFlow backend for quantisation-aware training. Received: {keras.backend.backend()!r}"
         )
     finished = rundir.read_summary(run_dir)
     if finished is None:
         raise ValueError(f"Expected a finished run. Received: {run_dir!r}")
     settings = {"epochs": epochs, "learning_rate": learning_rate}
     folder = os.path.join(run_dir, FOLDER)
-    known = _prepared(folder, settings)
-    if known is not None:
+    summary = _prepared(folder, settings)
+    if summary is not None:
         print(f"Already finished: {folder}")
-        return known
+        return summary
     config = rundir.read_config(run_dir)
     data = training.load_data(config, data_dir)
     rundir.check_classes(run_dir, data)
@@ -65,18 +65,21 @@ def run(run_dir, epochs, learning_rate, data_dir=None):
 
 
 def _prepared(folder, settings):
-    """Makes the folder, and gives the summary of a fine-tuning that is finished; refuses one with other settings."""
+    """Makes the folder; returns the summary of a finished fine-tuning, or `None`. Refuses other settings in it."""
     path = os.path.join(folder, "settings.json")
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"Cannot make the folder. Received: {folder!r}: {error}") from error
+        raise ValueError(f"Expected a folder that can be made. Received: {folder!r}: {error}") from error
     check_file(path)
     if os.path.exists(path):
         with open(path, encoding="utf-8") as file:
-            there = json.load(file)
-        if there != settings:
-            raise ValueError(f"{folder!r} holds a fine-tuning with {there}; remove it first. Received: {settings}")
+            old_settings = json.load(file)
+        if old_settings != settings:
+            raise ValueError(
+                f"Expected {old_settings}: {folder!r} holds a fine-tuning with them; remove it to start another one. "
+                f"Received: {settings}"
+            )
     _write(path, settings)
     return rundir.read_summary(folder, ("path", "accuracy", "float_accuracy", "size_bytes"))
 
@@ -103,8 +106,8 @@ def _fit(aware, config, data, folder, epochs_before, epochs, learning_rate):
     def check(batch, logs):
         if not math.isfinite(logs["loss"]):
             raise ValueError(
-                "The loss of the fine-tuning is no finite number; try a lower --quantization_aware_learning_rate. "
-                f"Received: loss={logs['loss']} at step {batch + 1}, learning_rate={learning_rate}; remove {folder!r}"
+                f"Expected a finite loss; remove {folder!r} and try a lower --quantization_aware_learning_rate. "
+                f"Received: loss={logs['loss']} at step {batch + 1}, learning_rate={learning_rate}"
             )
 
     def save(epoch, logs):
@@ -113,7 +116,7 @@ def _fit(aware, config, data, folder, epochs_before, epochs, learning_rate):
 
     with data_module.plain_errors(data):
         aware.fit(
-            # Epochs count on from those of the run, so that images come in another order than at its start.
+            # Epoch numbers continue those of the run, so that the order of images differs from that of its start.
             data.train_batches(config, epochs_before + first_epoch),
             steps_per_epoch=steps,
             initial_epoch=first_epoch,

@@ -1,4 +1,4 @@
-"""The files of a run directory: which run it belongs to, what it holds, how each file gets there whole."""
+"""Files of a run directory: checks its owner, and reads and writes each file atomically."""
 
 import contextlib
 import csv
@@ -14,7 +14,7 @@ from elrt_keras.atomic import TEMPORARY, replacing, write_bytes
 from elrt_keras.launch import checkpoints, flags
 from elrt_keras.launch.plots import plot_curves
 
-# What the commands print of a summary.
+# Keys of a summary that the commands print.
 _SUMMARIZED = ("model", "format", "dataset", "test_accuracy", "params", "macs", "macs_fraction", "seconds_per_epoch")
 
 
@@ -43,10 +43,10 @@ def summary_path(run_dir):
 
 
 def check(config, run_dir):
-    """Refuses a directory that is another run's or nobody's run, or that cannot be written. Changes nothing.
+    """Refuses a directory of another run, with other files, or without write access. Changes nothing.
 
     Raises:
-        ValueError: with what was found.
+        ValueError: with the reason.
     """
     for name in ("initial_model", "teacher"):
         path = getattr(config, name)
@@ -59,9 +59,9 @@ def check(config, run_dir):
         kind = "a file" if os.path.exists(run_dir) else "a link to nothing"
         raise ValueError(f"Expected a directory for the run. Received: run_dir={run_dir!r}, which is {kind}")
     if not os.access(run_dir, os.W_OK | os.X_OK):
-        raise ValueError(f"Expected a directory that can be written. Received: run_dir={run_dir!r}")
+        raise ValueError(f"Expected a directory with write access. Received: run_dir={run_dir!r}")
     if not os.path.exists(flags_path(run_dir)):
-        # A start that was killed at once may have left a part of flags.txt.
+        # A run that was killed at its start may have left a part of flags.txt.
         others = sorted(name for name in os.listdir(run_dir) if not name.endswith(TEMPORARY))
         if others:
             raise ValueError(
@@ -78,8 +78,11 @@ def check(config, run_dir):
         )
     differences = read_config(run_dir).differences(config)
     if differences:
-        told = ", ".join(f"--{name}: there {there!r}, now {now!r}" for name, (there, now) in differences.items())
-        raise ValueError(f"The run in {run_dir!r} has another configuration; use another --run_dir. Received: {told}")
+        text = ", ".join(f"--{name}: there {there!r}, now {now!r}" for name, (there, now) in differences.items())
+        raise ValueError(
+            f"Expected the flags of the run in {run_dir!r}; use another --run_dir for another configuration. "
+            f"Received: {text}"
+        )
 
 
 def _check_creatable(run_dir):
@@ -87,22 +90,22 @@ def _check_creatable(run_dir):
     while not os.path.lexists(parent):
         parent = os.path.dirname(parent)
     if not os.path.isdir(parent) or not os.access(parent, os.W_OK | os.X_OK):
-        raise ValueError(f"Cannot make the run directory in {parent!r}. Received: run_dir={run_dir!r}")
+        raise ValueError(f"Expected a run directory that can be made in {parent!r}. Received: run_dir={run_dir!r}")
 
 
 @contextlib.contextmanager
 def held(run_dir):
-    """Keeps other processes from training in a directory, which is made if missing, until this one has left or ended.
+    """Context that locks a directory against training in other processes; makes the directory if it is missing.
 
     Raises:
-        ValueError: when another process holds it.
+        ValueError: if another process holds the lock.
     """
-    if os.name == "nt":  # which has no locks of this kind
+    if os.name == "nt":  # Windows has no locks of this kind
         yield
         return
     import fcntl
 
-    made = not os.path.isdir(run_dir)
+    is_new = not os.path.isdir(run_dir)
     try:
         os.makedirs(run_dir, exist_ok=True)
         directory = os.open(run_dir, os.O_RDONLY)
@@ -112,22 +115,24 @@ def held(run_dir):
         fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(directory)
-        raise ValueError(f"Another process is training there; wait for it. Received: run_dir={run_dir!r}") from error
+        raise ValueError(
+            f"Expected a run directory that no other process trains in; wait for it. Received: run_dir={run_dir!r}"
+        ) from error
     except OSError:
         pass  # a file system without locks
     try:
         yield
     finally:
         os.close(directory)
-        if made and not os.listdir(run_dir):
-            os.rmdir(run_dir)  # the work ended before it began
+        if is_new and not os.listdir(run_dir):
+            os.rmdir(run_dir)  # the run ended before it wrote a file
 
 
 def prepare(config, run_dir, plan):
-    """Makes the directory and writes down the flags and the rank plan (`None`: not known before warm-up is over).
+    """Makes the directory and writes the flags and the rank plan (`None` before warm-up is over).
 
     Raises:
-        ValueError: when they cannot be written.
+        ValueError: if they cannot be written.
     """
     try:
         os.makedirs(run_dir, exist_ok=True)
@@ -141,10 +146,10 @@ def prepare(config, run_dir, plan):
 
 
 def read_config(run_dir):
-    """The `TrainConfig` of a run directory.
+    """Reads the `TrainConfig` of a run directory.
 
     Raises:
-        ValueError: when there is no run, or its flags are damaged.
+        ValueError: if there is no run, or its flags are damaged.
     """
     try:
         with open(flags_path(run_dir), encoding="utf-8") as file:
@@ -162,27 +167,27 @@ def read_config(run_dir):
 
 
 def check_classes(run_dir, data):
-    """Refuses data of other classes than a finished run was trained on.
+    """Refuses data with other classes than those of a finished run.
 
     Raises:
-        ValueError: with what differs.
+        ValueError: with the classes that differ.
     """
-    trained, given = (read_summary(run_dir) or {}).get("class_names"), list(data.class_names)
-    if trained is not None and given != trained:
+    trained, names = (read_summary(run_dir) or {}).get("class_names"), list(data.class_names)
+    if trained is not None and names != trained:
         missing, others = (
-            [name for name in one if name not in other][:5] for one, other in ((trained, given), (given, trained))
+            [name for name in these if name not in those][:5] for these, those in ((trained, names), (names, trained))
         )
         raise ValueError(
-            f"Expected the {len(trained)} classes that {run_dir!r} was trained on. Received: {len(given)} classes, "
+            f"Expected the {len(trained)} classes that {run_dir!r} was trained on. Received: {len(names)} classes, "
             f"without {missing}, with {others}"
         )
 
 
 def read_summary(run_dir, needed=_SUMMARIZED):
-    """The summary of a finished run, or `None`; `needed`: the keys that it must have.
+    """Reads the summary of a finished run; returns `None` for an unfinished one. `needed`: the required keys.
 
     Raises:
-        ValueError: when the file is damaged.
+        ValueError: if the file is damaged.
     """
     path = summary_path(run_dir)
     if not os.path.exists(path):
@@ -190,7 +195,7 @@ def read_summary(run_dir, needed=_SUMMARIZED):
     try:
         with open(path, encoding="utf-8") as file:
             summary = json.load(file)
-    except ValueError as error:  # no text, or no JSON
+    except ValueError as error:  # not text, or not JSON
         raise ValueError(f"Expected the summary of a run in JSON. Received: {path!r}: {error}") from error
     missing = [key for key in needed if key not in summary] if isinstance(summary, dict) else needed
     if missing:
@@ -199,7 +204,7 @@ def read_summary(run_dir, needed=_SUMMARIZED):
 
 
 def read_history(run_dir):
-    """The rows of `history.csv`, a dict of texts for each epoch; none for a run without training."""
+    """Reads the rows of `history.csv`, a dict of texts for each epoch; returns `[]` for a run without training."""
     path = history_path(run_dir)
     if not os.path.exists(path):
         return []
@@ -208,7 +213,7 @@ def read_history(run_dir):
 
 
 def truncate_history(run_dir, epochs):
-    """Drops rows of `history.csv` from epoch `epochs` on: a run killed before its checkpoint repeats that epoch."""
+    """Drops the rows of `history.csv` from epoch `epochs` on; a run killed before its checkpoint repeats an epoch."""
     path = history_path(run_dir)
     if not os.path.exists(path):
         return
@@ -225,36 +230,38 @@ def truncate_history(run_dir, epochs):
 
 
 def save_model(model, path):
-    """Saves a model so that `path` holds the old file or the new one, never a part.
+    """Saves a model atomically: `path` holds the old file or the new one, never a part.
 
     Raises:
-        OSError: where it cannot be written; nothing is left behind.
+        OSError: if the file cannot be written; no temporary file stays.
     """
     with replacing(path, ".keras") as temporary:
         model.save(temporary)
 
 
 def load_model(path):
-    """A model from a `.keras` file or the directory of a finished run, not compiled.
+    """Loads a model from a `.keras` file or the directory of a finished run, not compiled.
 
     Raises:
-        ValueError: when there is no such file or it holds no model; the message names it.
+        ValueError: if there is no such file or it holds no model; the message names the path.
     """
     file = model_path(path) if os.path.isdir(path) else str(path)
     if not os.path.isfile(file):
         missing = "which holds no model.keras" if os.path.isdir(path) else "which does not exist"
         raise ValueError(f"Expected a .keras file or a finished run. Received: {str(path)!r}, {missing}")
     if not zipfile.is_zipfile(file) and not file.endswith((".h5", ".hdf5")):
-        raise ValueError(f"Expected a Keras model in a .keras file. Received: {str(path)!r}, which is cut off or other")
+        raise ValueError(
+            f"Expected a Keras model in a .keras file. Received: {str(path)!r}, which is damaged or of another kind"
+        )
     try:
         return keras.models.load_model(file, compile=False)
-    except Exception as error:  # Keras raises what its parts raise: zip, JSON, HDF5, and its own
+    except Exception as error:  # Keras raises errors of zip, JSON and HDF5, and its own
         reason = next(iter(str(error).strip().splitlines()), repr(error))
         raise ValueError(f"Expected a Keras model in a .keras file. Received: {str(path)!r}: {reason}") from error
 
 
 def finish(config, run_dir, summary):
-    """Writes the summary and the plot; the checkpoints have served. Returns the summary."""
+    """Writes the summary and the plot, removes the checkpoints, and returns the summary."""
     write_text(summary_path(run_dir), json.dumps(summary, indent=2) + "\n")
     title = f"{config.model}, {config.dataset}"
     if read_history(run_dir):
@@ -264,7 +271,7 @@ def finish(config, run_dir, summary):
 
 
 def _draw(draw, content, path, **options):
-    """Draws a picture; one that fails is a warning, since the result is worth more."""
+    """Draws a picture; a failure is only a warning, because the run's result matters more."""
     try:
         draw(content, path=path, **options)
     except Exception as error:

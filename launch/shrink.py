@@ -1,12 +1,12 @@
-"""Smaller models from one finished low-rank run: one run directory for each budget, a table and a plot.
+"""Shrinks a finished low-rank run to smaller budgets: one run directory for each, a table and a plot.
 
   elrt-shrink runs/r20 --max_macs=0.4,0.28,0.2
   elrt-shrink runs/r20 --max_macs=0.28 --epochs=2 --teacher=parent
   elrt-export runs/r20/shrunk/0.28 --quantization=int8
 
-Ranks are lowered, and kernels and batch-norm statistics are fitted to training images. With --epochs the models are
-fine-tuned, penalties and all; --teacher=parent has the run that they came from teach them. Budgets are parts of the
-MACs of the dense model. A second start goes on where the first stopped.
+The command lowers the ranks and fits kernels and batch-norm statistics to training images. --epochs adds fine-tuning
+with the penalties of the run. --teacher=parent makes the original run the teacher. Budgets are parts of the dense
+model's MACs. A second start resumes the first one.
 """
 
 import dataclasses
@@ -23,24 +23,26 @@ def define():
     from elrt_keras.launch import shrinking
 
     default = shrinking.Recovery()
-    absl_flags.DEFINE_list("max_macs", None, "Falling parts of the dense MACs, such as 0.4,0.28,0.2.")
+    absl_flags.DEFINE_list("max_macs", None, "Budgets: falling parts of the dense MACs, such as 0.4,0.28,0.2.")
     absl_flags.DEFINE_integer("epochs", default.epochs, "Epochs of fine-tuning at each budget.", lower_bound=0)
     absl_flags.DEFINE_float("learning_rate", default.learning_rate, "First learning rate of the fine-tuning.")
     absl_flags.DEFINE_string(
-        "teacher", None, "'parent' for the run itself, or another trained model (.keras, or a run)."
+        "teacher", None, "Teacher of the fine-tuning: 'parent' (the original run), a .keras file or another run."
     )
     absl_flags.DEFINE_integer(
         "calibration_examples",
         default.calibration_examples,
-        "Training images, augmented, that kernels and batch-norm statistics are fitted to; 0 for none.",
+        "Number of augmented training images to fit kernels and batch-norm statistics to; 0 skips the fit.",
         lower_bound=0,
     )
-    absl_flags.DEFINE_string("output", None, "Folder of the runs; RUN_DIR/shrunk if not given.")
-    absl_flags.DEFINE_string("data_dir", None, "Where the data lie now: TFDS' directory, or the folder of the classes.")
+    absl_flags.DEFINE_string("output", None, "Folder of the new runs. Default: RUN_DIR/shrunk.")
+    absl_flags.DEFINE_string(
+        "data_dir", None, "New place of the data: the TFDS directory, or the folder of the classes."
+    )
 
 
 def run(argv):
-    """Makes the runs and prints their table."""
+    """Makes the smaller runs and prints their table."""
     if len(argv) != 2:
         raise ValueError(f"Expected one run directory: elrt-shrink RUN_DIR --max_macs=… Received: {argv[1:]}")
     from elrt_keras.launch import faults, shrinking

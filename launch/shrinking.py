@@ -1,4 +1,4 @@
-"""Smaller runs from a finished low-rank run: `shrink_run`."""
+"""`shrink_run`: makes smaller runs from a finished low-rank run."""
 
 import dataclasses
 import os
@@ -15,13 +15,13 @@ PARENT = "parent"
 
 @dataclasses.dataclass(frozen=True)
 class Recovery:
-    """Recovery of a shrunk model.
+    """Settings for the recovery of a shrunk model.
 
     Attributes:
-        epochs: of fine-tuning, 0 for none.
-        learning_rate: its first learning rate, from which a cosine falls to zero.
+        epochs: number of epochs of fine-tuning; 0 for none.
+        learning_rate: first learning rate; it falls to zero along a cosine.
         teacher: `"parent"`, a model as for `elrt-train --teacher`, or `None`.
-        calibration_examples: training images that kernels and batch-norm statistics are fitted to; 0 for none.
+        calibration_examples: number of training images to fit kernels and batch-norm statistics to; 0 for none.
     """
 
     epochs: int = 0
@@ -31,21 +31,21 @@ class Recovery:
 
 
 def shrink_run(run_dir, budgets, recovery=Recovery(), folder=None, data_dir=None):
-    """Makes a run for each budget, from the weights of a finished low-rank run; goes on where an earlier start stopped.
+    """Makes a run for each budget from the weights of a finished low-rank run; a second call resumes the first.
 
     Args:
         run_dir: directory of the finished run.
         budgets: falling parts of the dense MACs, below those of the run.
-        recovery: the `Recovery` of each.
-        folder: where the runs go, each called as its budget; `RUN_DIR/shrunk` if not given.
-        data_dir: where the data of the run lie now.
+        recovery: the `Recovery` of each new run.
+        folder: folder of the new runs, each named after its budget; by default `RUN_DIR/shrunk`.
+        data_dir: new place of the run's data.
 
     Returns:
-        The summaries, of the run itself first.
+        The summaries; the first one is that of the original run.
 
     Raises:
-        ValueError: before any work, for a run that is not finished or not low-rank, or budgets that are no such; later
-            as `training.run`.
+        ValueError: before any work, for a run that is not finished or not low-rank, or for wrong budgets; later, for
+            the same reasons as `training.run`.
     """
     parent = rundir.read_summary(run_dir)
     if parent is None:
@@ -66,10 +66,10 @@ def shrink_run(run_dir, budgets, recovery=Recovery(), folder=None, data_dir=None
 
 
 def check_budgets(budgets, parent):
-    """Refuses budgets that are not falling parts of the dense MACs below those of a run, whose summary is `parent`.
+    """Refuses budgets that do not fall, or are not below the MACs of the run with the summary `parent`.
 
     Raises:
-        ValueError: with what was found.
+        ValueError: with the wrong budget.
     """
     budgets = [number_in(budget, "(0, 1)", "max_macs") for budget in budgets]
     if not budgets or any(after >= before for before, after in zip(budgets, budgets[1:])):
@@ -82,7 +82,7 @@ def check_budgets(budgets, parent):
 
 
 def _config(run_dir, budget, recovery, data_dir):
-    """The configuration of a shrunk run: that of its parent, but for what shrinking and recovery decide."""
+    """Returns the configuration of a shrunk run: its parent's, except for the settings of shrinking and recovery."""
     config = rundir.read_config(run_dir)
     return dataclasses.replace(
         config,
@@ -110,7 +110,7 @@ def _config(run_dir, budget, recovery, data_dir):
 
 
 def plot_summaries(summaries, path):
-    """Draws the test accuracy over the MACs of a run and of those that were made from it."""
+    """Draws the test accuracy over the MACs of a run and of the smaller runs made from it."""
     figure = figures.new(2.8)
     axis = figure.subplots()
     points = [[100 * summary[name] for summary in summaries] for name in ("macs_fraction", "test_accuracy")]

@@ -1,4 +1,4 @@
-"""`start`: one device, many devices or many machines, and what training has to know of them."""
+"""Distribution of a run over devices and machines: `start` sets them up, `Distribution` describes them."""
 
 import contextlib
 import dataclasses
@@ -15,12 +15,12 @@ NAMES = ("auto", "none", "mirrored", "multi_worker", "tpu")
 
 @dataclasses.dataclass(frozen=True)
 class Distribution:
-    """How a run is spread over devices.
+    """Distribution of a run over devices.
 
     Attributes:
-        strategy: a `tf.distribute.Strategy`, or `None` where Keras needs none (one device, or JAX).
-        replicas: devices that train together, on all workers.
-        worker, workers: this process among those that train together.
+        strategy: a `tf.distribute.Strategy`, or `None` if Keras needs none (one device, or JAX).
+        replicas: number of devices that train together, on all workers.
+        worker, workers: index of this process, and number of processes that train together.
     """
 
     strategy: object = None
@@ -30,15 +30,15 @@ class Distribution:
 
     @property
     def is_chief(self):
-        """Whether this process writes the files of the run."""
+        """Reports if this process writes the files of the run."""
         return self.worker == 0
 
     def scope(self):
-        """Where models are made and loaded."""
+        """Returns the context in which models must be made and loaded."""
         return contextlib.nullcontext() if self.strategy is None else self.strategy.scope()
 
     def check_batch(self, batch_size):
-        """Refuses a global batch that does not divide.
+        """Refuses a global batch that does not divide over the replicas.
 
         Raises:
             ValueError: with both numbers.
@@ -50,11 +50,11 @@ class Distribution:
             )
 
     def spread(self, batches_of, batch_size):
-        """The training data of all replicas.
+        """Distributes the training data over all replicas.
 
         Args:
             batches_of: function from a shard `(worker, workers)` to a dataset of the worker's part of each batch.
-            batch_size: the global one.
+            batch_size: size of the global batch.
         """
         if self.strategy is None:
             return batches_of((0, 1))
@@ -67,7 +67,7 @@ class Distribution:
         return self.strategy.distribute_datasets_from_function(of_worker)
 
     def any_worker(self, *flags):
-        """Whether each flag is true on any worker, a tuple; all of them have to ask at the same step."""
+        """Reports for each flag if it is true on any worker (a tuple). All workers must call it at the same step."""
         if self.workers == 1:
             return flags
         import tensorflow as tf
@@ -86,7 +86,7 @@ class Distribution:
         return total
 
     def wait_for_all(self):
-        """Returns when every worker has come here."""
+        """Waits until every worker has called this method."""
         self.any_worker(False)
 
 
@@ -94,22 +94,22 @@ SINGLE = Distribution()
 
 
 def start(name="auto", num_gpus=None, num_cpus=None, cluster="auto"):
-    """Sets up the devices of a run. Has to come before anything runs on a device.
+    """Sets up the devices of a run. Call it before anything runs on a device.
 
     Args:
-        name: one of `NAMES`. `"mirrored"` is every accelerator of this machine, `"multi_worker"` those of all machines
-            of a cluster, `"auto"` the first of multi_worker (a cluster of several is described), mirrored (there are
-            several accelerators) and none. On the JAX backend `"mirrored"` is `keras.distribution.DataParallel`.
-        num_gpus: how many of this machine's GPUs to use; all by default.
-        num_cpus: int, use that many logical CPU devices instead, to try distribution out where there are no GPUs.
-        cluster: one of `clusters.NAMES`, what describes the cluster.
+        name: one of `NAMES`. `"mirrored"` uses all accelerators of this machine, `"multi_worker"` those of all machines
+            of a cluster. `"auto"` is multi_worker if a cluster of several workers is described, else mirrored if there
+            are several accelerators, else none. On JAX, `"mirrored"` is `keras.distribution.DataParallel`.
+        num_gpus: number of this machine's GPUs to use; all by default.
+        num_cpus: int, number of logical CPU devices to use instead, to try distribution without GPUs.
+        cluster: one of `clusters.NAMES`, the description of the cluster.
 
     Returns:
         A `Distribution`.
 
     Raises:
-        ValueError: for devices or a cluster that are not there, or a backend that cannot spread training.
-        RuntimeError: by TensorFlow, where something has run on a device before.
+        ValueError: for missing devices, a missing cluster, or a backend that cannot distribute training.
+        RuntimeError: from TensorFlow, if something has run on a device before.
     """
     backend = keras.backend.backend()
     if name == "none":
@@ -131,7 +131,8 @@ def start(name="auto", num_gpus=None, num_cpus=None, cluster="auto"):
 def _refuse_devices(name, num_gpus, num_cpus):
     if num_gpus is not None or num_cpus is not None:
         raise ValueError(
-            f"--strategy={name} trains on one device here. Received: num_gpus={num_gpus}, num_cpus={num_cpus}"
+            f"Expected no --num_gpus and no --num_cpus: --strategy={name} trains on one device here. "
+            f"Received: num_gpus={num_gpus}, num_cpus={num_cpus}"
         )
 
 
@@ -155,10 +156,10 @@ def _tensorflow(name, num_gpus, num_cpus, cluster):
 
 
 def _devices(tf, num_gpus, num_cpus):
-    """Names of the devices of this machine to train on; the GPUs, or one CPU where there are none."""
+    """Names of this machine's devices to train on: the GPUs, or one CPU if there are none."""
     if num_cpus is not None:
         if num_gpus is not None:
-            raise ValueError(f"Expected GPUs or CPUs. Received: num_gpus={num_gpus}, num_cpus={num_cpus}")
+            raise ValueError(f"Expected either GPUs or CPUs. Received: num_gpus={num_gpus}, num_cpus={num_cpus}")
         logical = [tf.config.LogicalDeviceConfiguration()] * num_cpus
         tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], logical)
         return [f"CPU:{index}" for index in range(num_cpus)]
@@ -194,11 +195,9 @@ def _tpu(tf):
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(os.environ.get("TPU_NAME", ""))
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
-    except Exception as error:  # ValueError, NotFoundError, gRPC errors, by where it fails
+    except Exception as error:  # ValueError, NotFoundError or gRPC errors
         reason = next(iter(str(error).strip().splitlines()), repr(error))
-        raise ValueError(
-            f"Expected a TPU; TPU_NAME names one that is not on this machine. Received: {reason}"
-        ) from error
+        raise ValueError(f"Expected a TPU; TPU_NAME names a TPU outside this machine. Received: {reason}") from error
     strategy = tf.distribute.TPUStrategy(resolver)
     return Distribution(strategy, strategy.num_replicas_in_sync)
 

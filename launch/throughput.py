@@ -1,4 +1,4 @@
-"""How many images a second the input pipeline delivers, against how many a training step consumes."""
+"""Throughput of the input pipeline and of the training step, in images per second."""
 
 import itertools
 import os
@@ -16,18 +16,18 @@ _WARMUP_BATCHES = 4
 
 
 def measure(config, seconds=5.0, rounds=3):
-    """Times pipeline and training step alone, in turns, so that other load on the machine hits both.
+    """Times the pipeline and the training step separately and in turns, so that other load slows both equally.
 
     Args:
-        config: a `TrainConfig`; its model is trained dense if its format is `"dense"`, else under its budget.
-        seconds: float, how long each measurement lasts at least.
-        rounds: int, how often each is measured.
+        config: a `TrainConfig`. The model is dense for format `"dense"`, else low-rank under the budget.
+        seconds: float, shortest duration of each measurement.
+        rounds: int, number of measurements of each.
 
     Returns:
-        A dict: `pipeline` and `step`, lists of images per second; `ratio`, of their medians; the setting.
+        A dict: `pipeline` and `step`, lists of images per second; `ratio` of their medians; the settings.
 
     Raises:
-        ValueError: for data that is missing or smaller than a batch.
+        ValueError: for missing data, or fewer images than a batch.
     """
     data = training.load_data(config, download=config.download)
     steps = data_module.steps_per_epoch(data, config)
@@ -59,7 +59,7 @@ def measure(config, seconds=5.0, rounds=3):
 
 
 def _pipeline_rate(data, config, seconds):
-    """Images per second from a fresh iterator, after it has got going."""
+    """Measures images per second of a new iterator, after some warm-up batches."""
     batches = iter(data.train_batches(config))
     with data_module.plain_errors(data):
         for _ in range(_WARMUP_BATCHES):
@@ -73,7 +73,7 @@ def _pipeline_rate(data, config, seconds):
 
 
 def _step_rate(model, batch, batch_size, seconds):
-    """Images per second of the training step on one batch that lies ready."""
+    """Measures images per second of the training step on one batch in memory."""
     import tensorflow as tf
 
     repeated = tf.data.Dataset.from_tensors(batch).repeat().prefetch(2)

@@ -5,10 +5,10 @@
   elrt-train --run_dir=runs/dense --dataset=cifar10 --format=dense     # the dense twin
   elrt-train --run_dir=runs/photos --dataset=folder:photos --model=mobilenet_v2 --max_macs=0.7
   elrt-train --run_dir=runs/r56 --recipe=cifar10_resnet56_62.0         # a published reduction
-  elrt-train --run_dir=runs/r20 --quantization_aware                   # fine-tunes that run for int8 LiteRT
+  elrt-train --run_dir=runs/r20 --quantization_aware                   # fine-tunes a finished run for int8 LiteRT
   elrt-train --list                                                    # models, data sets, recipes
 
-Flags can be read from a file: --flagfile=FILE. A second start with the same --run_dir resumes where the first stopped.
+--flagfile=FILE reads flags from a file. A second start with the same --run_dir resumes the run.
 """
 
 import sys
@@ -19,7 +19,7 @@ from elrt_keras.launch import cli
 
 
 def run(argv):
-    """Trains as the flags say and prints the summary."""
+    """Trains the run that the flags describe and prints its summary."""
     cli.refuse_arguments(argv)
     from elrt_keras.launch import catalog, faults
 
@@ -33,7 +33,7 @@ def run(argv):
         raise ValueError("Expected a directory for the run, such as --run_dir=runs/first. Received: no --run_dir")
     for name in ("quantization_aware_epochs", "quantization_aware_learning_rate"):
         if values[name].present and not values.quantization_aware:
-            raise ValueError(f"Expected --quantization_aware with it. Received: --{name}={getattr(values, name)}")
+            raise ValueError(f"Expected --quantization_aware with --{name}. Received: {getattr(values, name)}")
     try:
         summary = _trained(values)
     except faults.Stopped as stopped:
@@ -45,7 +45,7 @@ def run(argv):
 
 
 def _trained(values):
-    """The summary of the run that the flags describe, or of a finished one that is to be fine-tuned as it is."""
+    """Trains the run and returns its summary; only reads the summary of a finished run that is to be fine-tuned."""
     from elrt_keras.launch import flags, rundir, strategies, training
 
     if values.quantization_aware and (finished := rundir.read_summary(values.run_dir)) is not None:
@@ -56,7 +56,7 @@ def _trained(values):
     distribution = strategies.start(values.strategy, values.num_gpus, values.num_cpus, values.cluster)
     if values.quantization_aware and distribution.workers > 1:
         raise ValueError(
-            "--quantization_aware trains on one machine: start it there once the run of all workers has finished. "
+            "Expected one machine for --quantization_aware: start it there after the run of all workers has finished. "
             f"Received: {distribution.workers} workers"
         )
     return training.run(config, values.run_dir, distribution)
@@ -74,7 +74,7 @@ def _quantized(values):
 
 
 def expanded(arguments):
-    """Arguments with `--recipe=NAME` as the recipe's flag file, before all others, so that those override it."""
+    """Replaces `--recipe=NAME` by the recipe's flag file and puts it first, so that other flags override it."""
     from elrt_keras.launch import catalog
 
     files, others = [], []

@@ -1,4 +1,4 @@
-"""`run`: one training run in one directory, from a `TrainConfig` to a saved, measured model; resumes by itself."""
+"""`run`: trains one model in one directory, from a `TrainConfig` to a saved and evaluated model; resumes by itself."""
 
 import contextlib
 import dataclasses
@@ -23,7 +23,7 @@ _MOST_ROLLBACKS = 3
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """What the functions here share."""
+    """Shared state of the functions in this module."""
 
     config: TrainConfig
     run_dir: str
@@ -36,23 +36,22 @@ class _Job:
 
 
 def run(config, run_dir, distribution=SINGLE):
-    """Trains as `config` says, in `run_dir`; goes on where an earlier start of the same run stopped.
+    """Trains the run of `config` in `run_dir`; resumes an interrupted run.
 
     Args:
         config: a `TrainConfig`.
-        run_dir: directory of the run; made if missing. Afterwards it holds `flags.txt`, `rank_plan.json`,
-            `rank_plan.png` (low-rank runs), `training_ways.json` (tuned ones), `model.keras`, `history.csv`,
-            `summary.json`, `curves.png` and `tensorboard/`; before, also `checkpoints/`.
-        distribution: the `Distribution` that `strategies.start` gave. Several workers need to see the same directory.
+        run_dir: directory of the run; made if missing. At the end it holds `flags.txt`, `rank_plan.json`,
+            `rank_plan.png` (low-rank runs), `training_ways.json` (tuned runs), `model.keras`, `history.csv`,
+            `summary.json`, `curves.png` and `tensorboard/`. During training it also holds `checkpoints/`.
+        distribution: the `Distribution` from `strategies.start`. All workers must share the directory.
 
     Returns:
         The summary, a dict.
 
     Raises:
-        ValueError: before any work, for a directory that belongs to another run, where another process trains, or that
-            cannot be written, data that is missing, or a budget that cannot be met; later, for a disk that is full, a
-            loss that is no number (`faults.NonFinite`) or a worker that is gone (`faults.WorkerLost`). The last good
-            checkpoint is named.
+        ValueError: before any work, for a directory of another run, a locked or read-only directory, missing data, or a
+            budget that cannot be met; later, for a full disk, a NaN loss (`faults.NonFinite`) or a lost worker
+            (`faults.WorkerLost`). The later messages name the last good checkpoint.
         faults.Stopped: after SIGTERM, once a checkpoint is saved; at once while ranks are chosen or kernels decomposed.
     """
     finished = _finished(config, run_dir)
@@ -68,7 +67,7 @@ def run(config, run_dir, distribution=SINGLE):
         job = _Job(config, run_dir, data, steps, dense, distribution, request, divergence)
         with rundir.held(run_dir) if distribution.is_chief else contextlib.nullcontext():
             finished = _finished(config, run_dir) if distribution.workers == 1 else None
-            if finished is not None:  # by another process, while this one read its data
+            if finished is not None:  # another process finished the run while this one loaded its data
                 return finished
             if distribution.is_chief:
                 with request.at_once():
@@ -82,7 +81,7 @@ def run(config, run_dir, distribution=SINGLE):
 
 
 def _finished(config, run_dir):
-    """The summary of a run that is finished, or `None`; refuses a directory that is no place for the run."""
+    """Returns the summary of a finished run, or `None`; refuses an unsuitable directory."""
     rundir.check(config, run_dir)
     summary = rundir.read_summary(run_dir)
     if summary is not None:
@@ -91,14 +90,14 @@ def _finished(config, run_dir):
 
 
 def _make_first_checkpoint(job):
-    """Writes down what is trained: flags, plan and, as a checkpoint, the model. Every start begins from one."""
+    """Writes flags, rank plan and a first checkpoint with the new model. Training always starts from a checkpoint."""
     config, run_dir = job.config, job.run_dir
     checkpoints.remove_remains(run_dir)
     if checkpoints.paths(run_dir):
-        # A plan that was measured once would come out a little different the next time.
+        # Keep the plan: times measured again would give a slightly different one.
         rundir.prepare(config, run_dir, None)
         return
-    teacher = modeling.load_teacher(config, job.dense, job.data)  # ahead of long work
+    teacher = modeling.load_teacher(config, job.dense, job.data)  # fails before long work
     if config.max_latency is not None and not config.warms_up:
         _tell(job, "timing layers on LiteRT for --max_latency")
     model, plan = modeling.starting_model(config, job.dense, job.data)
@@ -116,7 +115,7 @@ def _save_compiled(job, model, progress, iterations=0):
 
 
 def _train(job):
-    """Trains from the newest checkpoint to the end; takes numbers that went wrong back, if that is wanted."""
+    """Trains from the newest checkpoint to the end; rolls back after a NaN loss if `--on_nan` says so."""
     rollbacks = 0
     while True:
         try:
@@ -148,12 +147,12 @@ def _train_from_checkpoint(job, rollbacks):
 
 
 def _load(job, rollbacks):
-    """The job with its number of epochs, and the compiled model and the `Progress` of the newest checkpoint."""
+    """Loads the newest checkpoint; returns the job with its number of epochs, the compiled model and `Progress`."""
     with job.distribution.scope():
         model, progress = checkpoints.newest(job.run_dir)
     job = dataclasses.replace(job, config=modeling.with_epochs(job.config, model, job.dense))
     progress = dataclasses.replace(progress, rollbacks=max(rollbacks, progress.rollbacks))
-    elrt.fuse_batch_norm(model)  # which no file says
+    elrt.fuse_batch_norm(model)  # a `.keras` file does not store this setting
     if _is_low_rank(model) and modeling.is_tuned(job.config):
         _tune(job, model)
     if progress.rollbacks:
@@ -164,7 +163,7 @@ def _load(job, rollbacks):
 
 
 def _tune(job, model):
-    """Has the low-rank layers train in the ways that the run began with; its first start measures them."""
+    """Sets the run's ways to train on the low-rank layers; the first start of a run measures the ways."""
     path, examples = rundir.tuning_path(job.run_dir), job.config.batch_size // job.distribution.replicas
     if job.distribution.is_chief and not os.path.exists(path):
         _tell(job, "timing the ways to train each low-rank layer")
@@ -177,7 +176,7 @@ def _tune(job, model):
 
 
 def _switch(job, dense, progress):
-    """Saves the low-rank model that goes on where full-rank warm-up ends: its weights decomposed, the same step."""
+    """Ends full-rank warm-up: decomposes the weights and saves the low-rank model at the same step."""
     trained = modeling.dense_model(job.config, job.data)
     trained.set_weights(student_of(dense).get_weights())
     plan = modeling.rank_plan(job.config, trained)
@@ -189,9 +188,12 @@ def _switch(job, dense, progress):
 
 
 def load_data(config, data_dir=None, download=False):
-    """The data of a run; `data_dir` where it lies elsewhere now, of a `folder:` that folder itself.
+    """Loads the data of a run.
 
-    Whoever reads somebody's run directory asks for no download, whatever its `flags.txt` says.
+    Args:
+        config: the `TrainConfig`; its field `download` is ignored, because `flags.txt` may come from somebody else.
+        data_dir: new place of the data: the TFDS directory, or the folder itself for `folder:PATH`.
+        download: whether TFDS may download missing data.
     """
     sizes = {} if config.image_size is None else {"image_size": config.image_size}
     name, directory = config.dataset, data_dir or config.data_dir
@@ -201,7 +203,7 @@ def load_data(config, data_dir=None, download=False):
 
 
 def _fit(job, model, progress, epochs, warms_up=False):
-    """Trains up to `epochs`; an epoch that was interrupted is finished first. Returns the `Progress` afterwards."""
+    """Trains up to epoch `epochs`; finishes an interrupted epoch first. Returns the new `Progress`."""
     if progress.step and progress.epoch < epochs:
         _fit_epochs(job, model, progress, progress.epoch + 1, job.steps - progress.step, warms_up)
         progress = dataclasses.replace(progress, epoch=progress.epoch + 1, step=0, metrics=(), random_state=())
@@ -236,7 +238,7 @@ def _tell(job, text):
 
 
 def _format(job):
-    """What the format of a run is called: those of its rank plan, where it was given one."""
+    """Returns the name of the run's format: the formats of its rank plan if it has one."""
     config, path = job.config, rundir.plan_path(job.run_dir)
     if config.rank_plan is None and (config.format != AUTO or not os.path.exists(path)):
         return config.format
@@ -252,7 +254,7 @@ def _callbacks(job, progress, warms_up):
     callbacks = [
         faults.NonFiniteGuard(run_dir, progress),
         *([] if config.ema is None else [keras.callbacks.SwapEMAWeights()]),
-        # Ahead of those that add to the logs what is for the CSV file and TensorBoard.
+        # Before the callbacks that add values to the logs for the CSV file and TensorBoard.
         keras.callbacks.ProgbarLogger(),
         elrt.callbacks.OrthogonalityLogger(),
         EpochNotes(config, warms_up),
@@ -266,20 +268,20 @@ def _callbacks(job, progress, warms_up):
         callbacks += [keras.callbacks.CSVLogger(rundir.history_path(run_dir), append=True), job.divergence]
     stops_by_itself = warms_up and config.warmup_epochs == "auto"
     if stops_by_itself:
-        # After the CSV file, whose columns have to be those of the low-rank epochs.
+        # After the CSV logger: its columns have to be those of the low-rank epochs.
         format_name = type(config).format if config.format == AUTO else config.format
         callbacks.append(elrt.callbacks.StableRankStopping(format_name))
     if job.distribution.is_chief:
         callbacks.append(TensorBoard(os.path.join(run_dir, "tensorboard"), write_graph=False))
-    # Whether ranks have settled is seen from one end of an epoch to the next, so such an epoch is not divided.
+    # `StableRankStopping` compares the ends of epochs, so no checkpoint may divide an epoch.
     every_s = None if stops_by_itself or not config.checkpoint_minutes else 60 * config.checkpoint_minutes
     callbacks.append(faults.Checkpointing(run_dir, progress, job.distribution, job.request, every_s))
     return callbacks
 
 
 def evaluate(model, data, config):
-    """`{"accuracy", "loss"}` of a model on the test images (loss: cross-entropy alone)."""
-    # The loss that Keras reports has the penalties of the layers in it.
+    """Evaluates a model on the test images: `{"accuracy", "loss"}`, where the loss is the cross-entropy alone."""
+    # The loss that Keras reports includes the penalties of the layers.
     metrics = [modeling.accuracy(), keras.metrics.CategoricalCrossentropy(name="cross_entropy")]
     model.compile(loss="categorical_crossentropy", metrics=metrics, jit_compile=modeling.jit_compile())
     with data_module.plain_errors(data):
@@ -298,7 +300,7 @@ def _headline(job, model, note):
 
 
 def _publish(job):
-    """Writes `model.keras`, the model alone and ready for use, measures it and finishes the run."""
+    """Writes `model.keras` without training state, evaluates it and finishes the run."""
     model, progress = checkpoints.newest(job.run_dir)
     getattr(model.optimizer, "inner_optimizer", model.optimizer).use_averages(model.trainable_variables)
     step_macs = modeling.training_macs(model)
@@ -307,7 +309,7 @@ def _publish(job):
 
 
 def _summary(job, step_macs):
-    """Results and costs of the finished run; `step_macs`: MACs of a training step for one image."""
+    """Returns results and costs of the finished run; `step_macs`: MACs of a training step for one image."""
     config, run_dir, dense_costs = job.config, job.run_dir, elrt.count_costs(job.dense)
     model = keras.models.load_model(rundir.model_path(run_dir), compile=False)
     results = evaluate(model, job.data, config)
@@ -315,7 +317,7 @@ def _summary(job, step_macs):
     rows = rundir.read_history(run_dir)
     seconds = sorted(float(row["seconds"]) for row in rows if bool(int(row["low_rank"])) == (config.format != "dense"))
     full_rank_epochs = sum(not int(row["low_rank"]) for row in rows)
-    of_full_rank = full_rank_epochs * 3 * (dense_costs.macs - costs.macs)  # what they cost beyond low-rank ones
+    of_full_rank = full_rank_epochs * 3 * (dense_costs.macs - costs.macs)  # extra MACs of the full-rank epochs
     return {
         "model": config.model,
         "dataset": config.dataset,

@@ -1,4 +1,4 @@
-"""Model builders. `build(name, …)` makes a model by name; `list_models()` tells the names.
+"""Model builders. `build(name, …)` makes a model by name; `list_models()` returns the names.
 
 ================  =========  =======  ===========  ===========  =====================================
 name                  input  classes   parameters         MACs  source
@@ -24,12 +24,12 @@ vgg19             224×224×3     1000  143,678,248  19,632.06 M  arXiv 1409.155
 mobilenet_v2      224×224×3     1000    3,504,872     300.77 M  arXiv 1801.04381
 ================  =========  =======  ===========  ===========  =====================================
 
-Parameters are the trainable ones, MACs those of one image, both with the input and the classes of the table. All take
+The table counts trainable parameters, and the MACs of one image, with the input and the classes shown. All models take
 raw pixels, 0–255. `vgg11` to `vgg19` have convolution biases, as the public batch-norm variants do.
 """
 
 if __name__ != "elrt_keras.models":
-    # Layers imported under two names are two classes, and models saved with one do not load with the other.
+    # A layer imported under two names is two classes, and a model saved with one does not load with the other.
     raise ImportError(f"Import this package as `elrt_keras.models`. Received: import of {__name__!r}")
 
 import re  # noqa: E402
@@ -61,7 +61,7 @@ __all__ = ["build", "default_input_shape", "list_models", *_BUILDERS]  # pyright
 
 
 def list_models() -> list[str]:
-    """The names that `build` knows.
+    """Lists the names that `build` knows.
 
     Example:
 
@@ -79,7 +79,7 @@ def build(
     normalization: Normalization | None = None,
     **kwargs: Any,
 ) -> keras.Model:
-    """Builds a model by name; low-rank where a plan says so.
+    """Builds a model by name: dense, or low-rank by a plan.
 
     Args:
         name: one of `list_models()`; case, `_` and `-` do not matter.
@@ -87,12 +87,12 @@ def build(
             own: `(32, 32, 3)` or `(224, 224, 3)`.
         classes: int, number of classes; `None` for the model's own, 10 or 1000.
         plan: a `RankPlan`, or a mapping from layer names to `(format, ranks)`; `None` for the dense model.
-        normalization: `(mean, std)` of the pixels, each a float or one per channel, on the 0–255 scale; `None` for
-            127.5 and 127.5.
+        normalization: `(mean, std)` of the pixels, each one float or one float per channel, on the 0–255 scale; `None`
+            for 127.5 and 127.5.
         **kwargs: further arguments of the builder: `include_top` (bool: pooling and classifier),
-            `classifier_activation` (`"softmax"`; `None` for logits), `width` (float: multiplier of all channels), and
-            where the source has it `dropout` (VGG-11…19, MobileNetV2, WRN) or `zero_init_residual` (ResNets: the last
-            batch-norm scale of each block starts at zero); with a plan, also the arguments of `elrt_keras.factorize`.
+            `classifier_activation` (`"softmax"`; `None` for logits), `width` (float: factor for all channels),
+            `dropout` (VGG-11…19, MobileNetV2, WRN) and `zero_init_residual` (ResNets: the last batch-norm scale of each
+            block starts at zero). With a plan, also the arguments of `elrt_keras.factorize`.
 
     Returns:
         A Functional `keras.Model` from raw pixels to class probabilities.
@@ -113,7 +113,7 @@ def build(
 
 
 def default_input_shape(name: str) -> tuple[int, ...]:
-    """The shape of one image that `build(name)` takes by default: `(height, width, channels)`.
+    """Returns the default input shape of a model: `(height, width, channels)` of one image.
 
     Raises:
         ValueError: for an unknown name.

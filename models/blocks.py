@@ -1,6 +1,6 @@
-"""What all builders share: the way from pixels to features, layers with their names, the head, and the public builder.
+"""Shared parts of all builders: input normalisation, named layers, the head, and the public builder functions.
 
-Convolutions are He-normal and have no bias where batch-norm follows, data is channels-last, padding is "same".
+Convolutions are He-normal and have no bias if batch-norm follows. Data is channels-last, padding is "same".
 """
 
 import inspect
@@ -16,14 +16,14 @@ from elrt_keras.formats.arrays import Tensor
 from elrt_keras.ranks.plan import Entry, RankPlan
 
 Plan: TypeAlias = RankPlan | Mapping[str, Entry]
-# Mean and deviation of the pixels, each one number or one per channel.
+# Mean and standard deviation of the pixels, each one number or one number per channel.
 Normalization: TypeAlias = tuple[float | Sequence[float], float | Sequence[float]]
 
 _CONVERSION = tuple(inspect.signature(factorize).parameters)[2:]
 
 
 class Builder(Protocol):
-    """The type of a public builder, with what all of them take; `elrt_keras.models.build` has the arguments."""
+    """Type of a public builder with the common arguments; `elrt_keras.models.build` explains them."""
 
     __name__: str
     __signature__: inspect.Signature
@@ -63,6 +63,9 @@ def builder(
         head: function `(x, classes, activation, **options)` from feature maps to class probabilities; `None` for global
             average pooling and one dense layer.
         doc: first line of the builder's docstring.
+
+    Returns:
+        The builder, a function.
     """
     own = {"width": 1.0, **(options or {})}
     accepted = {part: _accepted(part, own) for part in filter(None, (features, head))}
@@ -99,7 +102,7 @@ def builder(
         f"probabilities `(batch, classes)`, by default {classes} of them. Arguments, errors and an example: "
         "`elrt_keras.models.build`."
     )
-    return build  # pyright: ignore[reportReturnType]  (by the signature that it was given)
+    return build  # pyright: ignore[reportReturnType]  (`__signature__` gives it this type)
 
 
 def _accepted(function, own):
@@ -109,19 +112,19 @@ def _accepted(function, own):
 def _conversion(arguments, plan, name):
     unknown = sorted(set(arguments) - set(_CONVERSION))
     if unknown:
-        raise TypeError(f"{name} has no such arguments. Received: {unknown}")
+        raise TypeError(f"Expected arguments of {name} or of `factorize`. Received: {unknown}")
     if arguments and plan is None:
-        raise ValueError(f"Arguments of `factorize` need a plan. Received: {sorted(arguments)} with plan=None")
+        raise ValueError(f"Expected a plan for arguments of `factorize`. Received: {sorted(arguments)} with plan=None")
     return arguments
 
 
 def _check(input_shape, classes, options):
     if not (isinstance(input_shape, (tuple, list)) and len(input_shape) == 3):
-        raise ValueError(f"`input_shape` is (height, width, channels). Received: input_shape={input_shape!r}")
+        raise ValueError(f"Expected (height, width, channels). Received: input_shape={input_shape!r}")
     *image_size, channels = input_shape
     if not (_is_count(channels) and all(size is None or _is_count(size) for size in image_size)):
         raise ValueError(
-            "Height and width are ints of at least 1, or None where they vary; channels are an int of at least 1. "
+            "Expected ints of at least 1 for height, width and channels, or None for a variable height or width. "
             f"Received: input_shape={input_shape!r}"
         )
     int_in(classes, "[1, inf)", "classes")
@@ -134,35 +137,35 @@ def _is_count(value):
 
 
 def widened(channels: int, width: float) -> int:
-    """Channels times a width multiplier, at least one."""
+    """Multiplies the number of channels by `width`; returns at least one."""
     return max(1, round(channels * width))
 
 
 def normalized(x: Tensor, normalization: Normalization | None) -> Tensor:
-    """Pixels to zero mean and unit deviation: `(x − mean) / std`, each a float or one per channel, 0–255."""
+    """Normalises pixels: `(x − mean) / std`, with mean and std of the 0–255 scale, one for all or one per channel."""
     pair = (127.5, 127.5) if normalization is None else normalization
     if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
-        raise ValueError(f"`normalization` is (mean, std). Received: normalization={normalization!r}")
+        raise ValueError(f"Expected (mean, std). Received: normalization={normalization!r}")
     mean, std = pair
     channels = x.shape[-1]
     mean, std = ([float(v) for v in _per_channel(value, channels)] for value in (mean, std))
     if not all(s > 0 for s in std):
-        raise ValueError(f"The deviation is above 0. Received: normalization={normalization!r}")
+        raise ValueError(f"Expected a std above 0. Received: normalization={normalization!r}")
     scale, offset = [1 / s for s in std], [-m / s for m, s in zip(mean, std)]
-    # Rescaling computes x · scale + offset, in the compute dtype on every backend. With three axes it leaves the scale
-    # as it is, which otherwise follows Keras' global image format.
+    # Rescaling computes x · scale + offset in the compute dtype on every backend. It keeps a scale with three axes, and
+    # would reshape any other by Keras' global image format.
     return keras.layers.Rescaling(scale=[[scale]], offset=[[offset]], name="normalization")(x)
 
 
 def _per_channel(value, channels):
     values = list(value) if hasattr(value, "__len__") else [value] * channels
     if len(values) != channels:
-        raise ValueError(f"`normalization` has one value per channel, {channels}. Received: {values}")
+        raise ValueError(f"Expected one value per channel ({channels}) in `normalization`. Received: {values}")
     return values
 
 
 def convolution(x: Tensor, filters: int, size: int, strides: int, name: str, use_bias: bool = False) -> Tensor:
-    """A convolution, He-normal."""
+    """Applies a He-normal convolution."""
     return keras.layers.Conv2D(
         filters,
         size,
@@ -176,26 +179,26 @@ def convolution(x: Tensor, filters: int, size: int, strides: int, name: str, use
 
 
 def batch_norm(x: Tensor, name: str, gamma: str = "ones", momentum: float = 0.9, epsilon: float = 1e-5) -> Tensor:
-    """Batch normalisation; the defaults are PyTorch's 0.1 (Keras counts what is kept) and 1e-5."""
+    """Applies batch-norm with PyTorch's defaults: ε = 1e-5, and momentum 0.1, which is 0.9 in Keras."""
     return keras.layers.BatchNormalization(
         momentum=momentum, epsilon=epsilon, gamma_initializer=gamma, name=f"{name}_bn"
     )(x)
 
 
 def relu(x: Tensor, name: str, limit: float | None = None) -> Tensor:
-    """ReLU, or ReLU6 and the like."""
+    """Applies ReLU, or ReLU6 with `limit=6`."""
     return keras.layers.ReLU(max_value=limit, name=f"{name}_relu")(x)
 
 
 def pool(x: Tensor) -> Tensor:
-    """Global average pooling."""
+    """Applies global average pooling."""
     return keras.layers.GlobalAveragePooling2D(name="pool", data_format="channels_last")(x)
 
 
 def classifier(x: Tensor, classes: int, activation: Any) -> Tensor:
-    """The last dense layer, He-normal."""
+    """Applies the last dense layer, He-normal."""
     policy = keras.config.dtype_policy()
-    # Probabilities near 0 and 1 need more digits than 16 bits have, for the loss and its gradient.
+    # The loss and its gradient need more digits of probabilities near 0 and 1 than 16 bits have.
     dtype = policy.variable_dtype if policy.name.startswith("mixed_") else policy
     return keras.layers.Dense(
         classes, activation=activation, kernel_initializer="he_normal", name="classifier", dtype=dtype
@@ -203,5 +206,5 @@ def classifier(x: Tensor, classes: int, activation: Any) -> Tensor:
 
 
 def pooled(x: Tensor, classes: int, activation: Any) -> Tensor:
-    """Global average pooling and the classifier."""
+    """Applies global average pooling and the classifier."""
     return classifier(pool(x), classes, activation)

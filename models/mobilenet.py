@@ -1,8 +1,8 @@
 """MobileNetV2: Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks" (arXiv 1801.04381), table 2.
 
-Blocks expand (1×1), filter each channel by itself (3×3 depthwise) and project (1×1, without activation); batch-norm
-after each convolution. Channels under a width multiplier are multiples of 8, as in the authors' code, and the last
-convolution has at least 1280. Batch-norm keeps 0.997 of its averages and has ε = 1e-3, as in that code.
+Each block expands (1×1), filters each channel separately (3×3 depthwise) and projects (1×1, without activation), with
+batch-norm after each convolution. As in the authors' code, a width multiplier gives multiples of 8 channels, the last
+convolution has at least 1280 channels, and batch-norm has momentum 0.997 and ε = 1e-3.
 """
 
 import math
@@ -24,7 +24,7 @@ _STAGES = (
 
 
 def _channels(channels, width):
-    """The multiple of 8 nearest to `channels · width`, but not more than 10 % below it."""
+    """Returns the multiple of 8 nearest to `channels · width`, but not more than 10 % below it."""
     wanted = channels * width
     nearest = max(8, int(wanted + 4) // 8 * 8)
     return nearest if nearest >= 0.9 * wanted else nearest + 8
@@ -56,7 +56,7 @@ def _block(x, expansion, channels, strides, name):
 
 
 def _depthwise(x, strides, name):
-    # Keras counts all channels of a depthwise kernel as inputs; each output has nine.
+    # Keras counts all channels of a depthwise kernel as inputs, but each output has only nine.
     he_normal = keras.initializers.TruncatedNormal(stddev=math.sqrt(2 / 9) / 0.87962566103423978)
     return keras.layers.DepthwiseConv2D(
         3,

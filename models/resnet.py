@@ -1,7 +1,7 @@
 """ResNets for large images: He et al., "Deep Residual Learning for Image Recognition" (arXiv 1512.03385), section 4.1.
 
-Post-activation, version 1.5: in a bottleneck block the 3×3 convolution has the stride. Shortcuts are projections (1×1
-convolution and batch-norm) where the shape changes. `resnet18_cifar` has a 3×3 stem without pooling, for 32×32 pixels.
+Post-activation, version 1.5: the 3×3 convolution of a bottleneck block has the stride. A shortcut is a projection (1×1
+convolution and batch-norm) if the shape changes. `resnet18_cifar` has a 3×3 stem without pooling, for 32×32 pixels.
 `zero_init_residual` starts the last batch-norm scale of each block at zero (Goyal et al., arXiv 1706.02677).
 """
 

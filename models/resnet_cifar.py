@@ -1,8 +1,8 @@
 """The CIFAR ResNets of He et al., "Deep Residual Learning for Image Recognition" (arXiv 1512.03385), section 4.2.
 
 3×3 convolutions in three stages of 16, 32 and 64 channels, n blocks of two each (depth 6n + 2), strides 1, 2, 2, global
-average pooling, one classifier. Shortcuts without parameters (option A): subsampling and zero channels. The paper
-begins at depth 20; depth 8, n = 1, is the smallest of the family, for microcontrollers and quick trials.
+average pooling, one classifier. Shortcuts have no parameters (option A): subsampling and zero channels. The paper
+begins at depth 20; depth 8 (n = 1) is added for microcontrollers and quick trials.
 """
 
 import keras
@@ -35,15 +35,15 @@ def _block(x, channels, strides, name, gamma):
 
 
 def _shortcut(x, channels, strides, name):
-    """Option A: every second pixel, and zeros in the new channels, half of them on each side."""
+    """Applies option A: keeps every second pixel, and adds zero channels, half of them on each side."""
     if strides > 1:
         x = keras.layers.AveragePooling2D(
             1, strides=strides, data_format="channels_last", name=f"{name}_shortcut_subsample"
         )(x)
     missing = channels - x.shape[-1]
     if missing:
-        # Padding "channels first" pads the last two axes, here width (by none) and channels: a stock layer that every
-        # backend and the LiteRT converter know, where a custom one would be needed otherwise.
+        # "channels_first" pads the last two axes, here the width (by 0) and the channels. So a stock layer, which every
+        # backend and the LiteRT converter know, can pad channels.
         x = keras.layers.ZeroPadding2D(
             ((0, 0), (missing // 2, missing - missing // 2)),
             data_format="channels_first",

@@ -1,8 +1,8 @@
 """VGG networks with batch-norm: Simonyan and Zisserman (arXiv 1409.1556), configurations A, B, D and E.
 
-3×3 convolutions, each with batch-norm and ReLU, 2×2 max pooling after each stage. For large images two dense layers of
-4096 units with dropout precede the classifier, and the convolutions have biases, as in torchvision's `vgg16_bn`, whose
-parameter counts are cited. `vgg16_cifar` has one classifier layer and no convolution biases, which batch-norm cancels.
+3×3 convolutions, each with batch-norm and ReLU, and 2×2 max pooling after each stage. For large images, two dense
+layers of 4096 units with dropout precede the classifier, and the convolutions have biases, as in torchvision's
+`vgg16_bn`. `vgg16_cifar` has one classifier layer and no convolution biases, because batch-norm cancels them.
 """
 
 import keras
@@ -17,7 +17,7 @@ def _features(repeats, use_bias):
     def features(x, width):
         if any(size is not None and size < _SMALLEST for size in x.shape[1:3]):
             raise ValueError(
-                f"Expected images of at least {_SMALLEST}×{_SMALLEST} pixels, which five poolings halve. "
+                f"Expected images of at least {_SMALLEST}×{_SMALLEST} pixels: five poolings halve them. "
                 f"Received: input_shape={tuple(x.shape[1:])}"
             )
         for stage, (channels, count) in enumerate(zip(_STAGE_CHANNELS, repeats), start=1):
@@ -35,7 +35,7 @@ def _head(x, classes, activation, width, dropout):
     if None in x.shape[1:3]:
         raise ValueError(
             "Expected a fixed height and width: the first dense layer has a weight for each place of the image. "
-            "`vgg16_cifar` and `include_top=False` leave them open. Received: None among them in `input_shape`"
+            "`vgg16_cifar` and `include_top=False` need no fixed size. Received: None in `input_shape`"
         )
     x = keras.layers.Flatten(name="flatten", data_format="channels_last")(x)
     for number in (1, 2):

@@ -1,7 +1,7 @@
 """Wide residual networks: Zagoruyko and Komodakis (arXiv 1605.07146).
 
-Pre-activation blocks of two 3×3 convolutions, optionally with dropout between them; three stages of 16k, 32k and 64k
-channels, (depth − 4) / 6 blocks each; a 1×1 convolution as shortcut where the channels change.
+Pre-activation blocks of two 3×3 convolutions, optionally with dropout between them. Three stages of 16k, 32k and 64k
+channels have (depth − 4) / 6 blocks each. The shortcut is a 1×1 convolution if the number of channels changes.
 """
 
 import keras

@@ -1023,8 +1023,8 @@ LAUNCH = [
         "launch/config.py",
         (
             "Another batch size counts as the same run",
-            'elsewhere = ("data_dir", ',
-            'elsewhere = ("batch_size", "data_dir", ',
+            'changeable = ("data_dir", ',
+            'changeable = ("batch_size", "data_dir", ',
             "test_launch_config",
         ),
         (
@@ -1113,7 +1113,7 @@ LAUNCH = [
         "launch/optimization.py",
         (
             "Averaged weights are in place after each `fit`",
-            '        """Leaves the weights as they are; see `use_averages`."""\n',
+            '        """Does nothing: `use_averages` replaces the weights."""\n',
             "        super().finalize_variable_values(var_list)\n",
             "test_launch_optimization",
         ),

@@ -23,8 +23,8 @@ def epochs(caplog, *losses):
 def test_a_loss_above_its_best_and_above_guessing_is_told_once(caplog):
     (told,) = epochs(caplog, 2.1, 1.8, 4.7, 9.0)
     assert told == (
-        "The loss of training has risen from 1.80 to 4.70 by epoch 3, where guessing among 10 classes has 2.30: a "
-        "--learning_rate below 0.5 or a longer --lr_warmup_epochs may help"
+        "The training loss has risen from 1.80 to 4.70 by epoch 3; guessing among 10 classes has 2.30. A lower "
+        "--learning_rate than 0.5 or a longer --lr_warmup_epochs may help"
     )
 
 

@@ -227,7 +227,7 @@ def test_missing_data_is_named(tmp_path):
 
 
 def test_archives_that_tfds_misses_are_named(tmp_path):
-    with pytest.raises(ValueError, match="could not download and prepare 'imagenet2012'.*ILSVRC2012_img_train.tar"):
+    with pytest.raises(ValueError, match="TFDS to download and prepare 'imagenet2012'.*ILSVRC2012_img_train.tar"):
         data.load("imagenet2012", data_dir=str(tmp_path), download=True, image_size=32)
 
 

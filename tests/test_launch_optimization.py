@@ -229,7 +229,7 @@ def test_a_run_trains_fused_and_alone_in_its_directory(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "_fit_epochs", lambda job, model, progress, epochs, *_: seen.append(model) or epochs)
     monkeypatch.setattr(training, "_publish", lambda job: None)
     config, run_dir = TrainConfig(smoke=True), str(tmp_path / "run")
-    with rundir.held(run_dir), pytest.raises(ValueError, match="Another process is training there.*Received: run_dir="):
+    with rundir.held(run_dir), pytest.raises(ValueError, match="no other process trains in.*Received: run_dir="):
         training.run(config, run_dir)
     assert not list(tmp_path.iterdir()) and not seen
     training.run(config, run_dir)

@@ -1,4 +1,4 @@
-"""Measurements by the package's own commands: input pipelines, and every kind of LiteRT file."""
+"""Measurements with the package's own commands: input pipelines, and every kind of LiteRT file."""
 
 import json
 import os
@@ -12,18 +12,18 @@ import numpy as np
 
 from benchmarks.measure.runner import Flag, measurement
 
-_CIFAR10_DIR = Flag(None, "TFDS directory with cifar10; TFDS' own default if not given.")
+_CIFAR10_DIR = Flag(None, "TFDS directory with cifar10. Default: TFDS' own.")
 _AUGMENTATIONS = ("", ",cutout", ",jitter", ",mixup,cutmix", ",randaugment")  # after crop,flip
 _PHOTOS, _HEIGHT, _WIDTH = 512, 375, 500
-_SECONDS = Flag(5.0, "How long each measurement lasts at least.")
+_SECONDS = Flag(5.0, "Shortest duration of each measurement.")
 
 
 @measurement("throughput", rounds=5, seconds=_SECONDS, cifar10_dir=_CIFAR10_DIR)
 def throughput(settings):
     """Measures input pipelines against training steps with `elrt-benchmark data`.
 
-    CIFAR-10 from a TFDS directory under several augmentations, and a folder of generated JPEG photographs for the
-    streamed pipeline. A file for each.
+    The data are CIFAR-10 from a TFDS directory with several augmentations, and a folder of generated JPEG photographs
+    for the streamed pipeline. Each gets a result file.
     """
     directory = [f"--data_dir={settings.cifar10_dir}"] if settings.cifar10_dir else []
     for augmentation in (f"crop,flip{more}" for more in _AUGMENTATIONS):
@@ -39,10 +39,10 @@ def throughput(settings):
 
 
 def _rates(settings, flags, directory):
-    """Images per second of pipeline and step, as `elrt-benchmark data` measures them in a process of its own."""
+    """Returns images per second of pipeline and step, measured by `elrt-benchmark data` in a separate process."""
     flags = [*flags, f"--seconds={settings.seconds}", f"--rounds={settings.rounds}"]
     result = _result_of("data", *flags, *directory)
-    # Where the photographs lay is of no interest elsewhere.
+    # Leave out the folder of the photographs: it exists on this machine only.
     command = re.sub(r"folder:\S+", "folder:PHOTOS", " ".join(["elrt-benchmark data", *flags]))
     return {**result, "dataset": result["dataset"].split(":")[0], "command": command}
 
@@ -56,12 +56,12 @@ def _result_of(*arguments):
 
 
 def _call(name, *arguments):
-    """Runs one of the package's commands; what it printed is shown as it comes."""
+    """Runs one of the package's commands and shows its output."""
     subprocess.run([sys.executable, "-m", f"elrt_keras.launch.{name}", *arguments], check=True)
 
 
 def _write_photos(folder):
-    """Generated photographs of ImageNet's usual size: smooth colours and some noise. Returns their mean bytes."""
+    """Writes generated photographs of ImageNet's usual size: smooth colours and noise. Returns their mean bytes."""
     from PIL import Image
 
     random = np.random.default_rng(0)
@@ -84,19 +84,19 @@ _MODELS = {"dense": ["--format=dense"], "low_rank": ["--max_macs=0.4"]}
 @measurement(
     "quantization",
     cifar10_dir=_CIFAR10_DIR,
-    runs_dir=Flag("runs/quantization", "Where the two training runs go."),
-    dataset=Flag("cifar10", "Another data set, to try this measurement."),
+    runs_dir=Flag("runs/quantization", "Folder of the two training runs."),
+    dataset=Flag("cifar10", "Data set; another one is for trials."),
     epochs=Flag(12, "Epochs of each run."),
     tuning_epochs=Flag(2, "Epochs of quantisation-aware fine-tuning."),
-    runs=Flag(100, "Timed inferences of each file."),
+    runs=Flag(100, "Number of timed inferences of each file."),
 )
 def quantization(settings):
     """Measures ResNet-20, dense and low-rank, as every kind of LiteRT file: accuracy, size, latency. Resumes.
 
       python -m benchmarks.measure quantization --cifar10_dir=DIR
 
-    Trains both models with one recipe, exports float32, float16 and int8 files after training, the dense architecture
-    of the low-rank model, and int8 files after quantisation-aware fine-tuning; then times all files in turn.
+    Trains both models with one recipe. Exports float32, float16 and int8 files, the dense architecture of the low-rank
+    model, and int8 files after quantisation-aware fine-tuning. Then times all files in turn.
     """
     recipe = [f"--dataset={settings.dataset}", f"--epochs={settings.epochs}", "--lr_schedule=one_cycle"]
     directory = [f"--data_dir={settings.cifar10_dir}"] if settings.cifar10_dir else []
@@ -104,7 +104,7 @@ def quantization(settings):
     for title, options in _MODELS.items():
         run_dir = os.path.join(settings.runs_dir, title)
         _call("train", f"--run_dir={run_dir}", *recipe, *options, *directory)
-        # What a fine-tuning cannot keep is to be seen here, not refused.
+        # The result shows a loss of accuracy by fine-tuning; the export must not refuse the file.
         _call("export", run_dir, f"--quantization={_KINDS}", "--max_accuracy_drop=1")
         tuning = f"--quantization_aware_epochs={settings.tuning_epochs}"
         _call("train", f"--run_dir={run_dir}", "--quantization_aware", tuning)
@@ -114,7 +114,7 @@ def quantization(settings):
     paths.append(os.path.join(run_dir, "export", "merged_float32.tflite"))
     rows = _result_of("litert", *paths, f"--runs={settings.runs}")
     for row in rows:
-        # Where the files lay is of no interest elsewhere.
+        # Leave out the folder of the files: it exists on this machine only.
         row["path"] = os.path.relpath(row["path"], settings.runs_dir)
     commands = [f"elrt-train {' '.join([*recipe, *options])}" for options in _MODELS.values()]
     told = {"commands": commands, "command": settings.command(cifar10_dir=None)}

@@ -1,4 +1,4 @@
-"""Training steps on an accelerator: several in one compiled call, so that Python's part does not count. JAX alone."""
+"""Training steps on an accelerator (JAX only). One compiled call has several steps, so Python's time does not count."""
 
 import concurrent.futures
 import fcntl
@@ -15,8 +15,8 @@ from benchmarks.measure.networks import finite, optimizer, random_batch
 def alone():
     """Waits until no other process holds the device for timing, and holds it until this process ends.
 
-    XLA chooses kernels by their times, so neither its compiling nor the measurement may have others beside it; what
-    comes before, building and tracing, may.
+    XLA chooses kernels by their times. So compilation and measurement must have the device alone; building and tracing
+    need not.
     """
     if _held:
         return
@@ -29,10 +29,10 @@ _held = []
 
 
 def compiled_steps(models, batch_size, count):
-    """Functions that train `count` steps in one call, on a fixed random batch, and return when they are done.
+    """Compiles functions that train `count` steps in one call, on a fixed random batch, and wait for the result.
 
     Args:
-        models: `{name: model}`; they are traced one by one and, once the device is free, compiled side by side.
+        models: `{name: model}`; they are traced one by one and then, once the device is free, compiled in parallel.
 
     Returns:
         `{name: function}`, each already called once.
@@ -56,9 +56,9 @@ def compiled_steps(models, batch_size, count):
 
 
 def functional_step(model):
-    """`step(state, images, targets)` of a compiled model: the state after a training step, its loss, and the outputs.
+    """Returns `step(state, images, targets)` of a compiled model; it returns the next state, the loss and the outputs.
 
-    The state is values of trainable variables, of others and of the optimizer's.
+    The state holds the values of the trainable, the other and the optimizer's variables.
     """
 
     def loss_of(trainable, fixed, slots, images, targets):
@@ -79,13 +79,13 @@ def functional_step(model):
 
 
 def copied_state(model, device):
-    """The state of `functional_step` on a device, as copies: a compiled step reuses the memory of what it is given."""
+    """Copies the state of `functional_step` to a device; copies, because a compiled step reuses its inputs' memory."""
     groups = (model.trainable_variables, model.non_trainable_variables, model.optimizer.variables)
     return jax.device_put(tuple([variable.value.copy() for variable in group] for group in groups), device)
 
 
 def _lowered(model, batch, count):
-    """The traced call, the state it starts from and its batch."""
+    """Returns the traced call, its first state and its batch."""
     step = functional_step(model)
 
     def steps(state, images, targets):

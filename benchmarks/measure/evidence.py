@@ -1,4 +1,4 @@
-"""Results as JSON files under `benchmarks/results/`: what was measured, the command and the machine."""
+"""Results as JSON files under `benchmarks/results/`, each with its command and machine."""
 
 import json
 import pathlib
@@ -9,14 +9,14 @@ RESULTS = pathlib.Path(__file__).parents[1] / "results"
 
 
 def write(experiment, name, result, command, results=RESULTS, indent=2):
-    """Writes `<results>/<experiment>/<name>.json`, whole or not at all, and returns its path.
+    """Writes `<results>/<experiment>/<name>.json` atomically and returns its path.
 
     Args:
         experiment, name: folder and file.
-        result: dict of what was measured.
-        command: what measures it again.
+        result: dict of the measured values.
+        command: command that repeats the measurement.
         results: the root folder.
-        indent: of the JSON.
+        indent: indentation of the JSON.
     """
     path = pathlib.Path(results) / experiment / f"{name}.json"
     write_json(path, {**result, "command": command, "machine": machine.describe()}, indent)
@@ -24,14 +24,14 @@ def write(experiment, name, result, command, results=RESULTS, indent=2):
 
 
 def write_json(path, content, indent):
-    """Writes a JSON file, whole or not at all."""
-    from elrt_keras.atomic import write_bytes  # late: it loads Keras, and pages read results without
+    """Writes a JSON file atomically."""
+    from elrt_keras.atomic import write_bytes  # imported late: it loads Keras, which pages do not need
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, (json.dumps(content, indent=indent) + "\n").encode())
 
 
 def read(experiment, results=RESULTS):
-    """`{name: result}` of an experiment, empty where nothing was measured yet."""
+    """Reads `{name: result}` of an experiment; empty if nothing was measured yet."""
     paths = sorted((pathlib.Path(results) / experiment).glob("*.json"))
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}

@@ -11,9 +11,9 @@ import time
 from benchmarks.measure.runner import Flag, measurement
 
 _ROOT = pathlib.Path(__file__).parents[2]
-_LINES = 12  # of a step's output that are kept, the last ones
+_LINES = 12  # number of last lines of a step's output that are kept
 
-# Name, title and commands of each step. They run in the clone, with `bin` of the environment of the first on the path.
+# Name, title and commands of each step. They run in the clone; `bin` of the first step's environment is on the path.
 _STEPS = json.loads(pathlib.Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 STEPS = tuple((step["name"], step["title"], "\n".join(step["commands"])) for step in _STEPS)
 _NAMES = tuple(name for name, _, _ in STEPS)
@@ -22,8 +22,8 @@ _NAMES = tuple(name for name, _, _ in STEPS)
 @measurement(
     "first_hour",
     name="cpu",
-    folder=Flag(None, "Where to walk; a temporary folder, removed afterwards, if not given."),
-    steps=Flag(_NAMES, "Steps to walk; the others are as an earlier walk in --folder left them.", choices=_NAMES),
+    folder=Flag(None, "Folder for the clone. Default: a temporary folder, removed afterwards."),
+    steps=Flag(_NAMES, "Steps to walk; an earlier walk in --folder provides the others.", choices=_NAMES),
 )
 def first_hour(settings):
     """Walks a newcomer's first hour on a fresh clone with the commands of the README, and times each step.
@@ -31,8 +31,8 @@ def first_hour(settings):
       python -m benchmarks.measure first_hour
       python -m benchmarks.measure first_hour --folder=/tmp/hour --steps=export,benchmark,classify
 
-    Nothing is taken from this checkout but its last commit. The pictures are crops of the two photographs that come
-    with scikit-learn, in folders of their classes. Some steps alone leave no result.
+    The walk takes only the last commit from this checkout. The pictures are crops of the two photographs in
+    scikit-learn, in one folder per class. A walk of some of the steps writes no result.
     """
     with tempfile.TemporaryDirectory(prefix="first_hour_") as temporary:
         folder = pathlib.Path(settings.folder or temporary)
@@ -43,7 +43,7 @@ def first_hour(settings):
 
 
 def _walk(folder, names):
-    """Runs steps in a clone inside `folder`; the time of each and what it said."""
+    """Runs steps in a clone inside `folder`; returns the time and the output of each."""
     clone = folder / "elrt_keras"
     if not clone.exists():
         subprocess.run(["git", "clone", "--quiet", _ROOT, clone], check=True)
@@ -69,7 +69,7 @@ def _walk(folder, names):
 
 
 def _write_photos(folder, count=200, size=128):
-    """Crops of two photographs, as JPEG files in folders of their classes."""
+    """Writes crops of two photographs as JPEG files, in one folder per class."""
     import numpy as np
     from PIL import Image
     from sklearn.datasets import load_sample_images

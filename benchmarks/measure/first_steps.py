@@ -1,4 +1,4 @@
-"""Time of what a newcomer runs first, on a fresh clone."""
+"""Times of a newcomer's first commands on a fresh clone."""
 
 import pathlib
 import re
@@ -14,14 +14,14 @@ _ROOT = pathlib.Path(__file__).parents[2]
 @measurement(
     "first_steps",
     revision=Flag("HEAD", "The commit to clone."),
-    name=Flag("now", "Which of the two results this is.", choices=("before", "now")),
-    rounds=Flag(3, "Runs of `make test`; with 0 the demo alone."),
+    name=Flag("now", "Name of the result, one of two.", choices=("before", "now")),
+    rounds=Flag(3, "Number of runs of `make test`; 0 times the demo only."),
 )
 def first_steps(settings):
     """Times `make demo`, and `make test` after its installation, on a fresh clone.
 
-    Nothing else should run on the machine meanwhile. README.md and docs/reliability.md hold sentences made of the
-    results, which `python -m benchmarks.pages` renews.
+    Nothing else should run on the machine. README.md and docs/reliability.md contain sentences made from the results;
+    `python -m benchmarks.pages` updates them.
     """
     with tempfile.TemporaryDirectory() as folder:
         clone = pathlib.Path(folder) / "clone"
@@ -43,7 +43,7 @@ def first_steps(settings):
 def ci(settings):
     """Times `.ci/run` on a fresh clone, installation included, and each of its parts.
 
-    Nothing else should run on the machine meanwhile.
+    Nothing else should run on the machine.
     """
     del settings
     with tempfile.TemporaryDirectory() as folder:
@@ -54,7 +54,7 @@ def ci(settings):
 
 
 def seconds_by_part(output):
-    """`{target of make: seconds}` of what `.ci/run` prints."""
+    """Parses the output of `.ci/run` to `{target of make: seconds}`."""
     return {part: int(seconds) for part, seconds in re.findall(r"^== make ([\w-]+): (\d+) s$", output, re.M)}
 
 
@@ -78,6 +78,6 @@ def _megabytes(folder):
 
 
 def tests_by_backend(output):
-    """`{backend: tests that passed}` of what `make test` prints."""
+    """Parses the output of `make test` to `{backend: number of passed tests}`."""
     parts = re.split(r"== quick tests on (\w+)", output)[1:]
     return {backend: int(re.search(r"(\d+) passed", text)[1]) for backend, text in zip(parts[::2], parts[1::2])}

@@ -1,4 +1,4 @@
-"""Times over the sizes of layers and models."""
+"""Times of layers and models over their sizes."""
 
 import functools
 import statistics
@@ -9,7 +9,7 @@ from benchmarks.measure.variants import interleaved
 
 _BATCH = 32
 _DEPTHS = (20, 32, 44, 56, 110)
-# Label of the axis and {x: (height and width, channels, rank)} of curves of layers.
+# Curves of layers: label of the axis and {x: (height and width, channels, rank)}.
 _LAYERS = {
     "rank": ("rank r, of 256 channels at 14×14", {r: (14, 256, r) for r in (8, 16, 32, 64, 128, 256)}),
     "width": (
@@ -21,7 +21,7 @@ _LAYERS = {
         {size: (size, 64, 16) for size in (7, 14, 28, 56, 112)},
     ),
 }
-# The same with {x: (builder, width)}, of curves of models and of planning them.
+# Curves of models and of planning: label of the axis and {x: (builder, width)}.
 _MODELS = {
     "depth": ("layers of a CIFAR ResNet, whole step, batch 32", {d: (f"resnet{d}", 1) for d in _DEPTHS}),
     "planner_depth": ("layers of a CIFAR ResNet", {d: (f"resnet{d}", 1) for d in _DEPTHS}),
@@ -34,12 +34,12 @@ _CURVES = _LAYERS | _MODELS
     "growth",
     rounds=9,
     name="cpu",
-    curves=Flag(tuple(_CURVES), "Curves to measure; the others stay as they were measured.", choices=tuple(_CURVES)),
+    curves=Flag(tuple(_CURVES), "Curves to measure; the results of the others are kept.", choices=tuple(_CURVES)),
 )
 def growth(settings):
-    """Times how a layer's step grows over rank, width and resolution, a model's step and planning over depth.
+    """Times a layer's step over rank, width and resolution, and a model's step and planning over depth.
 
-    Each point is the median of rounds in which all points of a curve take turns; of planning three.
+    Each point is the median of several rounds, in which all points of a curve take turns. Planning has three rounds.
     """
     found = evidence.read("growth", settings.results).get(settings.file, {}).get("curves", {})
     for curve in settings.curves:
@@ -48,13 +48,13 @@ def growth(settings):
         for (line, x), seconds in interleaved(_points(curve), rounds, curve).items():
             medians.setdefault(line, {})[x] = statistics.median(seconds)
         found[curve] = {"axis": _CURVES[curve][0], "seconds": medians}
-    # The command of all curves, since the file holds all.
+    # The file holds all curves, so its command names all.
     kept = {curve: found[curve] for curve in _CURVES if curve in found}
     return {"curves": kept, "command": settings.command(curves=tuple(_CURVES))}
 
 
 def _points(curve):
-    """`{(line, x): function to time}`."""
+    """Returns `{(line, x): function to time}` of a curve."""
     import elrt_keras as elrt
     from benchmarks.measure.networks import layer_step, low_rank, training_step
 

@@ -1,4 +1,4 @@
-"""Inference on LiteRT: models at their budgets, and plans for measured time."""
+"""Inference times on LiteRT: models at their budgets, and plans for measured time."""
 
 import os
 import tempfile
@@ -15,18 +15,18 @@ _VARIANTS = ("dense", *(f"low_rank_{budget}" for budget in BUDGETS), "thin_0.4")
 @measurement(
     "inference",
     models=builders(),
-    runs=Flag(50, "Inferences of each file."),
+    runs=Flag(50, "Number of timed inferences of each file."),
     variants=variants_flag(*_VARIANTS),
     threads=Flag((1, 2), "CPU threads.", int),
 )
 def inference(settings):
-    """Times inference on LiteRT: dense, low-rank and thinned models in float32 and int8, with one and two threads.
+    """Times LiteRT inference of dense, low-rank and thinned models in float32 and int8, with one and two threads.
 
       python -m benchmarks.measure inference --models=resnet20 --runs=200
       python -m benchmarks.measure inference --models=resnet20 --name=amx   # beside the results of another processor
       python -m benchmarks.measure inference --variants=formats --threads=1 --name=formats
 
-    One image at a time; all files of a model take turns. Weights are random: they do not change the time.
+    Each inference has one image; all files of a model take turns. Weights are random: they do not change the time.
     """
     import elrt_keras as elrt
     from benchmarks.measure.networks import make
@@ -48,21 +48,21 @@ def inference(settings):
 
 @measurement(
     "latency",
-    models=Flag(("vgg16", "resnet18", "vgg16_cifar", "resnet20"), "Networks, each in a process of its own."),
-    rounds=Flag(5, "How often the models are compared."),
+    models=Flag(("vgg16", "resnet18", "vgg16_cifar", "resnet20"), "Networks, each in a separate process."),
+    rounds=Flag(5, "Number of comparisons of the models."),
     budgets=Flag((0.7, 0.5), "Values of `max_latency`.", float),
     threads=Flag(1, "CPU threads."),
-    quantization=Flag("float32", "What the files are.", choices=("float32", "int8")),
+    quantization=Flag("float32", "Kind of the files.", choices=("float32", "int8")),
 )
 def latency(settings):
-    """Compares the speed-up that `plan_ranks(max_latency=…)` predicts with the one that LiteRT shows.
+    """Compares the speed-up that `plan_ranks(max_latency=…)` predicts with the speed-up measured on LiteRT.
 
       python -m benchmarks.measure latency --models=vgg16 --budgets=0.5 --threads=2
       python -m benchmarks.measure latency --models=resnet20,vgg16_cifar,resnet18 --quantization=int8
 
-    For each model, with random weights at its own input size, and each budget: ranks are planned; the dense model, the
-    low-rank one and one with uniform ranks and as many MACs are converted and take turns on LiteRT. Each model starts
-    with an empty table of times. A file for each budget.
+    Plans ranks for each model and each budget, with random weights and the model's own input size. Converts the dense
+    model, the planned one, and one with uniform ranks and as many MACs; they take turns on LiteRT. Each model starts
+    with an empty table of times. Each budget gets a result file.
     """
     import elrt_keras as elrt
     from elrt_keras import litert
@@ -85,7 +85,7 @@ def latency(settings):
 
 
 def _compared(dense, dense_content, converted, budget, settings, quantization):
-    """The dense model, the one that is planned for a budget, and one with uniform ranks and as many MACs."""
+    """Compares the dense model, the one planned for a budget, and one with uniform ranks and as many MACs."""
     import elrt_keras as elrt
     from elrt_keras import litert
 

@@ -1,4 +1,4 @@
-"""Profiles of training steps: kernels of an accelerator by what they compute, operations of a CPU by their kind."""
+"""Profiles of training steps: kernels of an accelerator by purpose, operations of a CPU by kind."""
 
 import collections
 import dataclasses
@@ -9,9 +9,9 @@ from benchmarks.measure.machine import on_host
 from benchmarks.measure.runner import Flag, measurement
 from benchmarks.measure.variants import BATCHES, builders, interleaved
 
-_STEPS = 10  # to a call
+_STEPS = 10  # in one call
 _VARIANTS = ("dense", "low_rank_0.4", "as_products_0.4", "without_penalty_0.4", "composed_0.4")
-# What a kernel computes, by the first of these texts in its name or its operation's; the rest is "other".
+# Purpose of a kernel, by the first of these texts in its name or in the name of its operation; the rest is "other".
 _KINDS = {
     "stem_conv": "stem convolution",
     "cudnn-conv-bw-filter": "convolutions, gradient of kernels",
@@ -25,13 +25,13 @@ _KINDS = {
 
 
 def kind_of(*names):
-    """The kind of a kernel, by its names and those of its operation."""
+    """Returns the kind of a kernel, by its names and those of its operation."""
     text = " ".join(names)
     return next((kind for part, kind in _KINDS.items() if part in text), "other")
 
 
 def milliseconds(call, steps):
-    """`{kind: milliseconds per step}` of a function that trains so many steps on a GPU."""
+    """Profiles a function that trains `steps` steps on a GPU: `{kind: milliseconds per step}`."""
     import jax
 
     total = collections.Counter()
@@ -51,7 +51,7 @@ def milliseconds(call, steps):
 
 
 def run_as_products(model):
-    """Has the low-rank convolutions of a model train with their 1×1 stages as matrix products."""
+    """Makes the low-rank convolutions of a model train with their 1×1 stages as matrix products."""
     import elrt_keras as elrt
     from elrt_keras.layers.factorized_conv import FactorizedConv
 
@@ -66,17 +66,17 @@ def run_as_products(model):
     models=builders("resnet20", "resnet18"),
     rounds=9,
     name="gpu",
-    batch_size=Flag(None, "Images to a step; by default 1024 of 32×32, 256 of 224×224.", int),
+    batch_size=Flag(None, "Images per step. Default: 1024 images of 32×32, 256 of 224×224.", int),
     environment={"KERAS_BACKEND": "jax"},
 )
 def kernels(settings):
-    """Profiles where a training step spends its time on an accelerator, by what kernels compute; JAX.
+    """Profiles the time of a training step on an accelerator, by purpose of the kernels; JAX.
 
       python -m benchmarks.measure kernels --models=resnet20,resnet18
 
-    Beside the network as it is: its 1×1 stages as matrix products (`as_products`), which is how the layers train on
-    TensorFlow; without the penalty; and composed (`execution="compose"`), one dense convolution by the kernel that the
-    factors make. The accelerator should have nothing else to do.
+    The variants beside the network itself are: 1×1 stages as matrix products (`as_products`), as the layers train on
+    TensorFlow; without the penalty; and composed (`execution="compose"`), one dense convolution with the composed
+    kernel. Nothing else should run on the accelerator.
     """
     import keras
 
@@ -96,11 +96,11 @@ def kernels(settings):
     return {"model": name, "batch_size": batch_size, "seconds": seconds, "milliseconds": profiles}
 
 
-@measurement("operations", models=builders(), steps=Flag(5, "Steps that are profiled."))
+@measurement("operations", models=builders(), steps=Flag(5, "Number of profiled steps."))
 def operations(settings):
-    """Profiles where a training step spends its time, by kind of operation; TensorFlow.
+    """Profiles the time of a training step, by kind of operation; TensorFlow.
 
-    Milliseconds are those of all threads together.
+    Milliseconds are the sum over all threads.
     """
     from benchmarks.measure.networks import make, training_step
 
@@ -113,11 +113,11 @@ def operations(settings):
 
 
 def _operation_milliseconds(step, steps):
-    """`{kind of operation: milliseconds per step}` of a function that trains one step."""
+    """Profiles a function that trains one step: `{kind of operation: milliseconds per step}`."""
     import tensorflow as tf
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
-    total, parts = collections.Counter(), ("Run", "Process")  # of an operation
+    total, parts = collections.Counter(), ("Run", "Process")  # parts of an operation
     with tempfile.TemporaryDirectory() as folder:
         with tf.profiler.experimental.Profile(folder):
             for _ in range(steps):

@@ -1,4 +1,4 @@
-"""Ranks planned for a measured time, and uniform ranks that take as long: the pairs whose accuracies are compared."""
+"""Pairs of rank plans of equal speed, for a comparison of accuracies: planned for measured time, and uniform."""
 
 import os
 import pathlib
@@ -12,24 +12,24 @@ from benchmarks.measure.variants import litert_seconds
 
 PLANS = pathlib.Path(__file__).parents[1] / "grids" / "plans"
 _MODELS = ("resnet20", "vgg16_cifar", "resnet18_cifar")
-_STEP = 0.05  # of the part of the MACs, between uniform plans that are tried
+_STEP = 0.05  # distance of the uniform plans that are tried, as a part of the MACs
 
 
 @measurement(
     "latency_plans",
-    models=Flag(_MODELS, "Networks, each in a process of its own."),
-    runs=Flag(60, "Inferences of each file."),
+    models=Flag(_MODELS, "Networks, each in a separate process."),
+    runs=Flag(60, "Number of timed inferences of each file."),
     budget=Flag(0.5, "`max_latency`."),
     format=Flag("tucker2", "Format of all layers, or `auto`."),
-    quantization=Flag("float32", "What the files are.", choices=("float32", "int8")),
+    quantization=Flag("float32", "Kind of the files.", choices=("float32", "int8")),
 )
 def latency_plans(settings):
-    """Plans ranks for a latency, and finds the uniform ranks that are as fast; keeps both plans for the grids.
+    """Plans ranks for a latency, finds uniform ranks of the same speed, and writes both plans for the grids.
 
       python -m benchmarks.measure latency_plans --models=resnet20 --quantization=int8
 
-    The uniform plan has the most MACs of those that take no longer than the planned one on LiteRT, all files in turns,
-    one thread. Plans go to benchmarks/grids/plans/, where `rank_plan` of a run finds them.
+    The uniform plan has the most MACs of all uniform plans that are no slower than the planned one on LiteRT. All files
+    take turns, on one thread. Plans go to benchmarks/grids/plans/, where `rank_plan` of a run finds them.
     """
     import elrt_keras as elrt
     from elrt_keras import litert
@@ -38,7 +38,7 @@ def latency_plans(settings):
     quantization = None if settings.quantization == "float32" else settings.quantization
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3)).astype("float32")
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["ELRT_CACHE_DIR"] = folder  # times of this day alone
+        os.environ["ELRT_CACHE_DIR"] = folder  # an empty cache, so that all times are new
         planned = elrt.plan_ranks(dense, settings.format, max_latency=settings.budget, quantization=quantization)
     plans = {"planned": planned, **_uniform(dense)}
     models = {name: elrt.factorize(dense, plan) for name, plan in plans.items()}
@@ -72,14 +72,14 @@ def latency_plans(settings):
 
 
 def _uniform(dense):
-    """Uniform plans by their name, each once, at steps of the MACs."""
+    """Returns different uniform plans by name, in steps of the MACs."""
     import elrt_keras as elrt
 
     plans = {}
     for part in np.arange(0.95, 0.05, -_STEP):
         try:
             plan = elrt.plan_ranks(dense, max_macs=float(part))
-        except ValueError:  # below what the lowest ranks cost
+        except ValueError:  # below the cost of the lowest ranks
             break
         if dict(plan) not in map(dict, plans.values()):
             plans[f"uniform_{part:.2f}"] = plan

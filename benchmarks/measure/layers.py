@@ -3,17 +3,17 @@
 from benchmarks.measure.runner import Flag, measurement
 from benchmarks.measure.variants import interleaved, litert_seconds
 
-# batch, height and width, channels in and out, both ranks: layers of ResNet-20, VGG-16, ResNet-18 at 0.4 of the MACs.
+# (batch, height and width, channels in and out, both ranks): layers of ResNet-20, VGG-16, ResNet-18, 0.4 of the MACs.
 _CONVOLUTIONS = ((128, 32, 16, 8), (128, 16, 32, 16), (128, 8, 64, 32), (128, 16, 128, 64), (128, 8, 256, 104))
 _CONVOLUTIONS += ((16, 56, 64, 32), (16, 28, 128, 56), (16, 14, 256, 104))
 
 
 @measurement("executions", rounds=15, name="cpu")
 def executions(settings):
-    """Times the ways to run one Tucker-2 layer forward and backward, to choose the one that `training=True` takes.
+    """Times the ways to run one Tucker-2 layer forward and backward, to choose the way for `training=True`.
 
-    The chain with its 1×1 stages as convolutions or as matrix products, and with one or both factor matrices multiplied
-    into the core first. All take turns.
+    The 1×1 stages are convolutions or matrix products, or one or both factor matrices are multiplied into the core
+    first. All ways take turns.
     """
     import numpy as np
 
@@ -31,7 +31,7 @@ def executions(settings):
 
 
 def _ways():
-    """`{way: function of (images, U_in, core, U_out)}`, the matrices as `(in, out)`."""
+    """Returns `{way: function of (images, U_in, core, U_out)}`; the matrices have shapes `(in, out)`."""
     from keras import ops
 
     def conv(images, kernel):
@@ -59,7 +59,7 @@ def _ways():
     }
 
 
-# Batch size, height and width, channels: as in ResNet-20 on CIFAR-10 and in ResNet-18, and numbers between.
+# (batch size, height and width, channels): those of ResNet-20 on CIFAR-10 and of ResNet-18, and others between.
 _BATCH_NORMS = (
     *((128, 32, channels) for channels in (8, 11, 12, 14, 16, 20, 22, 24, 32)),
     *((128, 8, channels) for channels in (44, 45, 48, 60, 62, 64)),
@@ -70,9 +70,9 @@ _BATCH_NORMS = (
 
 @measurement("batch_norm", rounds=25, name="cpu")
 def batch_norm(settings):
-    """Times batch-norm layers, stock and fused, over numbers of channels: forward and backward of one layer.
+    """Times one batch-norm layer, stock and fused, forward and backward, over numbers of channels.
 
-    What decides for which layers `elrt_keras.fuse_batch_norm` takes TensorFlow's operation.
+    The result decides for which layers `elrt_keras.fuse_batch_norm` uses TensorFlow's operation.
     """
     rows = []
     for shape in _BATCH_NORMS:
@@ -89,7 +89,7 @@ def _batch_norm_step(batch_size, size, channels, is_fused):
 
     layer = keras.layers.BatchNormalization()
     if is_fused:
-        # At any number of channels: whether to fuse is what is asked here.
+        # Fuse for any number of channels: the measurement shows where that is faster.
         elrt.layers.batch_norm._MULTIPLE_OF = 1
         elrt.fuse_batch_norm(keras.Sequential([keras.Input((size, size, channels)), layer]))
     return step_of_layer(layer, random_images(batch_size, size, channels))
@@ -103,15 +103,15 @@ _GROUPED = ("stock", "chain", "chain, as convolutions", "composed")
 def grouped(settings):
     """Times grouped 3×3 convolutions, stock and low-rank: forward and backward, and one inference on LiteRT.
 
-    *As convolutions* is the low-rank layer with the grouped convolutions of Keras in the place of its own way to train.
-    All take turns.
+    *As convolutions* is the low-rank layer trained with the grouped convolutions of Keras instead of its own way. All
+    take turns.
     """
     rows = {groups: _grouped_seconds(groups, settings.rounds) for groups in settings.groups}
     return {"batch": _BATCH, "size": _SIZE, "channels": _CHANNELS, "rows": rows}
 
 
 def _grouped_seconds(groups, rounds):
-    """`{"training": {layer: seconds}, "float32": …, "int8": …}` of one number of groups."""
+    """Measures `{"training": {layer: seconds}, "float32": …, "int8": …}` for one number of groups."""
     import keras
 
     from benchmarks.measure.networks import random_images, step_of_layer
@@ -129,7 +129,7 @@ def _grouped_seconds(groups, rounds):
 
 
 def _layer_of(name, groups):
-    """A 3×3 convolution of 128 channels to as many: stock, or low-rank at half the full ranks."""
+    """Makes a 3×3 convolution from 128 to 128 channels: stock, or low-rank at half of the full ranks."""
     import keras
 
     import elrt_keras as elrt

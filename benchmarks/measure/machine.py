@@ -1,4 +1,4 @@
-"""Description of the machine, for readers of a measurement, and the place where models are built beside a device."""
+"""Description of the machine for the result files, and a context that builds models on the processor."""
 
 import contextlib
 import os
@@ -7,17 +7,17 @@ import platform
 import sys
 
 _CPUINFO = pathlib.Path("/proc/cpuinfo")
-# Instruction sets by what Linux calls them, on x86 and on ARM: where virtual machines give unlike processors one name,
-# they tell which is how fast.
+# Instruction sets by their names in Linux, on x86 and ARM. Virtual machines may give different processors one name; the
+# instruction sets tell fast processors from slow ones.
 _INSTRUCTIONS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_vnni": "VNNI", "avx_vnni": "AVX-VNNI"}
 _INSTRUCTIONS |= {"avx512_bf16": "BF16", "amx_tile": "AMX", "asimd": "NEON", "sve": "SVE"}
-# Names of packages whose versions count where they are loaded, and of their modules.
+# Packages whose versions are reported if they are loaded, with their modules.
 _PACKAGES = {name: name for name in ("keras", "numpy", "tensorflow", "jax", "torch", "ai_edge_litert")}
 _PACKAGES["tensorly_torch"] = "tltorch"
 
 
 def describe():
-    """Processor, cores, accelerator, Keras backend and versions: those of the libraries that are loaded."""
+    """Describes processor, cores, accelerator, Keras backend, and versions of the loaded libraries."""
     import keras
 
     from elrt_keras.litert.timing import processor
@@ -35,14 +35,14 @@ def describe():
 
 
 def instructions():
-    """The vector and matrix instructions of the processor, such as `"AVX2 AVX-512 AMX"`, as far as Linux tells."""
+    """Names the vector and matrix instructions of the processor, such as `"AVX2 AVX-512 AMX"`; needs Linux."""
     lines = _CPUINFO.read_text(encoding="utf-8").splitlines() if _CPUINFO.exists() else []
     known = next((line.split() for line in lines if line.startswith(("flags", "Features"))), [])
     return " ".join(name for flag, name in _INSTRUCTIONS.items() if flag in known) or "unknown"
 
 
 def on_host():
-    """A context in which JAX builds models on the processor: there the many small operations compile faster."""
+    """Context in which JAX builds models on the processor, where many small operations compile faster."""
     import keras
 
     if keras.backend.backend() != "jax":

@@ -1,4 +1,4 @@
-"""The networks that are compared, on random images: dense, low-rank, thinned, and chains as stock layers."""
+"""Networks for comparisons, on random images: dense, low-rank, thinned, and chains as stock layers."""
 
 import functools
 
@@ -12,14 +12,14 @@ _STRENGTH = 0.01  # of double soft orthogonality, the default of elrt-train
 
 
 def make(name, variant):
-    """The builder `name` as one of `variants.NAMES`, or `composed_` and a budget.
+    """Builds the network `name` as one of the variants in `variants.NAMES`.
 
-    `low_rank` is what a user gets: uniform Tucker-2 ranks and ELRT's penalty. `stock_layers` is the same chain as three
-    `Conv2D`, without the penalty, as is `without_penalty`.
-    A format's name, or `auto`, is `low_rank` in it. `recomputed` is `low_rank` with `recompute=True`, `composed`
-    with `execution="compose"`: a dense convolution by the kernel that the factors make. `thin` is the dense network
-    with fewer channels. `tuned_` or `frugal_` in front is the same model, for `tune`. Batch-norm is fused in all but
-    `unfused`: the dense network (1.0) or a low-rank one as Keras runs it.
+    `low_rank` is the default of the package: uniform Tucker-2 ranks and ELRT's penalty. `stock_layers` is the same
+    chain as three `Conv2D` without the penalty; `without_penalty` is `low_rank` without it. The name of a format, or
+    `auto`, is `low_rank` in that format. `recomputed` is `low_rank` with `recompute=True`. `composed` has
+    `execution="compose"`: one dense convolution with the composed kernel. `thin` is the dense network with fewer
+    channels. The prefix `tuned_` or `frugal_` marks the same model for `tune`. Batch-norm is fused in all variants
+    except `unfused`: the dense network (1.0) or a low-rank one with the batch-norm of Keras.
     """
     _, variant = tuning_of(variant)
     kind, _, budget = variant.rpartition("_")
@@ -35,7 +35,7 @@ def make(name, variant):
     else:
         penalty = None if kind in ("without_penalty", "stock_layers") else "dso"
         form = kind if kind in FORMATS else "tucker2"
-        # Its ranks are few: multiples of 8 do not reach the smaller budgets.
+        # This network has small ranks: multiples of 8 do not reach the smaller budgets.
         multiple_of = 4 if form == "svd" else None
         options = {"multiple_of": multiple_of, "recompute": kind == "recomputed", "form": form}
         model = low_rank(dense, float(budget), penalty, **options)
@@ -44,7 +44,7 @@ def make(name, variant):
 
 
 def tune(model, variant, batch_size):
-    """Has a model train as its variant is tuned; prints what was chosen."""
+    """Tunes the training of a model if its variant says so; prints the chosen ways."""
     prefer, _ = tuning_of(variant)
     if prefer is not None:
         print(variant, elrt.tune_training(model, batch_size, prefer=prefer), sep="\n", flush=True)
@@ -52,19 +52,19 @@ def tune(model, variant, batch_size):
 
 @functools.cache
 def built(name):
-    """The builder's dense network, made once."""
+    """Builds the dense network once; later calls return the same one."""
     return elrt.models.build(name)
 
 
 def low_rank(dense, max_macs, regularizer="dso", multiple_of=None, recompute=False, form="tucker2"):
-    """The low-rank twin of a model, at uniform ranks unless the format is `auto`."""
+    """Makes the low-rank twin of a model, with uniform ranks unless the format is `auto`."""
     penalty = elrt.regularizers.BY_NAME[regularizer](_STRENGTH) if regularizer else None
     plan = elrt.plan_ranks(dense, format=form, max_macs=max_macs, multiple_of=multiple_of)
     return elrt.factorize(dense, plan, factor_regularizer=penalty, recompute=recompute)
 
 
 def composed(model):
-    """The same low-rank model with new weights, whose layers compose their kernels first."""
+    """Copies a low-rank model with new weights; the layers of the copy compose their kernels first."""
 
     def copied(layer):
         own = {"execution": "compose"} if isinstance(layer, elrt.layers.FactorizedLayer) else {}
@@ -74,7 +74,7 @@ def composed(model):
 
 
 def thinned(name, macs):
-    """The builder's dense network with all channels multiplied by one number, the largest that fits the MACs."""
+    """Builds the dense network with all channels multiplied by the largest factor that fits the MACs."""
     low, high = 0.05, 1.0
     while high - low > 0.005:
         width = (low + high) / 2
@@ -84,7 +84,7 @@ def thinned(name, macs):
 
 
 def random_batch(model, batch_size, seed=0):
-    """Random images and one-hot labels for a model, as arrays."""
+    """Returns random images and one-hot labels for a model, as arrays."""
     random = np.random.default_rng(seed)
     images = random.integers(0, 256, (batch_size, *model.input_shape[1:])).astype("float32")
     classes = model.output_shape[-1]
@@ -92,14 +92,14 @@ def random_batch(model, batch_size, seed=0):
 
 
 def optimizer():
-    """The optimizer of all training steps that are timed."""
+    """Returns the optimizer of all timed training steps."""
     return keras.optimizers.SGD(1e-3, momentum=0.9, nesterov=True)
 
 
 def training_step(model, batch_size):
-    """A function that trains one step on a fixed random batch and returns when it is done; already compiled.
+    """Returns a compiled function that trains one step on a fixed random batch and waits for the result.
 
-    XLA compiles it where it does so for `elrt-train` on a CPU: on JAX alone.
+    XLA compiles it on JAX only, as for `elrt-train` on a CPU.
     """
     images, labels = map(keras.ops.convert_to_tensor, random_batch(model, batch_size))
     model.compile(optimizer(), "categorical_crossentropy", jit_compile=keras.backend.backend() == "jax")
@@ -113,14 +113,14 @@ def training_step(model, batch_size):
 
 
 def finite(loss):
-    """A loss; raises a ValueError for one that is not finite."""
+    """Returns a loss; refuses one that is not finite."""
     if not np.isfinite(loss):
         raise ValueError(f"Expected a finite loss. Received: {loss}")
     return loss
 
 
 def layer_step(size, channels, rank, *, batch_size):
-    """A function that runs a 3×3 convolution forward and backward: low-rank, both ranks equal, or dense for `None`."""
+    """Returns a function that runs a 3×3 convolution forward and backward: both ranks are `rank`; dense for `None`."""
     kind, options = keras.layers.Conv2D, {"padding": "same", "use_bias": False}
     if rank is not None:
         kind, options = elrt.layers.Tucker2Conv2D, {**options, "ranks": rank, "execution": "chain"}
@@ -128,21 +128,21 @@ def layer_step(size, channels, rank, *, batch_size):
 
 
 def random_images(batch_size, size, channels):
-    """Normal numbers in the shape of images, as an array."""
+    """Returns normally distributed images, as an array."""
     return np.random.default_rng(0).normal(size=(batch_size, size, size, channels)).astype("float32")
 
 
 def step_of_layer(layer, images):
-    """A function that runs a layer forward and backward on a batch; already traced."""
+    """Returns a traced function that runs a layer forward and backward on a batch."""
     if not layer.built:
         layer.build(images.shape)
     return forward_and_backward(lambda inputs: layer(inputs, training=True), [images], layer.trainable_weights)
 
 
 def forward_and_backward(function, arrays, weights=()):
-    """A function that runs another one forward and backward, for arrays and Keras weights; traced. TensorFlow alone.
+    """Returns a traced function that runs `function` forward and backward for arrays and Keras weights; TensorFlow.
 
-    The outputs are their own gradient. It returns when the first number of each result is there.
+    The outputs serve as their own gradient. The function waits for the first number of each result.
     """
     import tensorflow as tf
 

@@ -1,4 +1,4 @@
-"""Time that is no model's: decompositions of kernels, and imports."""
+"""Times of kernel decompositions and of imports."""
 
 import os
 import subprocess
@@ -13,10 +13,9 @@ _TOLERANCES = (1e-6, 1e-5, 1e-4, 1e-3)
 
 @measurement("decomposing", models=builders("resnet18"), rounds=3)
 def decomposing(settings):
-    """Times the Tucker-2 decomposition of a model's kernels at tolerances of the iteration, and how close it comes.
+    """Measures time and error of the Tucker-2 decomposition of a model's kernels at several tolerances.
 
-    The kernels are random as they are initialised: nothing stands out of them, so the iteration has more to do than
-    with trained ones.
+    The kernels have random initial values without structure, so the iteration is slower than for trained kernels.
     """
     kernels, errors = _kernels_of(settings.model), {}
     runs = {str(tolerance): _decomposition(kernels, tolerance, errors) for tolerance in _TOLERANCES}
@@ -26,7 +25,7 @@ def decomposing(settings):
 
 
 def _kernels_of(name):
-    """The kernels of a builder that a plan at `_BUDGET` gives Tucker-2 ranks, as `[(kernel, ranks)]`."""
+    """Returns `[(kernel, ranks)]` of a builder's layers that a plan at `_BUDGET` factorises."""
     import keras
 
     import elrt_keras as elrt
@@ -40,7 +39,7 @@ def _kernels_of(name):
 
 
 def _decomposition(kernels, tolerance, errors):
-    """A function that decomposes all kernels at a tolerance and notes in `errors` the relative error of each."""
+    """Returns a function that decomposes all kernels at a tolerance and records their relative errors in `errors`."""
     import keras
     import numpy as np
 
@@ -67,9 +66,9 @@ _PROGRAM = (
 
 @measurement("imports", rounds=7, name="all")
 def imports(settings):
-    """Times `import elrt_keras` beside `import keras` on every backend, and tells whether it loads TensorFlow.
+    """Times `import elrt_keras` and `import keras` on every backend, and checks if they load TensorFlow.
 
-    Fresh processes, in turns.
+    Each import has a fresh process; the two take turns.
     """
     import elrt_keras  # noqa: F401, whose byte code is made here and not in the first round
 
@@ -85,7 +84,7 @@ def imports(settings):
 
 
 def _imported(backend, name):
-    """`(seconds, whether TensorFlow is loaded afterwards)` of importing a package in a fresh process."""
+    """Imports a package in a fresh process; returns `(seconds, True if that loads TensorFlow)`."""
     environment = {**os.environ, "KERAS_BACKEND": backend}
     command = [sys.executable, "-c", _PROGRAM.format(name=name)]
     output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout

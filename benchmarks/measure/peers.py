@@ -1,9 +1,9 @@
-"""Single low-rank layers beside those of others, on PyTorch."""
+"""Comparison of single low-rank layers with those of other packages, on PyTorch."""
 
 from benchmarks.measure.runner import Flag, measurement
 from benchmarks.measure.variants import interleaved
 
-# batch, height and width, channels in and out: layers of ResNet-20, VGG-16 and ResNet-18, planned at 0.4 of the MACs.
+# (batch, height and width, channels in and out): layers of ResNet-20, VGG-16 and ResNet-18, planned at 0.4 of the MACs.
 _SHAPES = ((128, 16, 32), (128, 8, 64), (128, 16, 128), (128, 8, 256), (16, 28, 128), (16, 14, 256))
 
 
@@ -11,9 +11,9 @@ _SHAPES = ((128, 16, 32), (128, 8, 64), (128, 16, 128), (128, 8, 256), (16, 28, 
 def peers(settings):
     """Times one training step of single layers against tensorly-torch and hand-written chains, all on PyTorch.
 
-    Forward and backward of the same convolution with the same ranks, threads and inputs, in turns. tensorly-torch runs
-    its Tucker layer `factorized` (the chain) and `reconstructed` (the dense kernel is composed first); the plain chain
-    is three `torch.nn.Conv2d` in its own layout, channels first. Needs `pip install tensorly-torch`.
+    Each step is forward and backward of the same convolution with the same ranks, threads and inputs; all take turns.
+    tensorly-torch runs its Tucker layer `factorized` (the chain) and `reconstructed` (the dense kernel is composed
+    first). The plain chain is three `torch.nn.Conv2d`, channels first. Needs `pip install tensorly-torch`.
     """
     import torch
 
@@ -23,7 +23,7 @@ def peers(settings):
 
 
 def _measured(batch_size, size, channels, rounds):
-    """The layers at one shape."""
+    """Measures the layers at one shape."""
     import torch
 
     rank, steps = _rank_of(channels), {}
@@ -36,12 +36,12 @@ def _measured(batch_size, size, channels, rounds):
 
 
 def _rank_of(channels, budget=0.4):
-    """The largest multiple of 8 whose chain C → r → r → C stays within the budget of a 3×3 convolution's MACs."""
+    """Returns the largest multiple of 8 whose chain C → r → r → C stays within the budget of MACs."""
     return max(r for r in range(8, channels + 1, 8) if 2 * channels * r + 9 * r * r <= budget * 9 * channels**2)
 
 
 def _layers(channels, rank):
-    """`{name: (module, whether it is channels-last)}` of convolutions C → C, 3×3, without bias."""
+    """Returns `{name: (module, True if channels-last)}` of convolutions C → C, 3×3, without bias."""
     import keras
     import tltorch
     import torch
@@ -79,7 +79,7 @@ def _layers(channels, rank):
 
 
 def _step_of(module, images):
-    """A function that runs a layer forward and backward, gradients of weights and inputs included."""
+    """Returns a function that runs a layer forward and backward, with gradients of weights and inputs."""
     import keras
     import torch
 

@@ -1,11 +1,11 @@
-"""Neighbouring ranks: whether a multiple of 8 or 16 is faster."""
+"""Times of neighbouring ranks: do multiples of 8 or 16 run faster?"""
 
 from benchmarks.measure.runner import Flag, measurement
 from benchmarks.measure.variants import BATCHES, BUDGETS, interleaved, litert_seconds
 
 _MULTIPLES = (8, 16)
 _BATCH, _CHANNELS, _SIZE = 32, 128, 16
-# Steps of 4, and the neighbours of multiples of 16.
+# Ranks in steps of 4, and the neighbours of multiples of 16.
 _RANKS = sorted({*range(8, 80, 4), 31, 33, 47, 49, 63, 65, 79, 80, 81, 88, 96})
 
 
@@ -13,7 +13,7 @@ _RANKS = sorted({*range(8, 80, 4), 31, 33, 47, 49, 63, 65, 79, 80, 81, 88, 96})
     "rank_grid",
     models=Flag(
         ("layer", "resnet20", "vgg16_cifar", "resnet18"),
-        "The layer, and networks, each in a process of its own.",
+        "The layer, and networks, each in a separate process.",
         choices=("layer", *BATCHES),
     ),
     rounds=15,
@@ -21,9 +21,9 @@ _RANKS = sorted({*range(8, 80, 4), 31, 33, 47, 49, 63, 65, 79, 80, 81, 88, 96})
 def rank_grid(settings):
     """Times neighbouring ranks, and networks with ranks in multiples of 8 and of 16.
 
-    First one Tucker-2 layer, a 3×3 convolution of 128 channels at 16×16, both ranks equal: forward and backward in
-    TensorFlow on a batch, and one image as a LiteRT file. Then training steps of whole networks at the same MACs. All
-    take turns.
+    The layer is a Tucker-2 3×3 convolution of 128 channels at 16×16 with equal ranks: forward and backward of a batch
+    in TensorFlow, and inference of one image as a LiteRT file. The networks are timed for training steps at the same
+    MACs. All take turns.
     """
     return (_layer if settings.model == "layer" else _network)(settings)
 
@@ -39,7 +39,7 @@ def _layer(settings):
 
 
 def _files(quantization):
-    """`{rank: LiteRT file}` of the layer."""
+    """Exports the layer as `{rank: LiteRT file}`."""
     import keras
 
     import elrt_keras as elrt

@@ -1,7 +1,7 @@
-"""Measures, and writes the result, the command and the machine into benchmarks/results/NAME/.
+"""Runs a measurement and writes the result, the command and the machine into benchmarks/results/NAME/.
 
 python -m benchmarks.measure NAME --flags
-python -m benchmarks.measure NAME --help     # what NAME measures, and its flags
+python -m benchmarks.measure NAME --help     # explanation of NAME and its flags
 python -m benchmarks.measure --list
 """
 
@@ -27,10 +27,10 @@ class Flag:
     """A flag of a measurement.
 
     Args:
-        default: its value; a tuple, or a function that returns one, makes it a list with commas between.
-        help: text, for `--help`.
-        type: of the value, or of each in a list; by default that of `default`.
-        choices: the only values that are allowed.
+        default: default value; a tuple, or a function that returns a tuple, makes the flag a comma-separated list.
+        help: text for `--help`.
+        type: type of the value, or of each value in a list; by default that of `default`.
+        choices: the allowed values.
     """
 
     default: Any
@@ -39,7 +39,7 @@ class Flag:
     choices: tuple = ()
 
     def parsed(self, key, text):
-        """The value of a text from the command line, where the flag is called `key`."""
+        """Parses the text that the command line gives for the flag `--key`."""
         convert = self.type or (type(self.default) if isinstance(self.default, int | float) else str)
         listed = isinstance(self.default, tuple) or callable(self.default)
         try:
@@ -51,22 +51,22 @@ class Flag:
         return values if listed else values[0]
 
 
-_HELP = {"rounds": "How often each is measured.", "models": "Models, each in a process of its own."}
-_HELP["name"] = "First word of the names of the result files, ahead of the model's."
-# What `measurement` registers.
+_HELP = {"rounds": "Number of measurements of each.", "models": "Models, each in a separate process."}
+_HELP["name"] = "First word of the names of the result files, before the model's name."
+# Registry that `measurement` fills.
 Measurement = collections.namedtuple("Measurement", ("function", "flags", "environment", "limit_s"))
 
 
 def measurement(name, /, *, environment=None, limit_s=None, **flags):
-    """Registers a function as the measurement `name`, and leaves it as it is.
+    """Decorator that registers a function as the measurement `name`.
 
     The function takes `Settings` and returns the result, a dict, or yields results as `(name of the file, result)`.
 
     Args:
-        name: also of the folder of results.
-        environment: variables that its processes have, where the caller does not set them.
+        name: name of the measurement and of its folder of results.
+        environment: variables for its processes; variables that are already set win.
         limit_s: seconds after which a process is ended.
-        **flags: each a `Flag`; `rounds`, `name` (which all have) and `models` may be defaults alone.
+        **flags: each a `Flag`; for `rounds`, `name` (every measurement has both) and `models` a default is enough.
     """
     flags = {"name": "", **flags}
     flags = {key: flag if isinstance(flag, Flag) else Flag(flag, _HELP[key]) for key, flag in flags.items()}
@@ -79,28 +79,28 @@ def measurement(name, /, *, environment=None, limit_s=None, **flags):
 
 
 class Settings(argparse.Namespace):
-    """Values of a measurement's flags, its name as `measured`, and the `model` of this process or `None`."""
+    """Values of a measurement's flags, its name in `measured`, and the `model` of this process or `None`."""
 
     @property
     def file(self):
-        """The name of the result file, without its ending."""
+        """Name of the result file, without its suffix."""
         return re.sub(r"[^A-Za-z0-9_.]+", "_", "_".join(filter(None, (self.name, self.model)))).strip("_")
 
     def command(self, **changed):
-        """The command that measures the same model again."""
+        """Returns the command that repeats the measurement of this model."""
         chosen = MEASUREMENTS[self.measured]
         words = [*(f"{key}={value}" for key, value in chosen.environment.items()), "python -m benchmarks.measure"]
         words += [self.measured, *([f"--models={self.model}"] if self.model else [])]
         for key, flag in chosen.flags.items():
             value = changed.get(key, getattr(self, key))
-            # Numbers always: they say how much was measured.
+            # Keep all numbers: they show the extent of the measurement.
             if key != "models" and (value != flag.default or isinstance(value, int | float)):
                 words.append(f"--{key}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
         return " ".join(words)
 
 
 def main(argv):
-    """Measures what `argv` names; returns the exit status, which is 1 after a failure and 2 after a wrong argument."""
+    """Runs the measurement in `argv`; returns the exit status: 1 after a failure, 2 after a wrong argument."""
     name, *others = argv or ["--help"]
     if name in ("--list", "--help", "-h"):
         width = max(map(len, MEASUREMENTS))
@@ -115,7 +115,7 @@ def main(argv):
 
 
 def refuse(value, choices, name):
-    """Raises the ValueError that suggests the closest choice."""
+    """Refuses a value that is not among the choices; the message suggests the closest one."""
     from elrt_keras.checks import one_of  # which loads Keras
 
     one_of(value, choices, name)
@@ -129,11 +129,11 @@ def _settings(name, argv):
         f"python -m benchmarks.measure {name}", None, text, None, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     for key, flag in flags.items():
-        told = ",".join(map(str, flag.default)) if isinstance(flag.default, tuple) else flag.default
-        told = f"{flag.help} By default {told}." if told and not callable(told) else flag.help
-        parser.add_argument(f"--{key}", metavar="…", help=told.replace("%", "%%"))
+        default = ",".join(map(str, flag.default)) if isinstance(flag.default, tuple) else flag.default
+        help_text = f"{flag.help} By default {default}." if default and not callable(default) else flag.help
+        parser.add_argument(f"--{key}", metavar="…", help=help_text.replace("%", "%%"))
     parser.add_argument("--results", metavar="DIR", default=evidence.RESULTS, help="Root folder of the results.")
-    parser.add_argument("--missing", action="store_true", help="Only models that have no result yet.")
+    parser.add_argument("--missing", action="store_true", help="Measure only models that have no result yet.")
     values = vars(parser.parse_args(argv))
     for key, flag in flags.items():
         default = flag.default() if callable(flag.default) else flag.default
@@ -142,16 +142,16 @@ def _settings(name, argv):
 
 
 def _measure_each(settings):
-    """Measures each model, or what has no models, in a process of its own; the exit status."""
+    """Measures each model in a separate process (once, if there are no models); returns the exit status."""
     todo = [Settings(**vars(settings), model=model) for model in getattr(settings, "models", (None,))]
     if settings.missing:
         folder = pathlib.Path(settings.results) / settings.measured
-        todo = [one for one in todo if not (folder / f"{one.file}.json").exists()]
+        todo = [of_model for of_model in todo if not (folder / f"{of_model.file}.json").exists()]
     failed = []
-    for number, one in enumerate(todo, 1):
-        title = " ".join(filter(None, (one.measured, one.model)))
+    for number, of_model in enumerate(todo, 1):
+        title = " ".join(filter(None, (of_model.measured, of_model.model)))
         print(f"[{number}/{len(todo)}] {title}", flush=True)
-        status = _in_process(one)
+        status = _in_process(of_model)
         failed += [f"{title} with exit status {status}"] if status else []
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
@@ -159,7 +159,7 @@ def _measure_each(settings):
 
 
 def _in_process(settings):
-    """Measures in a fresh process, where no other has left memory, threads or caches; its exit status."""
+    """Measures in a fresh process, without memory, threads or caches of others; returns its exit status."""
     chosen = MEASUREMENTS[settings.measured]
     for key, value in chosen.environment.items():
         os.environ.setdefault(key, value)
@@ -173,8 +173,8 @@ def _in_process(settings):
 
 
 def _measure(function, settings):
-    """Measures one model and writes its files; pickled with `function`, this process loads the module that has it."""
-    found = function(settings)
-    for name, result in [(settings.file, found)] if isinstance(found, dict) else found:
+    """Measures one model and writes its files; unpickling `function` loads its module in the new process."""
+    results = function(settings)
+    for name, result in [(settings.file, results)] if isinstance(results, dict) else results:
         command = result.pop("command", None) or settings.command()
         print(evidence.write(settings.measured, name, result, command, settings.results), flush=True)

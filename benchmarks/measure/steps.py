@@ -1,4 +1,4 @@
-"""Training steps of whole networks: their times, ways to compile them, and the memory they take."""
+"""Training steps of whole networks: their times, ways to compile them, and their memory."""
 
 import concurrent.futures
 import contextlib
@@ -25,9 +25,9 @@ from benchmarks.measure.variants import (
     rounds=15,
     name="cpu",
     variants=variants_flag(*NAMES),
-    batch_size=Flag(None, "Images to a step; by default 128 of 32×32, 16 of 224×224.", int),
+    batch_size=Flag(None, "Images per step. Default: 128 images of 32×32, 16 of 224×224.", int),
     precision=Flag("float32", "Dtype policy."),
-    steps_per_call=Flag(None, "Train so many steps in one compiled call; JAX alone.", int),
+    steps_per_call=Flag(None, "Number of training steps in one compiled call; JAX only.", int),
 )
 def steps(settings):
     """Times training steps: dense, low-rank, thinned, without the penalty, and written out in stock layers.
@@ -39,8 +39,8 @@ def steps(settings):
       KERAS_BACKEND=jax python -m benchmarks.measure steps --name=gpu --precision=mixed_bfloat16 --steps_per_call=10 \\
         --batch_size=1024 --models=resnet20,resnet56,vgg16_cifar
 
-    `--steps_per_call` is for accelerators: that many steps are one compiled call. XLA then chooses kernels by their
-    times, so the accelerator should have nothing else to do.
+    `--steps_per_call` is for accelerators: one compiled call runs that many steps. XLA chooses kernels by their times,
+    so nothing else should run on the accelerator.
     """
     import keras
 
@@ -76,7 +76,7 @@ def steps(settings):
     }
 
 
-# What `compile` is told.
+# Arguments of `compile`.
 _WAYS = {
     "as elrt-train": {"jit_compile": False},
     "4 steps to a call": {"jit_compile": False, "steps_per_execution": 4},
@@ -85,16 +85,16 @@ _WAYS = {
 }
 
 
-_CALLS = Flag(16, "Training steps of a call of `fit`.")
+_CALLS = Flag(16, "Number of training steps in a call of `fit`.")
 
 
 @measurement("compiling", models=builders("resnet20", "vgg16_cifar"), rounds=7, steps=_CALLS)
 def compiling(settings):
-    """Times `fit` as `elrt-train` compiles it, with XLA, and with several steps to a call; TensorFlow.
+    """Times `fit` compiled as in `elrt-train`, with XLA, and with several steps per call; TensorFlow.
 
       python -m benchmarks.measure compiling --models=resnet20 --steps=32
 
-    Dense and low-rank networks on random images; all ways of one network take turns.
+    Networks are dense and low-rank, images are random; all ways of one network take turns.
     """
     import keras
 
@@ -103,7 +103,7 @@ def compiling(settings):
 
     name, rows = settings.model, []
     for variant in ("dense", "low_rank_0.4"):
-        # A model is compiled for one way alone, so each way has a copy.
+        # A model is compiled in one way only, so each way has a copy.
         model = make(name, variant)
         copies = {way: elrt.fuse_batch_norm(keras.models.clone_model(model)) for way in _WAYS}
         fits = {way: _fit_of(copy, BATCHES[name], settings.steps, _WAYS[way]) for way, copy in copies.items()}
@@ -113,7 +113,7 @@ def compiling(settings):
 
 
 def _fit_of(model, batch_size, count, options):
-    """A function that trains `count` steps with `fit` on a fixed random batch; already compiled."""
+    """Returns a compiled function that trains `count` steps with `fit` on a fixed random batch."""
     import tensorflow as tf
 
     from benchmarks.measure.networks import finite, optimizer, random_batch
@@ -138,9 +138,9 @@ _OF_MEMORY = ("dense", *(f"{kind}_{budget}" for budget in BUDGETS for kind in ("
 def training_memory(settings):
     """Measures the peak memory of training: dense, low-rank, low-rank with recomputation.
 
-    One process per variant and batch size, which trains a few steps; the peak is the resident memory's high-water mark,
-    less what the process held before the model was built. It is taken at the full batch and at a batch of two: the
-    difference is what grows with the batch, the rest are weights and the compiled graph.
+    A separate process trains a few steps of each variant and batch size. The peak is the largest resident memory, minus
+    the memory before the model was built. It is measured at the full batch and at a batch of two. The difference grows
+    with the batch; the rest is weights and the compiled graph.
     """
     name, variants = settings.model, variants_of(settings)
     sizes = (_SMALL_BATCH, BATCHES[name])
@@ -155,16 +155,16 @@ def training_memory(settings):
 
 
 def training_bytes(name, variant, batch_size):
-    """The bytes that training a variant takes in this process, which has done nothing else."""
+    """Measures the bytes for training a variant in this process, which must have done nothing else."""
     import keras
 
     from benchmarks.measure.networks import built, make, training_step, tune
 
-    # What TensorFlow holds once it has run something is not the model's.
+    # Run something first: TensorFlow then takes memory that does not belong to the model.
     training_step(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, activation="softmax")]), 2)
     before = _peak_bytes()
     model = make(name, variant)
-    built.cache_clear()  # what was made low-rank need not stay
+    built.cache_clear()  # frees the dense network of a low-rank one
     tune(model, variant, batch_size)
     step = training_step(model, batch_size)
     for _ in range(_STEPS):

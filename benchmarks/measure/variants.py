@@ -1,4 +1,4 @@
-"""Names of the networks that are compared, and how functions and files take turns. Loads no Keras."""
+"""Names of the compared networks, and timing of functions and files in turns. Does not load Keras."""
 
 import statistics
 import time
@@ -7,46 +7,46 @@ import numpy as np
 
 from benchmarks.measure.runner import Flag
 
-# Builders that are measured, and the batch each is trained on.
+# Measured builders, and the batch size for the training of each.
 BATCHES = {"resnet20": 128, "resnet56": 128, "vgg16_cifar": 128, "resnet18": 16, "resnet50": 16}
 BUDGETS = (0.5, 0.4, 0.25)
 _LOW_RANK = tuple(f"low_rank_{budget}" for budget in BUDGETS)
 _OTHERS = tuple(f"{kind}_0.4" for kind in ("without_penalty", "stock_layers", "recomputed"))
 _THIN = tuple(f"thin_{budget}" for budget in BUDGETS)
 NAMES = ("dense", *_LOW_RANK, *_OTHERS, "unfused_1.0", "unfused_0.4", *_THIN)
-# Formats that are compared, `auto` included, and the part of the dense MACs that all of them have on each network.
+# Compared formats, with `auto`, and the part of the dense MACs that all of them have on each network.
 FORMATS = ("tucker2", "spatial_svd", "cp", "svd", "tensor_train", "auto")
 _BUDGETS_OF_FORMATS = {"resnet20": 0.28, "resnet56": 0.38, "vgg16_cifar": 0.14, "resnet18": 0.4, "resnet50": 0.4}
-# Formats whose training is tuned beside their default, and what tuning may look for.
+# Formats that are measured with tuned training too, and the goals of tuning.
 _TUNED = ("tucker2", "spatial_svd", "cp")
 TUNINGS = {"tuned": "time", "frugal": "memory"}
 _TOLD_EVERY_S = 10
 
 
 def variants_flag(*default):
-    """The flag `--variants`, by default those given."""
+    """Makes the flag `--variants` with these defaults."""
     return Flag(
         default,
-        "What takes turns, the base of comparison first. `formats`: every format at equal MACs; `tuned`: some of them, "
-        "and each tuned for time.",
+        "Variants that take turns, the base of the comparison first. `formats`: every format at equal MACs; `tuned`: "
+        "some formats, each also tuned for time.",
     )
 
 
 def variants_of(settings):
-    """The variants that a measurement's flag names for its model."""
-    part, found = _BUDGETS_OF_FORMATS[settings.model], []
+    """Returns the variants that a measurement's flag names for its model."""
+    part, names = _BUDGETS_OF_FORMATS[settings.model], []
     for variant in settings.variants:
         if variant == "formats":
-            found += ["dense", *(f"{name}_{part}" for name in FORMATS)]
+            names += ["dense", *(f"{name}_{part}" for name in FORMATS)]
         elif variant == "tuned":
-            found += ["dense", *(f"{kind}{name}_{part}" for name in _TUNED for kind in ("", "tuned_"))]
+            names += ["dense", *(f"{kind}{name}_{part}" for name in _TUNED for kind in ("", "tuned_"))]
         else:
-            found.append(variant)
-    return tuple(dict.fromkeys(found))
+            names.append(variant)
+    return tuple(dict.fromkeys(names))
 
 
 def tuning_of(variant):
-    """What the training of a variant is tuned for, and the variant without that: `(None, variant)` for most."""
+    """Returns the goal of a variant's tuning and the variant without it: `(None, variant)` for most."""
     kind, _, rest = variant.partition("_")
     if kind not in TUNINGS:
         return None, variant
@@ -54,19 +54,19 @@ def tuning_of(variant):
 
 
 def builders(*default):
-    """The flag `--models` of networks in `BATCHES`; by default all."""
-    return Flag(default or tuple(BATCHES), "Networks, each in a process of its own.", choices=tuple(BATCHES))
+    """Makes the flag `--models` of networks in `BATCHES`; by default all."""
+    return Flag(default or tuple(BATCHES), "Networks, each in a separate process.", choices=tuple(BATCHES))
 
 
 def in_order(results):
-    """The results `{builder: result}` of the models that are measured, as a list in the order of `BATCHES`."""
+    """Returns the results `{builder: result}` of the measured models as a list, in the order of `BATCHES`."""
     return [results[name] for name in BATCHES if name in results]
 
 
 def interleaved(functions, rounds, title, per=1):
-    """Seconds of functions that take turns, in another order each round: `{name: [one per round]}`, each over `per`.
+    """Times functions in turns, in another order each round: `{name: [seconds / per, for each round]}`.
 
-    Prints `title` and how far it is, then how many times as fast as the first the others are.
+    Prints `title` and the progress, then the speed-up of the others against the first.
     """
     names, order, told = list(functions), np.random.default_rng(0), time.monotonic()
     seconds = {name: [] for name in names}
@@ -83,7 +83,7 @@ def interleaved(functions, rounds, title, per=1):
 
 
 def litert_seconds(contents, threads, runs, title):
-    """Seconds of one inference of LiteRT files that take turns, `{name: [one per run]}`; `contents`: bytes by name."""
+    """Times inference of LiteRT files in turns: `{name: [seconds of each run]}`; `contents`: bytes by name."""
     from elrt_keras import litert
 
     times = litert.time_interleaved([litert.Runner(content, threads) for content in contents.values()], runs)
@@ -101,7 +101,7 @@ def _tell(title, seconds):
 
 
 def ratios(seconds, base):
-    """`{name: (median, lower quartile, upper quartile)}` of how many times faster than `base`, round by round."""
+    """Returns `{name: (median, lower quartile, upper quartile)}` of the speed-ups against `base`, round by round."""
     quartiles = {n: np.array(seconds[base]) / np.array(values) for n, values in seconds.items()}
     quartiles = {name: statistics.quantiles(values, n=4) for name, values in quartiles.items()}
     return {name: (middle, low, high) for name, (low, middle, high) in quartiles.items()}

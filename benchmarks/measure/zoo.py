@@ -1,4 +1,4 @@
-"""CNNs of keras.applications and keras-hub, taken low-rank and back."""
+"""Check of all CNNs of keras.applications, and models of keras-hub: made low-rank and dense again."""
 
 import functools
 import inspect
@@ -11,12 +11,12 @@ import time
 from benchmarks.measure.runner import measurement
 
 _PERTURBATION = 1e-7  # about one unit in the last place of float32
-# Classes and arguments of models of keras-hub: public configurations; tasks on small inputs.
+# Classes and arguments of keras-hub models: public configurations, and tasks with small inputs.
 _HUB = pathlib.Path(__file__).with_name("hub.json")
 
 
 def _builders():
-    """`{name: function that builds the model}`, with random weights; of keras-hub only where it is installed."""
+    """Returns `{name: function that builds the model}`, with random weights; keras-hub only if it is installed."""
     import keras
 
     stock = {name: build for name, build in vars(keras.applications).items() if inspect.isfunction(build)}
@@ -31,10 +31,10 @@ def _builders():
 
 def _application(name, build):
     options = {"weights": None}
-    if name.startswith("MobileNetV3"):  # leaves its input size open otherwise
+    if name.startswith("MobileNetV3"):  # its input size is variable by default
         options["input_shape"] = (224, 224, 3)
     if "classifier_activation" in inspect.signature(build).parameters:
-        options["classifier_activation"] = None  # logits, so that outputs can be told apart
+        options["classifier_activation"] = None  # logits show small differences of outputs
     return build(**options)
 
 
@@ -51,14 +51,14 @@ def _names():
 
 @measurement("zoo", models=_names, limit_s=1800)
 def zoo(settings):
-    """Takes every CNN of keras.applications, and models of keras-hub, low-rank and back.
+    """Makes every CNN of keras.applications, and models of keras-hub, low-rank and dense again.
 
       python -m benchmarks.measure zoo --missing
       python -m benchmarks.measure zoo --models=ResNet50,VGG16
 
-    For each model, with random weights, at its default input size: the part of the MACs that is left at the smallest
-    ranks and at a budget of one half; planning times; then the model at half the MACs (or the smallest ranks) is run,
-    saved, reloaded, expanded and merged, and the largest relative difference of the outputs is kept.
+    Each model has random weights and its default input size. Measures planning times and the remaining part of the MACs
+    at the smallest ranks and at a budget of one half. Then runs, saves, reloads, expands and merges the model at half
+    the MACs (or the smallest ranks), and records the largest relative difference of the outputs.
     """
     import keras
     import numpy as np
@@ -85,13 +85,13 @@ def zoo(settings):
         twins = {"reloaded": keras.models.load_model(path), "expanded": elrt.expand(low), "merged": elrt.merge(low)}
     for kind, twin in twins.items():
         row[f"{kind}_difference"] = float(np.abs(outputs(twin) - expected).max() / scale)
-    # How far rounding alone may carry: with random weights some deep models amplify the last bit of a pixel.
+    # Measure the effect of rounding alone: with random weights, some deep models amplify the last bit of a pixel.
     row["perturbed_difference"] = float(np.abs(outputs(low, 1 + _PERTURBATION) - expected).max() / scale)
     return {"model": settings.model, **row}
 
 
 def _planned(model):
-    """Plans a model; returns the row of results with times, and the plan for half the MACs or the fewest possible."""
+    """Plans a model; returns the results with times, and the plan for half the MACs or the fewest possible."""
     import elrt_keras as elrt
 
     dense, smallest = elrt.count_costs(model), elrt.plan_ranks(model, fraction=1e-9)

@@ -1,1 +1,1 @@
-"""Pages of the documentation from results: templates with the words, modules with tables, numbers and figures."""
+"""Pages of the documentation made from results: templates hold the text, modules the tables, numbers and figures."""

@@ -1,4 +1,4 @@
-"""Writes the pages of the documentation that are made from `benchmarks/results/`, with their pictures.
+"""Writes the documentation pages that are made from `benchmarks/results/`, with their pictures.
 
 python -m benchmarks.pages
 python -m benchmarks.pages --only=performance --only=models
@@ -8,7 +8,7 @@ from absl import app, flags
 
 from benchmarks.pages.render import PAGES, PARTS, write
 
-_ONLY = flags.DEFINE_multi_enum("only", None, [*PAGES, *PARTS], "Only this page; may be given several times.")
+_ONLY = flags.DEFINE_multi_enum("only", None, [*PAGES, *PARTS], "Write only this page. The flag may be repeated.")
 
 
 def main(argv):

@@ -1,4 +1,4 @@
-"""Sections of the page of results that set runs side by side: formats, penalties, initial factors, recipes."""
+"""Sections of the results page that compare runs: formats, penalties, initial factors, recipes."""
 
 import statistics
 from functools import partial
@@ -11,7 +11,7 @@ _HEADER = "{} | test accuracy, % | against dense | against {} | MACs | parameter
 
 
 def _comparison(names):
-    """A table and a figure of the ResNet-20 runs in `names`; None with fewer than two of them."""
+    """Makes a table and a figure of the ResNet-20 runs in `names`; None with fewer than two of them."""
     groups = runs_of("resnet20")
     found = labelled(groups, names)
     if len(found) < 2 or not {"dense", "elrt"} <= set(groups):
@@ -30,17 +30,17 @@ def _row(label, runs, dense, elrt):
 
 
 def formats():
-    """Formats at the same part of the MACs."""
+    """Compares formats at the same part of the MACs."""
     return _comparison(LABELS["formats"])
 
 
 def starts():
-    """Initial factors."""
+    """Compares initial factors."""
     return _comparison(LABELS["starts"])
 
 
 def penalties():
-    """Penalties, each at the strengths that were tried."""
+    """Compares penalties, each at all its measured strengths."""
     groups = runs_of("resnet20")
     tried = {name: label for name, label in LABELS["penalties"].items() if name in groups}
     told = {name: numbers.strengths(groups[name]) for name in tried}
@@ -48,14 +48,14 @@ def penalties():
 
 
 def recipe():
-    """Changes to the training, the largest gain first."""
+    """Compares changes to the training, the largest gain first."""
     groups = runs_of("resnet20")
     found = _comparison({name: LABELS["recipes"][name] for name in ("elrt", *gains(groups))})
     return found and {**found, "gains": clear_gains(groups), "together": together(groups)}
 
 
 def gains(groups):
-    """`{name: mean points over ELRT with the same seeds}` of recipes, the largest first."""
+    """Returns `{name: mean points over ELRT with the same seeds}` of recipes, the largest first."""
     found = {}
     for name in [name for name in LABELS["recipes"] if name != "elrt" and {name, "elrt"} <= set(groups)]:
         if points := numbers.differences(groups[name], groups["elrt"]):
@@ -64,7 +64,7 @@ def gains(groups):
 
 
 def clear_gains(groups):
-    """Changes that do more than another seed would, as texts; None where that is not known."""
+    """Lists changes with a larger effect than another seed, as texts; None if the effect of seeds is unknown."""
     deviation, gained = numbers.seed_deviation(groups), gains(groups)
     if deviation is None or not gained:
         return None
@@ -73,13 +73,13 @@ def clear_gains(groups):
 
 
 def together(groups):
-    """Changes that help, together, beside dense networks with the same decay and as many epochs, as texts."""
+    """Compares all helpful changes together with dense networks of the same decay and epochs, as texts."""
     pairs = {name: dense for name, dense in LABELS["twins"].items() if {name, dense} <= set(groups)}
     return [f"{LABELS['recipes'][name]}: {against(groups[name], groups[dense])}" for name, dense in pairs.items()]
 
 
 def deeper_formats():
-    """Formats on the deeper networks, beside the dense one; None while fewer than two formats have results."""
+    """Compares formats on the deeper networks with the dense one; None if fewer than two formats have results."""
     groups = runs_of("deeper")
     rows, of, best, curves = [], [], [], {}
     for network in [name.removesuffix("_dense") for name in groups if name.endswith("_dense")]:

@@ -1,4 +1,4 @@
-"""Sections of the page of results on alternatives to ELRT, on shrinking, on defaults, and on single trainings."""
+"""Sections of the results page on alternatives to ELRT, on shrinking, on defaults, and on single trainings."""
 
 from functools import partial
 
@@ -9,14 +9,14 @@ from benchmarks.pages.tables import cells
 from elrt_keras.launch.config import TrainConfig
 from elrt_keras.ranks.budget import SIMD_MULTIPLE
 
-# Runs with the default of a flag where the grid says another than that of `elrt-train`.
+# Runs with the default of a flag, for flags whose value in the grid differs from the default of `elrt-train`.
 _WITH_DEFAULT = {"weight_decay_kind": "frobenius_decay"}
-# Defaults that depend on something else, as they are on this grid.
+# Values on this grid of defaults that depend on other settings.
 _UNSET = {"multiple_of": str(SIMD_MULTIPLE), "orthogonality_schedule": "constant"}
 
 
 def alternatives():
-    """Accuracies beside what the trainings cost; None with fewer than three of them."""
+    """Compares accuracies and costs of trainings; None with fewer than three of them."""
     groups = runs_of("resnet20")
     found = labelled(groups, LABELS["alternatives"])
     if len(found) < 3 or "dense" not in groups:
@@ -32,7 +32,7 @@ def alternatives():
     return numbers.section(f"{header} | processor minutes", rows, found.values(), picture=picture)
 
 
-# What a shrunk model went through: kind, epochs of recovery, whether it was taught → heading.
+# Treatment of a shrunk model (kind, epochs of recovery, True if taught) → heading.
 _SHRUNK = {
     ("plain", 0, False): "truncated",
     ("recalibrated", 0, False): "and recalibrated",
@@ -41,7 +41,7 @@ _SHRUNK = {
     ("fitted", 1, False): "fitted, 1 epoch",
     ("fitted", 1, True): "fitted, 1 epoch, taught",
 }
-# Grid, run that was shrunk, runs that were trained at lower budgets.
+# Grid, shrunk run, runs trained at lower budgets.
 _PARENTS = (
     ("resnet20", "elrt_half", ("elrt_0.4", "elrt", "elrt_0.2")),
     ("deeper", "vgg16_half", ("vgg16_elrt_0.28", "vgg16_elrt")),
@@ -49,7 +49,7 @@ _PARENTS = (
 
 
 def shrink():
-    """Trainings at half the MACs, shrunk, beside networks trained at those budgets."""
+    """Compares trainings at half the MACs, shrunk afterwards, with networks trained at the lower budgets."""
     rows, of, curves = [], [], {}
     for grid, name, others in _PARENTS:
         groups = runs_of(grid)
@@ -71,12 +71,12 @@ def shrink():
 
 
 def _shrunk_points(parent):
-    """`{kind, epochs, taught: {part of the MACs: accuracy}}` of a run that was shrunk."""
+    """Returns `{(kind, epochs, taught): {part of the MACs: accuracy}}` of a shrunk run."""
     points = {}
     for point in parent["shrunk"]:
         key = (point.get("kind", "plain"), point.get("epochs", 0), point.get("taught", False))
         if key in _SHRUNK:
-            # Kinds differ a little in their MACs; those of one budget share a row.
+            # The MACs of the kinds differ a little; all kinds of one budget share a row.
             points.setdefault(key, {})[round(point["macs_fraction"], 2)] = point["accuracy"]
     return points
 
@@ -86,7 +86,7 @@ def _at(found, part):
 
 
 def defaults():
-    """Commands, machines and remarks of the table of defaults, whose rows begin with what `default` returns."""
+    """Returns commands, machines and remarks of the table of defaults; `default` returns the cells of its rows."""
     groups = runs_of("resnet20")
     tried = [groups[name] for others in LABELS["defaults"].values() for name in others if name in groups]
     if not tried or "elrt" not in groups:
@@ -95,19 +95,19 @@ def defaults():
 
 
 def default(field):
-    """Cells of a row: a flag, its default, what else was tried, and points of the default over the best of that."""
+    """Returns cells of a row: a flag, its default, other values, and points of the default over the best of these."""
     groups = runs_of("resnet20")
     tried = labelled(groups, LABELS["defaults"][field])
     chosen = groups.get(_WITH_DEFAULT.get(field, "elrt"))
     gap = f"{numbers.mean(chosen) - max(map(numbers.mean, tried.values())):+.2f}" if chosen and tried else ""
-    told = "; ".join(f"{label}: {accuracy(runs)}" for label, runs in tried.items())
+    others = "; ".join(f"{label}: {accuracy(runs)}" for label, runs in tried.items())
     value = getattr(TrainConfig(), field)
     value = _UNSET[field] if value is None else f"{value:g}" if isinstance(value, float) else value
-    return f"`--{field}` | {value} | {told} | {gap}"
+    return f"`--{field}` | {value} | {others} | {gap}"
 
 
 def trainings(experiment):
-    """Runs of one experiment beside the dense one: accuracies, costs, orthogonality errors."""
+    """Compares runs of one experiment with the dense one: accuracies, costs, orthogonality errors."""
     runs = sorted(read(experiment).values(), key=lambda run: (run["config"]["format"] != "dense", run["name"]))
     if not runs:
         return None

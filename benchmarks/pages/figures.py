@@ -1,4 +1,4 @@
-"""Figures of the pages. The last argument of each function is the path of the picture."""
+"""Figures for the pages. The last argument of each function is the path of the picture."""
 
 import textwrap
 
@@ -9,7 +9,7 @@ from elrt_keras.plot import figures
 
 
 def speedups(results, goal, path):
-    """Speed-up over MACs reduction, a line for each model and kind, with the goal."""
+    """Draws speed-up over MACs reduction, a line for each model and kind, with the goal."""
     figure = figures.new(4.6, 6.4)
     axis = figure.subplots()
     for index, result in enumerate(results):
@@ -29,7 +29,7 @@ def speedups(results, goal, path):
 
 
 def growth(curves, path):
-    """Milliseconds over sizes, both logarithmic, one panel a curve."""
+    """Draws milliseconds over sizes, both logarithmic, a panel for each curve."""
     rows = -(-len(curves) // 3)
     figure = figures.new(3.6 * rows, 11)
     axes = list(figure.subplots(rows, 3, squeeze=False).flat)
@@ -52,7 +52,7 @@ def growth(curves, path):
 
 
 def rank_grid(seconds, path):
-    """Medians and quartiles over neighbouring ranks, relative to the smallest, one panel a series."""
+    """Draws medians and quartiles over neighbouring ranks, relative to the smallest, a panel for each series."""
     figure = figures.new(3.4, 11)
     for axis, (name, of_rank) in zip(figure.subplots(1, len(seconds), squeeze=False).flat, seconds.items()):
         ranks = [int(rank) for rank in of_rank]
@@ -67,7 +67,7 @@ def rank_grid(seconds, path):
 
 
 def trainings(runs, path):
-    """Test accuracy and orthogonality error over the epochs, one line a run."""
+    """Draws test accuracy and orthogonality error over the epochs, a line for each run."""
     figure = figures.new(3.8, 10)
     accuracy, error = figure.subplots(1, 2)
     for axis, key, scale in ((accuracy, "val_accuracy", 100), (error, "orthogonality_error_mean", 1)):
@@ -82,9 +82,9 @@ def trainings(runs, path):
 
 
 def comparison(accuracies, dense, histories, path):
-    """A dot for each seed beside the dense network's mean, and test accuracies over the epochs, by label."""
+    """Draws a dot for each seed beside the dense network's mean, and test accuracies over the epochs, by label."""
     labels = [textwrap.fill(label, 34) for label in accuracies]
-    # A row as high as the labels on the average row, which have their neighbours' room too.
+    # Each row is as high as an average label: a higher label can use the room of its neighbours.
     rows = 0.6 * len(labels) + 0.4 * sum(label.count("\n") + 1 for label in labels)
     figure = figures.new(2.6 + 0.28 * rows)
     # Subfigures, so that long labels above take no width from the curves below.
@@ -105,7 +105,7 @@ def comparison(accuracies, dense, histories, path):
 
 
 def twins(networks, path):
-    """Test accuracies over the epochs, a panel for each network: the mean of the seeds, and the area they span.
+    """Draws test accuracies over the epochs, a panel for each network: mean and range of the seeds.
 
     Args:
         networks: dict from network to a dict from label to the epochs of its runs, one list for each seed.
@@ -121,7 +121,7 @@ def twins(networks, path):
             axis.fill_between(epochs, [v[0] for v in values], [v[-1] for v in values], color=f"C{color}", alpha=0.25)
             axis.plot(epochs, [sum(v) / len(v) for v in values], color=f"C{color}", linewidth=1, label=label)
             lowest = min(lowest, *(v[0] for v in values[len(values) // 4 :]))
-        # The first epochs, far below all others, would flatten what matters: where the curves end.
+        # Cut off the first epochs, far below the others: they would flatten the ends of the curves.
         axis.set_ylim(bottom=lowest)
         axis.set_title(network, fontsize=figures.MEDIUM)
         _label(axis)
@@ -133,7 +133,7 @@ def twins(networks, path):
 
 
 def accuracy_over_cost(points, path):
-    """Test accuracies over the cost of the training, of a dict from label to `(cost, accuracies in percent)`."""
+    """Draws test accuracies over training costs, from a dict of label to `(cost, accuracies in percent)`."""
     figure = figures.new(2.8 + 0.14 * len(points))
     axis = figure.subplots()
     for row, (label, (cost, values)) in enumerate(points.items()):
@@ -172,7 +172,7 @@ def accuracy_over_macs(networks, path):
 
 
 def formats(networks, path):
-    """Test accuracy over the speed-up on LiteRT, a panel for each network and kind of file, a point for each format.
+    """Draws test accuracy over LiteRT speed-up: a panel for each network and kind of file, a point for each format.
 
     Args:
         networks: dict from network to a dict from format to `(speed-up in float32, in int8, accuracy in percent)`.
@@ -191,7 +191,7 @@ def formats(networks, path):
 
 
 def shrink(networks, path):
-    """Accuracies over MACs, a panel for each network and a line for each way to get there.
+    """Draws accuracies over MACs: a panel for each network, a line for each way to shrink or train.
 
     Args:
         networks: dict from network to a dict from label to `{part of the MACs: accuracy}`.

@@ -1,4 +1,4 @@
-"""The table of formats at equal MACs: accuracy, time of inference and of training, memory, size of the file."""
+"""Table of formats at equal MACs: accuracy, time of inference and of training, memory, size of the file."""
 
 import statistics
 from functools import partial
@@ -7,9 +7,9 @@ from benchmarks.pages import figures, numbers
 from benchmarks.pages.measured import of_networks, ratios
 from benchmarks.pages.tables import cells, table, taken
 
-# Format → what its runs are called in the grids of accuracies.
+# Format → name of its runs in the grids of accuracies.
 _RUNS = {"tucker2": "elrt"}
-# Network → grid and what the names of its runs begin with.
+# Network → grid and prefix of its runs' names.
 _GRIDS = {"resnet20": ("resnet20", ""), "resnet56": ("deeper", "resnet56_"), "vgg16_cifar": ("deeper", "vgg16_")}
 _BACKENDS = {"tensorflow": "", "jax": "jax_", "torch": "torch_"}
 _NAMES = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
@@ -18,15 +18,16 @@ _HEADER += " | step TensorFlow | JAX | PyTorch | training memory | file float32,
 
 
 def networks():
-    """A section for each network that was measured: its name and its table; with commands and machines of all."""
-    found, sections = of_networks("inference", "formats_"), []
-    for inference in found:
+    """Makes a section with name and table for each measured network, and the commands and machines of all."""
+    results_of_litert, sections = of_networks("inference", "formats_"), []
+    for inference in results_of_litert:
         name = inference["model"]
         others = _others(name)
         sections.append({"model": name, "epochs": _epochs(name), "table": _table(inference, others)})
-    results = [*found, *(result for inference in found for result in _others(inference["model"]).values())]
-    picture = partial(figures.formats, _points(found))
-    return {"sections": sections, "picture": picture, **taken(results)} if found else None
+    others = [result for inference in results_of_litert for result in _others(inference["model"]).values()]
+    picture = partial(figures.formats, _points(results_of_litert))
+    results = [*results_of_litert, *others]
+    return {"sections": sections, "picture": picture, **taken(results)} if results else None
 
 
 def auto_below(share=0.02):
@@ -50,7 +51,7 @@ def auto_below(share=0.02):
 
 
 def _others(name):
-    """Results on training of a network by what they measured, as far as there are some."""
+    """Returns the available results on training of a network, by kind of measurement."""
     kinds = {backend: ("steps", f"formats_{start}") for backend, start in _BACKENDS.items()}
     kinds["memory"] = ("training_memory", "formats_")
     return {kind: result for kind, place in kinds.items() for result in of_networks(*place) if result["model"] == name}
@@ -64,9 +65,9 @@ def _table(inference, others):
         speeds = [_faster(row["seconds"], variant) for row in of_litert.values()]
         steps = [_faster(others[backend]["seconds"], variant) if backend in others else "" for backend in _BACKENDS]
         sizes = [f"{row['bytes'][variant] / 1024:,.0f}" for row in of_litert.values()]
-        told = "" if variant == "dense" else f"{macs[variant] / macs['dense']:.1%}"
+        part = "" if variant == "dense" else f"{macs[variant] / macs['dense']:.1%}"
         memory = _memory(others["memory"], variant) if "memory" in others else ""
-        rows.append(cells(f"`{name}`", told, *_accuracies(inference["model"], name), *speeds, *steps, memory, *sizes))
+        rows.append(cells(f"`{name}`", part, *_accuracies(inference["model"], name), *speeds, *steps, memory, *sizes))
     return table(_HEADER, rows)
 
 
@@ -80,7 +81,7 @@ def _memory(result, variant):
 
 
 def _runs(model):
-    """Runs of a network by format, `dense` included."""
+    """Returns the runs of a network by format, with `dense`."""
     grid, start = _GRIDS.get(model, (None, ""))
     groups = numbers.runs_of(grid) if grid else {}
     names = ["dense", "tucker2", "spatial_svd", "cp", "svd", "tensor_train", "auto"]
@@ -93,7 +94,7 @@ def _epochs(model):
 
 
 def _accuracies(model, name):
-    """Cells of the accuracy of a format, and of its difference from Tucker-2 at the same seeds."""
+    """Returns cells with the accuracy of a format and its difference from Tucker-2 at the same seeds."""
     runs = _runs(model)
     if name not in runs:
         return "", ""
@@ -101,7 +102,7 @@ def _accuracies(model, name):
 
 
 def _points(found):
-    """`{model: {format: (speed-up on LiteRT in float32, in int8, mean accuracy)}}` of formats with accuracies."""
+    """Returns `{model: {format: (LiteRT speed-up in float32, in int8, mean accuracy)}}` of formats with accuracies."""
     points = {}
     for inference in found:
         runs, rows = _runs(inference["model"]), {row["quantization"]: row for row in inference["rows"]}

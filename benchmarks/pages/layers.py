@@ -1,4 +1,4 @@
-"""Tables of single layers, of growth with size, of decompositions, and of the import."""
+"""Tables of single layers, of growth with size, of decompositions, and of imports."""
 
 from functools import partial
 
@@ -11,17 +11,17 @@ from elrt_keras.formats import tucker2
 
 
 def batch_norm():
-    """Speed-ups of single batch-norm layers."""
+    """Makes the table of speed-ups of single batch-norm layers."""
     return relative(one("batch_norm", "cpu"), "input", "stock", lambda _, row: _input(*row["shape"]))
 
 
 def executions():
-    """Ways to run one layer."""
+    """Makes the table of ways to run one layer."""
     return relative(one("executions", "cpu"), "input, ranks", "matrix products", lambda _, row: _input(*row["shape"]))
 
 
 def peers():
-    """Layers of other packages on PyTorch."""
+    """Makes the table of layers of other packages on PyTorch."""
     keys = ("batch_size", "size", "channels", "rank")
     base = "elrt_keras Tucker2Conv2D"
     return relative(one("peers", "torch"), "input, ranks", base, lambda _, row: _input(*(row[key] for key in keys)))
@@ -32,7 +32,7 @@ def _input(batch_size, size, channels, rank=None):
 
 
 def decomposing():
-    """Seconds and errors of decompositions at several tolerances, and the tolerances of the package."""
+    """Makes the table of seconds and errors of decompositions at several tolerances."""
 
     def rows(result):
         best = np.array(min(result["errors"].values(), key=sum))
@@ -47,7 +47,7 @@ def decomposing():
 
 
 def grouped():
-    """Speed-ups of grouped convolutions: `table` of training, `inference` of LiteRT."""
+    """Makes tables of grouped convolutions: `table` of training, `inference` of LiteRT."""
 
     def training(result):
         for groups, times in result["rows"].items():
@@ -68,7 +68,7 @@ def grouped():
 
 
 def growth():
-    """Slopes of times over sizes, both logarithmic."""
+    """Makes the table of slopes of times over sizes, both logarithmic."""
 
     def rows(result):
         for name, curve in result["curves"].items():
@@ -84,7 +84,7 @@ def growth():
 
 
 def rank_grid():
-    """Times of one layer, `first`, over its ranks; `networks` has those of networks on two grids of ranks."""
+    """Returns times of one layer over its ranks in `first`, and of networks on two grids of ranks in `networks`."""
     layers, networks = one("rank_grid", "layer"), of_networks("rank_grid")
     if not layers:
         return None
@@ -108,7 +108,7 @@ def _grid_rows(result):
 
 
 def imports():
-    """Seconds of imports, by backend."""
+    """Makes the table of seconds of imports, by backend."""
 
     def rows(result):
         for backend, found in result["backends"].items():

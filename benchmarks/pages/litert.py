@@ -1,4 +1,4 @@
-"""Tables of LiteRT files, and of the input pipeline."""
+"""Tables of LiteRT files and of the input pipeline."""
 
 import statistics
 from functools import partial
@@ -7,11 +7,11 @@ from benchmarks.pages.measured import of_networks, one, ratios, read
 from benchmarks.pages.tables import cells, label, medians, section, spread
 from elrt_keras.launch import latency as files
 
-_UNLIKE = 1.5  # ratio of times of one network from which on machines must have been unlike
+_UNLIKE = 1.5  # least ratio of times of one network that shows different machines
 
 
 def inference(start=""):
-    """Speed-ups of one image, of the results whose files begin with `start`."""
+    """Makes the table of speed-ups of one image, from the results whose file names begin with `start`."""
 
     def rows(result):
         for row in result["rows"]:
@@ -28,7 +28,7 @@ def inference(start=""):
 
 
 def latency():
-    """Speed-ups of planned ranks, predicted and measured; `unlike` tells where dense times of one network differ."""
+    """Makes the table of predicted and measured speed-ups; `unlike` names networks whose dense times differ."""
 
     def place(result):
         return _kind(result), result["model"], result["threads"], -result["max_latency"]
@@ -40,7 +40,7 @@ def latency():
 
 
 def _kind(result):
-    return result.get("quantization", "float32")  # the first runs were all of this kind
+    return result.get("quantization", "float32")  # the first results have no such key
 
 
 def _latency_row(result):
@@ -54,7 +54,7 @@ def _latency_row(result):
 
 
 def unlike(results):
-    """Dense times of one network that differ so much between results that processors must have been unlike."""
+    """Lists dense times of one network that differ so much that the processors must have been different."""
     times = {}
     for result in results:
         place = f"{result['model']}, {_kind(result)}, {result['threads']}"
@@ -67,7 +67,7 @@ def unlike(results):
 
 
 def quantization():
-    """Accuracy, latency and size of every kind of LiteRT file."""
+    """Makes the table of accuracy, latency and size of every kind of LiteRT file."""
 
     def rows(result):
         found = result["rows"]
@@ -83,7 +83,7 @@ def quantization():
 
 
 def throughput():
-    """Images a second of input pipelines and of training steps."""
+    """Makes the table of images per second of input pipelines and of training steps."""
 
     def row(result):
         shape = "×".join(map(str, result["image_shape"][:2]))

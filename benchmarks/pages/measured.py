@@ -1,4 +1,4 @@
-"""Everything that pages take from outside of this folder: results, and names of what was measured."""
+"""Imports of the pages from other folders: results, and names of measured models and variants."""
 
 import json
 import pathlib
@@ -14,19 +14,19 @@ _GRIDS = pathlib.Path(__file__).parents[1] / "grids"
 
 
 def one(experiment, name):
-    """The result of that name, in a list; an empty list where it was not measured yet."""
+    """Reads the named result, in a list; the list is empty if the result does not exist yet."""
     results = read(experiment)
     return [results[name]] if name in results else []
 
 
 def of_networks(experiment, start=""):
-    """Results of an experiment in the order of the networks, of files named `start` and the network."""
+    """Reads the results of an experiment from the files named `start` + network, in the order of the networks."""
     found = read(experiment).items()
     return in_order({name.removeprefix(start): result for name, result in found if name.startswith(start)})
 
 
 def missing(grid):
-    """Names of the runs of a grid that have no results."""
+    """Lists the runs of a grid that have no results."""
     runs = expanded(json.loads((_GRIDS / f"{grid}.json").read_text(encoding="utf-8")))
     found = read(grid)
     return [name for name in runs if name not in found]

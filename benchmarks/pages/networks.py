@@ -1,4 +1,4 @@
-"""Sections of the page of results on several networks: ELRT beside the dense ones, learning rates, int8."""
+"""Sections of the results page on several networks: ELRT and dense, learning rates, int8."""
 
 import statistics
 from functools import partial
@@ -14,7 +14,7 @@ KINDS = {"dense": "dense", "elrt": "ELRT"}
 
 
 def headline():
-    """Dense networks and their ELRT twins, on the full and the short schedule."""
+    """Compares dense networks and their ELRT twins, on the full and the short schedule."""
     full, short = _twins(FULL), _twins(SHORT)
     runs = [run for pair in full + short for group in pair for run in group]
     if not runs:
@@ -30,7 +30,7 @@ def headline():
 
 
 def _twins(grids):
-    """`(dense runs, low-rank runs)` of each network in some grids."""
+    """Returns `(dense runs, low-rank runs)` of each network in some grids."""
     found = []
     for groups in [runs_of(grid) for grid in grids]:
         names = [name.removesuffix("dense") for name in groups if name.endswith("dense")]
@@ -63,7 +63,7 @@ def _full_schedule(pairs):
 
 
 def _changes():
-    """A table of what else reaches how much at about the same MACs on the full schedule; empty without results."""
+    """Makes a table of other methods at about the same MACs on the full schedule; empty without results."""
     groups = runs_of("full")
     found, rows = labelled(groups, LABELS["changes"]), []
     for label, runs in found.items():
@@ -74,7 +74,7 @@ def _changes():
 
 
 def int8():
-    """Accuracies of the int8 files of the networks in `headline`."""
+    """Makes a table of the accuracies of int8 files, for the networks in `headline`."""
     rows, of = [], []
     for groups in [runs_of(grid) for grid in FULL + SHORT]:
         for name, kind in [(name, kind) for name in groups for kind in KINDS if name.endswith(kind)]:
@@ -90,7 +90,7 @@ def int8():
 
 
 def rates():
-    """VGG-16, dense and low-rank, at several peak learning rates; None with fewer than three."""
+    """Compares peak learning rates on VGG-16, dense and low-rank; None with fewer than three."""
     groups = runs_of("deeper")
     found = {name: told for name, told in LABELS["rates"].items() if name in groups}
     if len(found) < 3:

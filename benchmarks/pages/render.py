@@ -1,4 +1,4 @@
-"""Pages from their templates: words are there, references are filled in from modules of this folder."""
+"""Pages from templates: a template holds the text; modules of this folder fill in its references."""
 
 import pathlib
 
@@ -8,7 +8,7 @@ from benchmarks.pages import comparisons, costs, formats, layers, litert, networ
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = ("summary", "performance", "results", "models", "first-hour")
-# Pages of which a part, between marks, is made from a template: template, page.
+# Pages with one part, between marks, that is made from a template: template, page.
 PARTS = {
     "headline-readme": "README.md",
     "first-steps-readme": "README.md",
@@ -20,15 +20,15 @@ MODULES = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 
 
 def render(name, draw, modules=MODULES):
-    """The text of a page.
+    """Makes the text of a page.
 
     Args:
         name: name of a template.
-        draw: function from the name of a picture and a function that writes it to a path, to the picture's address.
-        modules: dict of what the template refers to.
+        draw: function `(name of a picture, function that writes it to a path)` that returns the picture's address.
+        modules: dict of the names that the template may use.
 
     Raises:
-        jinja2.UndefinedError: where the template refers to something that does not exist.
+        jinja2.UndefinedError: if the template uses an unknown name.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates", encoding="utf-8"),
@@ -40,7 +40,7 @@ def render(name, draw, modules=MODULES):
 
 
 def drawn(images):
-    """A `draw` of `render` that writes pictures into a folder."""
+    """Returns a `draw` function for `render` that writes pictures into a folder."""
 
     def draw(name, picture):
         picture(images / name)
@@ -50,7 +50,7 @@ def drawn(images):
 
 
 def renewed(page, name, text):
-    """A page with the text between the marks of the part `name`."""
+    """Replaces the text between the marks of the part `name` of a page."""
     mark = f"<!-- {name}, made by `python -m benchmarks.pages` -->"
     before, _, after = page.split(mark)
     return f"{before}{mark}\n{text.lstrip()}{mark}{after}"

@@ -1,4 +1,4 @@
-"""Tables of whole training steps: their time, what it is spent on, and memory."""
+"""Tables of whole training steps: time, time by kind of operation, and memory."""
 
 from functools import partial
 
@@ -6,17 +6,17 @@ from benchmarks.pages import figures
 from benchmarks.pages.measured import of_networks, ratios, tuning_of
 from benchmarks.pages.tables import cells, label, medians, quartiles, relative, section, table, taken
 
-GOAL = 0.75  # speed-up over MACs reduction
+GOAL = 0.75  # speed-up divided by MACs reduction
 
 
 def training(name):
-    """Speed-ups of forward, backward and update against the dense network, on `cpu` or `gpu`."""
+    """Makes the table of speed-ups of whole steps against the dense network, on `cpu` or `gpu`."""
 
     def rows(result):
         faster, middle, macs = ratios(result["seconds"], "dense"), medians(result["seconds"]), result["macs"]
         for variant in [name for name in middle if name.startswith(("low_rank", "thin", "recomputed"))]:
             reduction = macs["dense"] / macs[variant]
-            # Forward, gradient of the weights and gradient of the inputs, two operations each.
+            # Forward pass, gradient of the weights and gradient of the inputs: two operations per MAC each.
             operations = 6e-12 * macs[variant] * result["batch_size"] / middle[variant]
             own = f"{_milliseconds(middle[variant])} | {quartiles(faster[variant])}"
             numbers = f"{reduction:.2f}× | {faster[variant][0] / reduction:.2f} | {operations:.2f}"
@@ -29,12 +29,12 @@ def training(name):
 
 
 def _milliseconds(seconds):
-    """Three digits or more."""
+    """Writes milliseconds with three digits or more."""
     return f"{1e3 * seconds:,.{0 if seconds > 0.1 else 1}f}"
 
 
 def kernels():
-    """Milliseconds of a GPU's kernels in a step by what they compute, a table for each network."""
+    """Makes a table for each network: milliseconds of a GPU's kernels in a step, by purpose."""
     results = of_networks("kernels", "gpu_")
     if not results:
         return None
@@ -74,7 +74,7 @@ def tuned():
 
 
 def fused():
-    """Speed-ups of steps by fused batch-norm."""
+    """Makes the table of speed-ups of steps by fused batch-norm."""
 
     def row(result):
         pairs = (("dense", "unfused_1.0"), ("low_rank_0.4", "unfused_0.4"))
@@ -87,7 +87,7 @@ def fused():
 
 
 def operations():
-    """Milliseconds of a step by TensorFlow's operations."""
+    """Makes the table of milliseconds of a step, by TensorFlow operation."""
 
     def rows(result):
         for variant, kinds in result["milliseconds"].items():
@@ -102,13 +102,13 @@ def operations():
 
 
 def compiling():
-    """Speed-ups of steps within `fit` by XLA and by several steps to a call."""
+    """Makes the table of speed-ups of steps in `fit` by XLA and by several steps per call."""
     results = of_networks("compiling")
     return relative(results, "network", "as elrt-train", lambda of, row: f"{of['model']}, {label(row['variant'])}")
 
 
 def close():
-    """Costs of the penalty, and of layers beside three stock convolutions."""
+    """Makes the table of the costs of the penalty, and of layers against three stock convolutions."""
 
     def row(result):
         penalty = ratios(result["seconds"], "low_rank_0.4")["without_penalty_0.4"]
@@ -121,7 +121,7 @@ def close():
 
 
 def memory():
-    """Peak memory of training, in all and for each image."""
+    """Makes the table of the peak memory of training, in total and per image."""
 
     def rows(result):
         small, full = result["batch_sizes"]

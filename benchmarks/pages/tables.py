@@ -1,4 +1,4 @@
-"""Markdown tables, numbers as they stand on pages, and the commands and machines that results come from."""
+"""Markdown tables, formatted numbers, and the commands and machines of results."""
 
 import re
 import statistics
@@ -7,13 +7,13 @@ from benchmarks.pages.measured import ratios
 
 
 def table(header, rows, of=(), beside=()):
-    """A Markdown table of texts, whose cells are divided by " | ".
+    """Makes a Markdown table of texts with cells separated by " | ".
 
     Args:
         header: text of the first line.
-        rows: texts of the others.
-        of: for each row the list of results it was taken from; where their processors differ, a column names them.
-        beside: results of other tables that the rows are compared with, whose processors count as well.
+        rows: texts of the other lines.
+        of: for each row the list of its results; if their processors differ, a column names them.
+        beside: results of other tables that are compared with the rows; their processors count too.
     """
     lines, names = [header, *rows], [list(dict.fromkeys(map(processor, results))) for results in of]
     if len(set(map(processor, beside)).union(*names)) > 1:
@@ -23,18 +23,18 @@ def table(header, rows, of=(), beside=()):
 
 
 def cells(*values):
-    """Values as cells of a row."""
+    """Joins values to the cells of a row."""
     return " | ".join(map(str, values))
 
 
 def section(results, header, rows_of, **more):
-    """References of the template of a section; None without results.
+    """Returns the values for the template of a section; None without results.
 
     Args:
-        results: list of results as files hold them; `first` is the first of them.
+        results: list of results from the files; the template sees the first one as `first`.
         header: header of the table.
         rows_of: function from a result to its rows.
-        **more: numbers and figures that the template refers to as well.
+        **more: further numbers and figures for the template.
     """
     if not results:
         return None
@@ -43,12 +43,12 @@ def section(results, header, rows_of, **more):
 
 
 def relative(results, heading, base, label_of):
-    """A section of how many times faster than `base` others are, of results with `rows` of `seconds`.
+    """Makes a section of speed-ups against `base`, from results with `rows` of `seconds`.
 
     Args:
         results: list of results.
         heading: header of the first column.
-        base: name that the others are compared with.
+        base: name of the base of the comparison.
         label_of: function from a result and one of its rows to the text in the first column.
     """
 
@@ -63,7 +63,7 @@ def relative(results, heading, base, label_of):
 
 
 def taken(results, commands=None):
-    """Commands, machines and remarks of results; the commands of all unless others are given."""
+    """Returns commands, machines and remarks of results; `commands` replaces the commands of the results."""
     machines, remarks = {}, {}
     for result in results:
         machine = result["machine"]
@@ -79,29 +79,29 @@ def taken(results, commands=None):
 
 
 def processor(result):
-    """The short name of a result's processor, and of its accelerator."""
+    """Returns the short name of a result's processor and accelerator."""
     machine = result["machine"]
     name = re.sub(r"\((R|TM)\)| (Processor|CPU)\b.*", "", machine.get("processor", "not kept"))
     return f"{name}, {machine['device']}" if "device" in machine else name
 
 
 def spread(values, digits=0):
-    """Median, with the lowest and the highest in brackets."""
+    """Writes the median, with the lowest and the highest value in brackets."""
     middle, low, high = (f"{value:,.{digits}f}" for value in (statistics.median(values), min(values), max(values)))
     return f"{middle} ({low}–{high})"
 
 
 def quartiles(three, digits=2, unit="×"):
-    """`(median, lower quartile, upper quartile)` as text."""
+    """Writes `(median, lower quartile, upper quartile)` as text."""
     middle, low, high = (f"{value:.{digits}f}" for value in three)
     return f"{middle}{unit} ({low}–{high})"
 
 
 def medians(series):
-    """The median of each series in a dict."""
+    """Returns the median of each series in a dict."""
     return {name: statistics.median(values) for name, values in series.items()}
 
 
 def label(variant):
-    """A variant's name with spaces."""
+    """Writes a variant's name with spaces."""
     return variant.replace("_", " ")

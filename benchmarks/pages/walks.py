@@ -1,4 +1,4 @@
-"""Tables of the zoo of networks, of a newcomer's first hour, and of the first steps with the tests."""
+"""Tables of the zoo of networks, of a newcomer's first hour, and of the first steps (demo and tests)."""
 
 import statistics
 
@@ -7,7 +7,7 @@ from benchmarks.pages.tables import cells, section, table, taken
 
 
 def zoo():
-    """Networks of `keras.applications` and keras-hub: `networks`, `tasks`, and what pixels do to `unstable` ones."""
+    """Makes tables of CNNs of `keras.applications` and keras-hub: `networks`, `tasks`, and numerically `unstable`."""
     tasks = [row for row in read("zoo").values() if "(" in row["model"]]
     networks = [row for row in read("zoo").values() if "(" not in row["model"]]
     header = "model | input | MACs | layers | low-rank | smallest MACs | smallest params | at a budget of 50 %"
@@ -29,7 +29,7 @@ def _zoo_row(row):
 
 
 def first_hour():
-    """The steps of the first hour with their commands, and what a walk took and printed; `walk` is None before one."""
+    """Returns the steps of the first hour with commands, times and output of a walk; `walk` is None without one."""
     results = one("first_hour", "cpu")
     found = {row["name"]: row for result in results for row in result["rows"]}
 
@@ -47,7 +47,7 @@ def first_hour():
 
 
 def _integration():
-    """Minutes of `.ci/run` and of its parts as text; empty before it was measured."""
+    """Writes the minutes of `.ci/run` and of its parts; empty before it was measured."""
     parts = [
         f"{result['seconds'] / 60:.0f} minutes from a fresh clone to the end ("
         + ", ".join(f"`make {name}` {seconds / 60:.1f}" for name, seconds in result["parts"].items())
@@ -58,7 +58,7 @@ def _integration():
 
 
 def first_steps():
-    """Numbers of `make demo` and `make test` on a fresh clone; None until it was measured before and now."""
+    """Returns numbers of `make demo` and `make test` on a fresh clone; None without the results `before` and `now`."""
     results = read("first_steps")
     if len(results) < 2:
         return None
@@ -68,7 +68,7 @@ def first_steps():
     rows = [cells(title, *(f"{result[key]:,.0f}" for key in keys)) for title, result in titles.items()]
     header = "`make demo` on a fresh clone installs | seconds | seconds, again | MB"
     minutes = [seconds / 60 for seconds in now["test_seconds"]]
-    # Continuous integration runs it too, and may have done so since.
+    # Continuous integration runs the tests too; its result may be newer.
     latest = [result["parts"]["test"] / 60 for result in read("ci").values() if "test" in result["parts"]]
     return {
         "now": now,

@@ -1,4 +1,4 @@
-"""Parts of a run that `elrt-train` does not have: a rate of the factors, ranks by stage."""
+"""Parts of a run that `elrt-train` does not have: a learning rate of the factors, and ranks by stage."""
 
 import re
 
@@ -12,10 +12,10 @@ from elrt_keras.ranks.uniform import ScaledRanks
 
 
 def scale_factor_rate(model, multiple):
-    """Has the orthogonal factors of a model that is compiled with SGD train at `multiple` times its learning rate.
+    """Makes the orthogonal factors of a model compiled with SGD train at `multiple` times its learning rate.
 
-    Their gradients are multiplied, penalty included, which for SGD comes to the same; their decoupled weight decay
-    stays as it is.
+    The function multiplies their gradients, penalty included; for SGD that is equivalent. The decoupled weight decay of
+    the factors does not change.
     """
     factors = {
         id(layer.factors[view.index])
@@ -34,7 +34,7 @@ def scale_factor_rate(model, multiple):
 
 
 def plan_by_stage(dense, config, weights):
-    """The plan of a run's `max_macs` whose fractions of the full ranks are in proportion to the weights of the stages.
+    """Plans ranks for a run's `max_macs`; each stage keeps a part of the full ranks in proportion to its weight.
 
     Args:
         dense: a model whose layers are named `stage1_…`, `stage2_…` and so on.

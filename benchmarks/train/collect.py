@@ -1,4 +1,4 @@
-"""Keeps the evidence of finished runs: summary, history, flags and machine, as JSON under `benchmarks/results/`.
+"""Copies summary, history, flags and machine of finished runs to JSON files under `benchmarks/results/`.
 
 python -m benchmarks.train.collect --experiment=cifar10_short --data="CIFAR-10" runs/dense runs/elrt_dso
 """
@@ -10,11 +10,11 @@ import os
 
 from benchmarks.measure import evidence
 
-_LOCAL = ("data_dir", "download")  # where the data lay is of no interest elsewhere
+_LOCAL = ("data_dir", "download")  # the place of the data is left out: it exists on this machine only
 
 
 def collect(run_dir, data):
-    """The evidence of one run as a dict, without its machine."""
+    """Returns the evidence of one run as a dict, without its machine."""
     from elrt_keras.launch import rundir
 
     config, summary = rundir.read_config(run_dir), rundir.read_summary(run_dir)
@@ -40,7 +40,7 @@ def main():
     parser = argparse.ArgumentParser("python -m benchmarks.train.collect", description=__doc__)
     parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR")
     parser.add_argument("--experiment", required=True, help="Folder under benchmarks/results.")
-    parser.add_argument("--data", required=True, help="What the data is, as it should stand in tables.")
+    parser.add_argument("--data", required=True, help="Name of the data in tables.")
     parser.add_argument("--results", default=evidence.RESULTS, help="Root folder of the results.")
     values = parser.parse_args()
     for run_dir in values.run_dirs:

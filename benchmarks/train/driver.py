@@ -1,21 +1,21 @@
-"""Accuracy over a grid of runs: one JSON per run in `benchmarks/results/<grid>/`; skips what is done, resumes the rest.
+"""Trains a grid of runs and writes one JSON file per run to `benchmarks/results/<grid>/`; skips finished runs.
 
-An unfinished run is written down every two minutes and goes on from there, however it ended.
+An unfinished run saves its state every two minutes and resumes from it.
 
   python -m benchmarks.train --grid=benchmarks/grids/resnet20.json --data=TFDS_DIR
   KERAS_BACKEND=jax python -m benchmarks.train --grid=… --data=… --parallel=8 --time_limit_s=560
 
-A grid file holds `data` (how the data is called in tables), `defaults` (fields of TrainConfig) and `runs`: each a
-`name` and further fields, of which a list stands for one run per value (`benchmarks/train/runs.py` has what a run may
-hold beside those). `short`, in the grid or in a run, are fields for `--short`: the same runs on a schedule that a
-machine without a GPU can do, kept in `benchmarks/results/<grid>_short/`. Neither TensorFlow nor TFDS is needed on JAX
-and PyTorch; where TensorFlow is not, runs have no int8 accuracy, which can be had later from kept states:
+A grid file holds `data` (name of the data in tables), `defaults` (fields of TrainConfig) and `runs`. Each run has a
+`name` and further fields; a list as a value makes one run per element. `benchmarks/train/runs.py` documents the extra
+fields of a run. `short`, in the grid or in a run, holds fields for `--short`: the same runs on a schedule for machines
+without a GPU, in `benchmarks/results/<grid>_short/`. JAX and PyTorch need neither TensorFlow nor TFDS. Without
+TensorFlow, runs have no int8 accuracy; kept states allow to add it later:
 
   KERAS_BACKEND=jax python -m benchmarks.train --grid=… --data=… --keep_states
   KERAS_BACKEND=tensorflow python -m benchmarks.train --grid=… --data=… --int8
 
-A run has model, plan, optimizer, schedules and penalties from `elrt_keras.launch.modeling`, as `elrt-train` does, but
-loops of its own: those of `elrt-train` read tf.data, which needs TensorFlow and leaves a GPU idle between batches.
+A run takes model, plan, optimizer, schedules and penalties from `elrt_keras.launch.modeling`, like `elrt-train`. It has
+its own training loops: those of `elrt-train` read tf.data, which needs TensorFlow and leaves a GPU idle at times.
 """
 
 import itertools
@@ -31,14 +31,14 @@ from absl import flags
 from benchmarks.measure import evidence
 
 FLAGS = flags.FLAGS
-_STOP_AT = "ELRT_STOP_AT"  # the time at which the processes of runs stop
+_STOP_AT = "ELRT_STOP_AT"  # variable with the time at which the processes of runs stop
 
 
 def expanded(grid, short=False):
-    """`{name: fields}` of all runs of a grid: one per combination of the values that are lists.
+    """Returns `{name: fields}` of all runs of a grid: one run per combination of the values that are lists.
 
     Raises:
-        ValueError: if two runs have the same name, or the grid has no short schedule and one is asked for.
+        ValueError: if two runs have the same name, or `short` is true and the grid has no short schedule.
     """
     if short and "short" not in grid:
         raise ValueError(f"Expected a grid with `short` fields. Received: {sorted(grid)}")
@@ -62,19 +62,19 @@ def define():
     """Defines the flags."""
     flags.DEFINE_string("grid", None, "Grid file (JSON).", required=True)
     flags.DEFINE_string("data", None, "Folder with the TFRecord files of CIFAR-10, at any depth.", required=True)
-    flags.DEFINE_string("results", None, "Where the JSON files go; default: benchmarks/results/<name of the grid>.")
-    flags.DEFINE_bool("short", False, "The short schedule of the grid.")
-    flags.DEFINE_string("state", ".cache/accuracy", "Where unfinished runs are kept.")
-    flags.DEFINE_bool("keep_states", False, "Keep the states of finished runs as well.")
+    flags.DEFINE_string("results", None, "Folder of the results. Default: benchmarks/results/<name of the grid>.")
+    flags.DEFINE_bool("short", False, "Use the short schedule of the grid.")
+    flags.DEFINE_string("state", ".cache/accuracy", "Folder for the states of unfinished runs.")
+    flags.DEFINE_bool("keep_states", False, "Keep the states of finished runs too.")
     flags.DEFINE_bool("int8", False, "Add int8 accuracies to finished runs, from kept states; needs TensorFlow.")
-    flags.DEFINE_integer("parallel", 1, "Runs side by side.")
-    flags.DEFINE_float("time_limit_s", None, "Stop at the end of an epoch once this many seconds are over.")
-    flags.DEFINE_list("only", None, "Only these runs.")
-    flags.DEFINE_string("one", None, "Train one run in this process.")
+    flags.DEFINE_integer("parallel", 1, "Number of runs at the same time.")
+    flags.DEFINE_float("time_limit_s", None, "Stop at the first end of an epoch after this many seconds.")
+    flags.DEFINE_list("only", None, "Train only these runs.")
+    flags.DEFINE_string("one", None, "Train this run alone, in this process.")
 
 
 def main(argv):
-    """Runs what is missing of the grid, several runs side by side."""
+    """Trains the missing runs of the grid, several at the same time."""
     del argv
     grid = json.loads(pathlib.Path(FLAGS.grid).read_text(encoding="utf-8"))
     runs = expanded(grid, FLAGS.short)
@@ -95,7 +95,7 @@ def main(argv):
 
 
 def _train_each(names, folder):
-    """Trains runs in processes of their own, as long as there is time."""
+    """Trains each run in a separate process until the time is up."""
     end = time.time() + FLAGS.time_limit_s if FLAGS.time_limit_s else float("inf")
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", _STOP_AT: str(end)}
     shared = [f"--{flag}={getattr(FLAGS, flag)}" for flag in ("grid", "data", "state", "short", "keep_states")]
@@ -115,7 +115,7 @@ def _train_each(names, folder):
 
 
 def _run(name, fields, folder):
-    """The run, with its data and where its state is kept."""
+    """Makes the `Run` with its data and the path of its state."""
     from benchmarks.train.in_memory import load_cifar10
     from benchmarks.train.runs import Run
 
@@ -125,24 +125,24 @@ def _run(name, fields, folder):
 def _train(name, fields, data, folder):
     """Trains one run in this process and writes its JSON."""
     run = _run(name, fields, folder)
-    found = run.train(float(os.environ.get(_STOP_AT, "inf")))
-    if found is None:
+    result = run.train(float(os.environ.get(_STOP_AT, "inf")))
+    if result is None:
         print(f"{name}: time is up; kept in {FLAGS.state}", flush=True)
         return
     short = " --short" if FLAGS.short else ""
     command = f"python -m benchmarks.train --grid={FLAGS.grid}{short} --only={name}"
-    evidence.write_json(folder / f"{name}.json", {**found, "data": data, "command": command}, 1)
+    evidence.write_json(folder / f"{name}.json", {**result, "data": data, "command": command}, 1)
     if not FLAGS.keep_states:
         run.forget()
 
 
 def _add_int8(name, fields, folder):
-    """Writes the int8 accuracy into the JSON of a finished run whose state was kept."""
+    """Adds the int8 accuracy to the JSON file of a finished run, from its kept state."""
     path = folder / f"{name}.json"
     result = json.loads(path.read_text(encoding="utf-8"))
     if result["int8_accuracy"] is not None or not (pathlib.Path(FLAGS.state) / folder.name / f"{name}.npz").exists():
         return
-    again = _run(name, fields, folder).train()  # resumed at its end: trains no more
+    again = _run(name, fields, folder).train()  # the state is at its end: no further training
     print(f"{name}: {result['summary']['test_accuracy']:.4f}, int8 {again['int8_accuracy']:.4f}", flush=True)
     result |= {"int8_accuracy": again["int8_accuracy"], "int8_machine": again["machine"]}
     evidence.write_json(path, result, 1)

@@ -1,8 +1,7 @@
-"""Training without TensorFlow: CIFAR-10 from its TFDS records, whole in memory, and epochs that keep a GPU busy.
+"""Training without TensorFlow: CIFAR-10 in memory, read from its TFDS records, and epochs that keep a GPU busy.
 
-On JAX the images lie on the device, and on an accelerator an epoch is one compiled call: a scan gathers, augments and
-trains batch by batch.
-On the other backends NumPy makes the batches.
+On JAX the images lie on the device. On an accelerator an epoch is one compiled call: a scan gathers, augments and
+trains batch by batch. On the other backends NumPy makes the batches.
 """
 
 import contextlib
@@ -20,7 +19,7 @@ _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hor
 
 
 def load_cifar10(folder):
-    """CIFAR-10 from a folder with the TFRecord files of a prepared TFDS data set.
+    """Loads CIFAR-10 from a folder with the TFRecord files of a prepared TFDS data set.
 
     Raises:
         ValueError: if the folder lacks one of the two splits.
@@ -29,7 +28,7 @@ def load_cifar10(folder):
     for split in ("train", "test"):
         files = sorted(pathlib.Path(folder).rglob(f"cifar10-{split}.tfrecord*"))
         if not files:
-            raise ValueError(f"Expected cifar10-{split}.tfrecord* below {str(folder)!r}. Received: no such file there")
+            raise ValueError(f"Expected cifar10-{split}.tfrecord* below {str(folder)!r}. Received: no such file")
         examples = [_features(record) for file in files for record in _records(file)]
         arrays.append(np.stack([_decoded(example["image"]) for example in examples]))
         arrays.append(np.array([example["label"] for example in examples], dtype="int64"))
@@ -37,7 +36,7 @@ def load_cifar10(folder):
 
 
 def _records(path):
-    """The payloads of a TFRecord file: length (8 bytes), its checksum (4), payload, its checksum (4)."""
+    """Yields the payloads of a TFRecord file: length (8 bytes), its checksum (4), payload, its checksum (4)."""
     content = pathlib.Path(path).read_bytes()
     position = 0
     while position < len(content):
@@ -47,7 +46,7 @@ def _records(path):
 
 
 def _features(record):
-    """The features of a `tf.train.Example`: first value of each, bytes or int."""
+    """Reads the features of a `tf.train.Example`: the first value of each, bytes or int."""
     (_, features), *_ = fields(record)
     result = {}
     for _, entry in fields(features):
@@ -75,7 +74,7 @@ class JaxEpochs:
         self._model, self._config, self._data = model, config, data
         self._steps = len(data.train_images) // config.batch_size
         model.optimizer.build(model.trainable_variables)
-        self._device = jax.devices()[0]  # where the arrays are is where their computations run, also `on_host`
+        self._device = jax.devices()[0]  # computations run where their arrays are, even inside `on_host`
         arrays = (data.train_images, data.train_labels, data.test_images)
         self._images, self._labels, self._test_images = jax.device_put(arrays, self._device)
         self._epoch = self._compiled_epoch()
@@ -85,13 +84,13 @@ class JaxEpochs:
         self.load()
 
     def load(self):
-        """Takes the state from the model's variables, after they were changed from outside."""
+        """Reads the state from the model's variables; call it after other code has changed them."""
         from benchmarks.measure.device_steps import copied_state
 
         self._state = copied_state(self._model, self._device)
 
     def store(self):
-        """Puts the state into the model's variables."""
+        """Writes the state into the model's variables."""
         model = self._model
         variables = (model.trainable_variables, model.non_trainable_variables, model.optimizer.variables)
         for group, values in zip(variables, self._state):
@@ -99,10 +98,10 @@ class JaxEpochs:
                 variable.assign(np.asarray(value))
 
     def train(self, epoch):
-        """One epoch; returns `{"loss", "accuracy"}` over its batches."""
+        """Trains one epoch; returns `{"loss", "accuracy"}` over its batches."""
         import jax
 
-        # An argument, so that runs with other seeds are the same program, which a compilation cache then has.
+        # The key is an argument, so runs with other seeds are the same program for the compilation cache.
         key = jax.random.fold_in(jax.random.key(self._config.seed), epoch)
         self._state, (loss, accuracy) = self._epoch(self._state, self._images, self._labels, key)
         return {"loss": float(loss), "accuracy": float(accuracy)}
@@ -111,11 +110,11 @@ class JaxEpochs:
         """`{"val_accuracy", "val_loss"}` on the test images."""
         starts = range(0, len(self._test_images), batch_size)
         batches = (self._test_images[start : start + batch_size] for start in starts)
-        outputs = [self._predict(*self._state[:2], batch) for batch in batches]  # all asked for, then waited for
+        outputs = [self._predict(*self._state[:2], batch) for batch in batches]  # start all, then wait
         return _scores(np.concatenate([np.asarray(output) for output in outputs]), self._data.test_labels)
 
     def _compiled_epoch(self):
-        """`epoch(state, images, labels, key)`: the state after it, and mean loss and accuracy of its batches."""
+        """Returns `epoch(state, images, labels, key)`, which returns the next state, mean loss and mean accuracy."""
         import jax
         from jax import numpy as jnp
 
@@ -139,7 +138,7 @@ class JaxEpochs:
                 scores.append(score)
             return state, tuple(jnp.stack(score).mean() for score in zip(*scores))
 
-        # Inside a compiled loop XLA runs convolutions on one CPU core.
+        # In a compiled loop XLA runs convolutions on one CPU core only.
         return looped if jax.devices()[0].platform == "cpu" else jax.jit(scanned, donate_argnums=0)
 
     def _step_function(self):
@@ -160,7 +159,7 @@ class JaxEpochs:
 
 
 def _augmented(images, key, names):
-    """Crop and flip of a batch of bytes, as floats; the same rules as in `elrt_keras.launch.data`."""
+    """Crops and flips a batch of bytes to floats, by the rules of `elrt_keras.launch.data`."""
     import jax
     from jax import numpy as jnp
 
@@ -182,22 +181,22 @@ def _augmented(images, key, names):
 
 
 class KerasEpochs:
-    """The same interface on any backend, batch by batch.
+    """Trains on any backend batch by batch, with the interface of `JaxEpochs`.
 
-    Not by `fit` and `predict`: TensorFlow's tf.data, which they read from, can take a minute to end.
+    It does not use `fit` and `predict`: on TensorFlow they read from tf.data, which can take a minute to end.
     """
 
     def __init__(self, model, config, data):
         self._model, self._config, self._data = model, config, data
 
     def load(self):
-        """Nothing to do: the state is in the model."""
+        """Does nothing: the state is in the model."""
 
     store = load
 
     def train(self, epoch):
-        """One epoch; returns `{"loss", "accuracy"}` over its batches."""
-        # What `train_on_batch` returns is of its batch alone.
+        """Trains one epoch; returns `{"loss", "accuracy"}` over its batches."""
+        # `train_on_batch` returns the values of its batch only.
         scores = [
             self._model.train_on_batch(images, targets, return_dict=True)
             for images, targets in _batches(self._data, self._config, epoch)
@@ -216,7 +215,7 @@ class KerasEpochs:
 
 @contextlib.contextmanager
 def _averaged(model):
-    """Within it the model has its averaged weights, if its optimizer keeps some."""
+    """Context in which the model has its averaged weights, if its optimizer keeps averages."""
     if not getattr(model.optimizer, "use_ema", False):
         yield
         return
@@ -228,7 +227,7 @@ def _averaged(model):
 
 
 def augmented_batches(data, config, count):
-    """Batches of augmented training images as floats, of the epoch after the last, at least `count` of them."""
+    """Yields batches with at least `count` augmented training images as floats, from the epoch after the last."""
     for number, (images, _) in enumerate(_batches(data, config, config.epochs)):
         if number * config.batch_size >= count:
             return
@@ -236,7 +235,7 @@ def augmented_batches(data, config, count):
 
 
 def _batches(data, config, epoch):
-    """Shuffled, augmented batches, each a function of (seed, epoch, its number)."""
+    """Yields shuffled, augmented batches; each depends only on (seed, epoch, number of the batch)."""
     steps = len(data.train_images) // config.batch_size
     order = np.random.default_rng((config.seed, epoch)).permutation(len(data.train_images))
     classes = np.eye(len(data.class_names), dtype="float32")
@@ -267,5 +266,5 @@ def _scores(probabilities, labels):
 
 
 def epochs_of(model, config, data):
-    """The way to train epochs on this backend."""
+    """Returns the class to train epochs with on this backend."""
     return (JaxEpochs if keras.backend.backend() == "jax" else KerasEpochs)(model, config, data)

@@ -1,4 +1,4 @@
-"""One run of an accuracy grid: trained epoch by epoch, kept when the time is up, and judged at its end."""
+"""One run of an accuracy grid: trains epoch by epoch, saves its state when the time is up, and is evaluated last."""
 
 import dataclasses
 import hashlib
@@ -21,23 +21,23 @@ from elrt_keras.launch import modeling
 from elrt_keras.launch.config import TrainConfig, parse_schedule
 
 _REPORTED_EVERY = 10  # epochs between two measurements of the factors
-_KEPT_EVERY = 120  # seconds after which a run writes down all there is: as much is lost where it is killed
-# Fields of the low-rank part, which the dense training before it does without.
+_KEPT_EVERY = 120  # seconds between two saved states; a killed run loses at most this time
+# Fields of the low-rank part, which the dense training before it does not have.
 _LOW_RANK = ("max_macs", "max_params", "rank_plan", "rank_method", "factor_initializer", "warmup_epochs")
 
 
 class Run:
-    """A run: its configuration, data, place, and what it has come to.
+    """A run: its configuration, its data, the path of its state, and its history.
 
     Beside the fields of `TrainConfig` a run may have
 
-    * `fine_tuning`: a dict. The dense network is trained first; then it is decomposed and trained on, with the fields
-      in the dict changed. Runs that begin with the same dense network take it over from the first that trained it.
-    * `distillation`: what the divergence from that dense network counts in the loss, which then stays as a teacher.
-    * `factor_learning_rate`: the learning rate of the orthogonal factors, as a multiple of that of all else.
-    * `stage_ranks`: numbers as text, one per stage of a ResNet: parts of the full ranks there, relative to one another.
-    * `shrink_to`: budgets of MACs as text, at which the trained model is tried after `elrt_keras.shrink`; `recovers`:
-      whether also after an epoch of fine-tuning.
+    * `fine_tuning`: a dict of changed fields. The dense network is trained first, then decomposed and trained with
+      these fields. Runs with the same dense network share it: the first of them trains it.
+    * `distillation`: weight of the divergence from that dense network in the loss; the network is then the teacher.
+    * `factor_learning_rate`: learning rate of the orthogonal factors, as a multiple of the general one.
+    * `stage_ranks`: numbers as text, one per stage of a ResNet: relative parts of the full ranks to keep there.
+    * `shrink_to`: budgets of MACs as text. `elrt_keras.shrink` reduces the trained model to each; with `recovers`, the
+      result is also measured after an epoch of fine-tuning.
     """
 
     def __init__(self, name, fields, data, state_path):
@@ -62,13 +62,13 @@ class Run:
         self.history, self.plan, self._values = [], None, None
 
     def _first_epochs(self):
-        """Epochs of the dense network before the low-rank one."""
+        """Counts the epochs of the dense network before the low-rank one."""
         if self._first is None:
             return 0
         return self.config.longest_warmup if self.config.warms_up else self._first.epochs
 
     def train(self, stop_at=None):
-        """Trains, or goes on, until all is done or `stop_at`, a time of `time.time()`.
+        """Trains, or resumes, to the end or to the time `stop_at` (a value of `time.time()`).
 
         Returns:
             The evidence as a dict; `None` if the time was up first.
@@ -101,18 +101,18 @@ class Run:
         self._compile(trained, self.config, done * self._steps)
         if not self._epochs(trained, self.config, self._end, stop_at, macs):
             return None
-        self._keep(trained)  # also at the end, since what follows may fail
+        self._keep(trained)  # save the end state too: the evaluation may fail
         getattr(trained.optimizer, "inner_optimizer", trained.optimizer).use_averages(trained.trainable_variables)
         return self._evidence(model)
 
     def _plain(self):
-        """What lets a configuration without trained weights be made of this one."""
+        """Returns the changes that make this configuration valid without trained weights."""
         trained = self.config.initial_model is not None
         return {"rank_method": "uniform", "factor_initializer": "auto"} if trained else {}
 
     @property
     def _end(self):
-        """All epochs: full-rank warm-up is part of the run's, the training of a model to be compressed is not."""
+        """Number of all epochs. Warm-up is part of the run's epochs; training of a model to compress is added."""
         return self.config.epochs + (0 if self.config.warms_up else self._before)
 
     @property
@@ -126,13 +126,13 @@ class Run:
         model.optimizer.build(model.trainable_variables)
         model.optimizer.iterations.assign(iterations)
         if self._values is not None:
-            # The optimizer makes a variable at its first step, the last one, that needs no restoring.
+            # The optimizer makes its last variable at its first step; that variable needs no restoring.
             for variable, value in zip((*model.variables, *model.optimizer.variables), self._values):
                 variable.assign(value)
             self._values = None
 
     def _epochs(self, model, config, end, stop_at, macs):
-        """Trains up to epoch `end`; whether it got there. `macs`: one image forward, a third of a training step."""
+        """Trains up to epoch `end`; reports if it got there. `macs`: MACs of the forward pass of one image."""
         schedule = parse_schedule(config.orthogonality_schedule)
         callback = elrt.callbacks.RegularizationSchedule(schedule) if schedule else None
         loop, kept = epochs_of(model, config, self.data), time.monotonic()
@@ -146,7 +146,7 @@ class Run:
             start, cpu_start = time.perf_counter(), time.process_time()
             row = {"epoch": epoch, **loop.train(epoch), "macs": macs}
             row["seconds"] = time.perf_counter() - start
-            row["cpu_seconds"] = time.process_time() - cpu_start  # what counts where runs share the cores
+            row["cpu_seconds"] = time.process_time() - cpu_start  # a fair measure if runs share the cores
             row |= loop.evaluate()
             self.history.append(row)
             print(f"{self.name} {epoch + 1}/{end}: {row['val_accuracy']:.4f}, {row['seconds']:.1f} s", flush=True)
@@ -165,12 +165,12 @@ class Run:
         return True
 
     def _keep(self, model, path=None):
-        """Writes down all there is."""
+        """Saves the whole state of the run."""
         path = path or self._path
         values = [keras.ops.convert_to_numpy(v) for v in (*model.variables, *model.optimizer.variables)]
         path.parent.mkdir(parents=True, exist_ok=True)
         if self.plan is not None:
-            self.plan.save(path.with_suffix(".plan.json"))  # ahead of the rest, which tells whether it counts
+            self.plan.save(path.with_suffix(".plan.json"))  # first: the state file, written last, marks it as valid
         with replacing(path, ".npz") as temporary:
             np.savez(temporary, *values, history=json.dumps(self.history))
 
@@ -183,17 +183,17 @@ class Run:
         with np.load(path) as kept:
             self._values = [kept[f"arr_{index}"] for index in range(len(kept.files) - 1)]
             self.history = json.loads(str(kept["history"]))
-        if len(self.history) > self._before:  # until then the network is dense
+        if len(self.history) > self._before:  # before, the network is dense
             self.plan = elrt.RankPlan.load(path.with_suffix(".plan.json"))
 
     def forget(self):
-        """Removes what was kept of this run alone."""
+        """Removes the saved state of this run; the shared dense network stays."""
         for path in (self._path, self._path.with_suffix(".plan.json")):
             path.unlink(missing_ok=True)
 
     def _evidence(self, model):
         config = self.config
-        # A thinned network is measured against the one of full width.
+        # A thinned network is compared with the network of full width.
         whole = elrt.models.build(config.model, self.data.image_shape, len(self.data.class_names))
         costs, dense_costs = elrt.count_costs(model), elrt.count_costs(whole)
         seconds = sorted(row["seconds"] for row in self.history)
@@ -212,7 +212,7 @@ class Run:
             "seconds_per_epoch": seconds[len(seconds) // 2],
             "training_seconds": sum(seconds),
             "training_cpu_seconds": sum(row["cpu_seconds"] for row in self.history),
-            # Forward, gradient of the weights and gradient of the inputs.
+            # Forward pass, gradient of the weights and gradient of the inputs.
             "training_macs": sum(3 * row["macs"] * self._steps * config.batch_size for row in self.history),
             "orthogonality_error": elrt.callbacks.factor_errors(model),
         }
@@ -229,7 +229,7 @@ class Run:
         }
 
     def _int8_accuracy(self, model):
-        """Test accuracy as an int8 LiteRT file, `None` where there is no converter; `model` is used up."""
+        """Measures test accuracy as an int8 LiteRT file; `None` without a converter. Do not use `model` afterwards."""
         if keras.backend.backend() != "tensorflow":
             return None
         data = self.data
@@ -247,5 +247,5 @@ class Run:
 
 
 def _digest(config):
-    """A short name of a configuration."""
+    """Returns a short name of a configuration."""
     return hashlib.sha256(json.dumps(dataclasses.asdict(config), sort_keys=True).encode()).hexdigest()[:12]

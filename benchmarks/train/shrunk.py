@@ -1,4 +1,4 @@
-"""Accuracies of a trained model at lower budgets: truncated, recalibrated, fitted to data, after a short recovery."""
+"""Accuracies of a trained model at lower budgets: truncated, recalibrated, fitted to data, with a short recovery."""
 
 import dataclasses
 
@@ -8,24 +8,24 @@ import elrt_keras as elrt
 from benchmarks.train.in_memory import augmented_batches, epochs_of
 from elrt_keras.launch import modeling
 
-_CALIBRATION = 5120  # training images, augmented
-# Of the recovery: peak of a cosine over one epoch, a fraction of the peak of the run.
+_CALIBRATION = 5120  # number of augmented training images
+# Learning rate of the recovery: peak of a cosine over one epoch, as a part of the peak of the run.
 _RATE = 0.2
 
 
 def shrunk(model, budgets, config, data, recovers, name):
-    """Accuracies over budgets, a list of `{"kind", "epochs", "taught", "macs_fraction", "accuracy"}`.
+    """Measures accuracies over budgets: a list of `{"kind", "epochs", "taught", "macs_fraction", "accuracy"}`.
 
-    Kinds are `plain` (weights alone), `recalibrated` (the same with batch-norm statistics of the data), and `fitted`
-    (`elrt_keras.shrink` with calibration data).
+    Kinds are `plain` (truncated weights), `recalibrated` (the same with batch-norm statistics of the data), and
+    `fitted` (`elrt_keras.shrink` with calibration data).
 
     Args:
         model: the trained low-rank model.
         budgets: parts of the dense MACs.
         config: the `TrainConfig` of its run.
         data: an `ImageData`.
-        recovers: whether an epoch of fine-tuning is tried too, alone and with the model as a teacher.
-        name: of the run, for messages.
+        recovers: whether to measure also after an epoch of fine-tuning, without and with the model as a teacher.
+        name: name of the run, for messages.
     """
     dense = elrt.count_costs(elrt.merge(model)).macs
     images = list(augmented_batches(data, config, _CALIBRATION))
@@ -54,7 +54,7 @@ def _kinds(model, budget, config, images):
 
 
 def _recover(low_rank, teacher, config, data):
-    """Trains an epoch, taught by the whole model or by the labels alone."""
+    """Trains one epoch, with the whole model as teacher or with labels only."""
     config = dataclasses.replace(
         config, epochs=1, learning_rate=_RATE * config.learning_rate, lr_schedule="cosine", lr_warmup_epochs=0.0
     )
@@ -65,7 +65,7 @@ def _recover(low_rank, teacher, config, data):
     loop.train(0)
     loop.store()
     if teacher is not None:
-        teacher.trainable = True  # it is shrunk again
+        teacher.trainable = True  # the next budget shrinks it again
 
 
 def _accuracy(model, data):

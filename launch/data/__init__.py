@@ -27,25 +27,25 @@ __all__ = [
 
 
 def is_streamed(name):
-    """Whether the images of a data set are decoded while training, to a size that the user chooses."""
+    """Reports if the images of a data set are decoded while training, to a size that the user chooses."""
     return name.startswith(FOLDER) or name in STREAMED_SETS
 
 
 def load(name, data_dir=None, download=False, image_size=224, bad_images="error"):
-    """Loads a data set, or what is needed to stream it.
+    """Loads a small data set into memory, or prepares a large one for streaming.
 
     Args:
         name: one of `DATASETS` or `"folder:PATH"`.
         data_dir: TFDS data directory; `None` for TFDS' own default.
-        download: whether TFDS may download and prepare what is missing.
+        download: whether TFDS may download and prepare a missing data set.
         image_size: int, height and width of streamed images.
-        bad_images: `"error"` or `"skip"`: what happens on a streamed image that cannot be decoded.
+        bad_images: `"error"` or `"skip"`: action for a streamed image that cannot be decoded.
 
     Returns:
         An `Images`.
 
     Raises:
-        ValueError: when the data is not there and may not be downloaded, or a folder holds no classes.
+        ValueError: if the data is missing and may not be downloaded, or a folder holds no classes.
     """
     if name == "digits":
         return load_digits()

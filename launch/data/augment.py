@@ -1,12 +1,12 @@
-"""Augmentation of whole batches: uint8 images `(batch, height, width, channels)` in, the same or floats out.
+"""Augmentation of whole batches: uint8 images `(batch, height, width, channels)` in, uint8 or floats out.
 
-Everything random is a function of a seed tensor, so a run that resumes sees what an undisturbed one would have seen.
+All random numbers are functions of a seed tensor, so a resumed run sees the same images as an uninterrupted one.
 """
 
 import keras
 
 NAMES = ("crop", "flip", "jitter", "randaugment", "cutout", "mixup", "cutmix")
-# Brightness shifts by up to an eighth of the range; contrast and saturation are multiplied by 0.5 to 1.5.
+# Brightness shifts by up to one eighth of the range; contrast and saturation are multiplied by 0.5 to 1.5.
 _BRIGHTNESS = (-0.125, 0.125)
 _CONTRAST = (0.5, 0.5)  # below and above 1; a single number would only ever raise the contrast
 _SATURATION = (1 / 3, 0.6)  # Keras multiplies by f / (1 − f)
@@ -16,9 +16,9 @@ _MIXUP_ALPHA = 0.2
 
 
 class StepSeed(keras.random.SeedGenerator):
-    """Seeds for Keras' random layers that depend on a given seed alone, not on how often a layer was called.
+    """Seeds for Keras' random layers that depend only on a given seed, not on the number of earlier calls.
 
-    Args of `start`: the seed, int tensor of shape `(2,)`; each `next` folds one more number into it.
+    `start` takes the seed, an int tensor of shape `(2,)`. Each `next` folds one more number into it.
     """
 
     def __init__(self):
@@ -26,11 +26,11 @@ class StepSeed(keras.random.SeedGenerator):
         self._base, self._drawn = None, 0
 
     def start(self, seed):
-        """Begins anew from `seed`."""
+        """Restarts the sequence from `seed`."""
         self._base, self._drawn = seed, 0
 
     def next(self, ordered=True):
-        """The next seed."""
+        """Returns the next seed."""
         import tensorflow as tf
 
         self._drawn += 1
@@ -38,10 +38,10 @@ class StepSeed(keras.random.SeedGenerator):
 
 
 def _keras_layers(names, channels):
-    """`{name: layer}` of the augmentations that are Keras layers; all but `jitter` take pixels from 0 to 255."""
+    """Returns `{name: layer}` of the augmentations that are Keras layers; all except `jitter` take pixels 0–255."""
     layers = keras.layers
-    made = {
-        # On a scale to 255 Keras does not keep saturations below 1.
+    makers = {
+        # On the 0–255 scale, Keras loses saturation factors below 1.
         "jitter": lambda: layers.RandomColorJitter(
             (0, 1), _BRIGHTNESS, _CONTRAST, _SATURATION if channels == 3 else None, dtype="float32"
         ),
@@ -49,7 +49,7 @@ def _keras_layers(names, channels):
         "mixup": lambda: layers.MixUp(_MIXUP_ALPHA, dtype="float32"),
         "cutmix": lambda: layers.CutMix(dtype="float32"),
     }
-    return {name: make() for name, make in made.items() if name in names}
+    return {name: make() for name, make in makers.items() if name in names}
 
 
 class Augmentation:
@@ -67,18 +67,18 @@ class Augmentation:
         self._seeds = StepSeed()
         self._layers = _keras_layers(names, image_shape[-1])
         for layer in self._layers.values():
-            # Keras has no argument for this: a layer in tf.data draws from `generator` on the TensorFlow backend and
-            # from one generator per foreign backend on the others.
+            # Keras has no argument for the generator. A layer in tf.data draws from `generator` on the TensorFlow
+            # backend, and from `_backend_generators` on the other backends.
             layer.generator = self._seeds
             layer._backend_generators = {"tensorflow": self._seeds}
 
     def __call__(self, images, labels, seed):
-        """`(images, labels, seed)` to float32 images and one-hot (or blended) labels.
+        """Returns float32 images and one-hot (or blended) labels.
 
         Args:
             images: uint8, `(batch, height, width, channels)`.
             labels: ints, `(batch,)`.
-            seed: int tensor of shape `(2,)`, another one for each batch.
+            seed: int tensor of shape `(2,)`, different for each batch.
         """
         import tensorflow as tf
 
@@ -103,7 +103,7 @@ class Augmentation:
         return self._layers[name](inputs, training=True)
 
     def _mix(self, images, labels, seeds):
-        """MixUp or CutMix; where both are wanted, each batch gets one of them."""
+        """Applies MixUp or CutMix; if both are configured, each batch gets one of them at random."""
         import tensorflow as tf
 
         def mixed(name):
@@ -120,7 +120,7 @@ class Augmentation:
 
 
 def pad_and_crop(images, seed, margin):
-    """Pads a batch by `margin` zero pixels on each side and crops every image back at its own random place."""
+    """Pads a batch by `margin` zero pixels on each side, and crops each image to its old size at a random place."""
     import tensorflow as tf
 
     shape = tf.shape(images)

@@ -1,11 +1,11 @@
-"""From the bytes of an image file to pixels of one size: JPEG, PNG, GIF, BMP, WebP; grey and CMYK become RGB."""
+"""Decodes image files to RGB pixels of one size: JPEG, PNG, GIF, BMP and WebP, also grey and CMYK."""
 
-# Center crop: the part of the shorter side that evaluation looks at (256 pixels resized, 224 of them taken).
+# Center crop: part of the shorter side that evaluation keeps (224 of 256 pixels).
 _CENTER_FRACTION = 0.875
 
 
 def decoded(contents, size, seed=None):
-    """One image of `size` × `size` pixels, uint8 RGB.
+    """Decodes one image to `size` × `size` pixels, uint8 RGB.
 
     Args:
         contents: string tensor, the bytes of the file.
@@ -13,14 +13,14 @@ def decoded(contents, size, seed=None):
         seed: int tensor of shape `(2,)` for a random crop, `None` for the center crop.
 
     Raises:
-        tf.errors.InvalidArgumentError: for bytes that are no image.
+        tf.errors.InvalidArgumentError: for bytes that are not an image.
     """
     import tensorflow as tf
 
     window = center_window if seed is None else lambda shape: inception_window(shape, seed)
 
     def jpeg():
-        # Decodes only the blocks that the crop needs.
+        # This decodes only the blocks that the crop needs.
         return tf.image.decode_and_crop_jpeg(contents, window(tf.io.extract_jpeg_shape(contents)), channels=3)
 
     def other():
@@ -38,10 +38,10 @@ def decoded(contents, size, seed=None):
 
 
 def _is_webp_image(contents):
-    """Whether the bytes are WebP and no animation.
+    """Reports if the bytes are a WebP image without animation.
 
-    TensorFlow drops transparency of other formats by itself, and decodes a WebP that has some as it is alone. As it is
-    an animation must not be decoded: TensorFlow 2.21 writes past its memory.
+    TensorFlow drops the transparency of other formats, but decodes a transparent WebP only with `channels=0`. It must
+    not decode an animation in this way: TensorFlow 2.21 then writes past its memory.
     """
     import tensorflow as tf
 
@@ -53,7 +53,7 @@ def _is_webp_image(contents):
 
 
 def inception_window(shape, seed):
-    """A random window `(top, left, height, width)` of 8 % to 100 % of the area, aspect ratio 3:4 to 4:3.
+    """Draws a random window `(top, left, height, width)` of 8 % to 100 % of the area, aspect ratio 3:4 to 4:3.
 
     Source: Szegedy et al., "Going Deeper with Convolutions" (arXiv 1409.4842), section 6.
     """
@@ -73,7 +73,7 @@ def inception_window(shape, seed):
 
 
 def center_window(shape):
-    """The central square window `(top, left, height, width)`, 0.875 of the shorter side."""
+    """Returns the central square window `(top, left, height, width)`, 0.875 of the shorter side."""
     import tensorflow as tf
 
     height, width = shape[0], shape[1]
@@ -83,7 +83,7 @@ def center_window(shape):
 
 
 def decoded_or_blank(contents_of, reference, size, seed=None):
-    """`(image, True)`, or a black image and `False` where the bytes are no image or cannot be read.
+    """Returns `(image, True)`, or a black image and `False` if the bytes are not an image or cannot be read.
 
     Args:
         contents_of: function from `reference` to the bytes.
@@ -92,7 +92,7 @@ def decoded_or_blank(contents_of, reference, size, seed=None):
     """
     import tensorflow as tf
 
-    # TensorFlow's graphs have no `try`; a dataset of one element that ignores errors is one.
+    # TensorFlow graphs have no `try`; a dataset of one element with `ignore_errors` replaces it.
     tried = tf.data.Dataset.from_tensors(reference).map(lambda text: (decoded(contents_of(text), size, seed), True))
     blank = tf.data.Dataset.from_tensors((tf.zeros((size, size, 3), tf.uint8), False))
     return tried.ignore_errors().concatenate(blank).take(1).get_single_element()

@@ -1,4 +1,4 @@
-"""What training and evaluation need of a data set, whether it lies in memory or streams from the disk."""
+"""Interface of a data set for training and evaluation, in memory or streamed from the disk."""
 
 import abc
 import contextlib
@@ -8,48 +8,48 @@ class Images(abc.ABC):
     """A classification data set with a training and a test split.
 
     Attributes:
-        name: as the user gave it.
+        name: value of `--dataset`.
         class_names: tuple of str.
-        image_shape: `(height, width, channels)` of every image of a batch.
+        image_shape: `(height, width, channels)` of every image in a batch.
         train_count: number of training images.
     """
 
     @property
     def bad_images(self):
-        """Sorted names of images that were left out because they could not be decoded."""
+        """Sorted names of the images that were left out because they cannot be decoded."""
         return ()
 
     @property
     def fatal(self):
-        """Why the data had to stop, or `None`."""
+        """Message that says why the data stopped, or `None`."""
         return None
 
     @abc.abstractmethod
     def pixel_statistics(self):
-        """Mean and standard deviation of the pixels per channel, on the 0–255 scale, for the model's normalisation."""
+        """Returns mean and standard deviation of the pixels per channel, 0–255, for the model's normalisation."""
 
     @abc.abstractmethod
     def train_batches(self, config, first_epoch=0, shard=(0, 1), first_step=0):
-        """Endless batches of float32 images on the 0–255 scale and one-hot labels, `steps_per_epoch` to an epoch.
+        """Returns endless batches of float32 images (0–255) and one-hot labels; an epoch has `steps_per_epoch` of them.
 
-        Order and augmentation are functions of (seed, epoch, step) alone, so a run that resumes at an epoch sees what
-        an undisturbed one would have seen.
+        Order and augmentation depend only on (seed, epoch, step), so a resumed run sees the same batches as an
+        uninterrupted one.
 
         Args:
             config: the `TrainConfig`.
-            first_epoch: the epoch to start with.
+            first_epoch: first epoch.
             shard: `(index, count)` of the worker; it gets its part of each global batch of `config.batch_size`.
-            first_step: the step of that epoch to start with.
+            first_step: first step within the first epoch.
         """
 
     @abc.abstractmethod
     def test_batches(self, config):
-        """All test images in order, once, as batches of images and one-hot labels."""
+        """Returns all test images once and in order, as batches of images and one-hot labels."""
 
 
 @contextlib.contextmanager
 def plain_errors(data):
-    """Around code that reads batches: where the data had to stop, a `ValueError` says why, and no TensorFlow error."""
+    """Context for code that reads batches: turns a TensorFlow error into the `ValueError` in `data.fatal`."""
     try:
         yield
     except Exception as error:
@@ -59,10 +59,10 @@ def plain_errors(data):
 
 
 def steps_per_epoch(data, config):
-    """Full batches in an epoch; the rest of a shuffled epoch is dropped.
+    """Counts the full batches in an epoch; a smaller last batch is dropped.
 
     Raises:
-        ValueError: when the data set is smaller than one batch.
+        ValueError: if the data set is smaller than one batch.
     """
     steps = data.train_count // config.batch_size
     if not steps:
@@ -74,10 +74,10 @@ def steps_per_epoch(data, config):
 
 
 def local_batch(config, shard):
-    """One worker's part of the global batch.
+    """Returns the size of one worker's part of the global batch.
 
     Raises:
-        ValueError: when the batch does not divide.
+        ValueError: if the batch does not divide over the workers.
     """
     if config.batch_size % shard[1]:
         raise ValueError(
@@ -88,7 +88,7 @@ def local_batch(config, shard):
 
 
 def one_hot_batches(dataset, classes, size=256):
-    """Batches of float32 images and one-hot labels from a dataset of `(image, label)`."""
+    """Batches a dataset of `(image, label)` to float32 images and one-hot labels."""
     import tensorflow as tf
 
     def batch(images, labels):
@@ -98,9 +98,10 @@ def one_hot_batches(dataset, classes, size=256):
 
 
 def untuned(dataset):
-    """The dataset without tf.data's tuner, for whose next turn, up to a minute away, the end of an iterator waits.
+    """Returns the dataset without tf.data's autotuner.
 
-    `AUTOTUNE` then means as many threads as there are cores.
+    The end of an iterator waits for the next turn of the autotuner, up to a minute. Without it, `AUTOTUNE` means one
+    thread per core.
     """
     import tensorflow as tf
 

@@ -31,10 +31,10 @@ class ImageData(Images):
         return len(self.train_images)
 
     def pixel_statistics(self):
-        """Mean and standard deviation of the training pixels per channel, on the 0–255 scale."""
+        """Returns mean and standard deviation of the training pixels per channel, 0–255."""
         pixels = self.train_images.reshape(-1, self.image_shape[-1])
         mean = pixels.mean(axis=0, dtype="float64")
-        # In blocks, so that the squares of a large set need no copy of it.
+        # Square the pixels in blocks, to avoid a float64 copy of a large set.
         square = sum((block.astype("float64") ** 2).sum(axis=0) for block in np.array_split(pixels, 64)) / len(pixels)
         return [float(v) for v in mean], [float(max(v, 1e-6)) for v in np.sqrt(square - mean**2)]
 
@@ -54,8 +54,8 @@ class ImageData(Images):
             return tf.data.Dataset.zip(indices, tf.data.Dataset.range(epoch * steps, (epoch + 1) * steps))
 
         def batch(indices, step):
-            # A worker augments the whole batch and keeps its part: then what is drawn at random, and who is mixed with
-            # whom, does not depend on the number of workers.
+            # Each worker augments the whole batch and keeps its part. So random numbers and mixed pairs do not depend
+            # on the number of workers.
             seed = tf.stack([tf.cast(config.seed, tf.int64), step])
             augmented = augment(tf.gather(images, indices), tf.gather(labels, indices), seed)
             return tuple(tensor[worker::workers] for tensor in augmented)
@@ -73,7 +73,7 @@ class ImageData(Images):
 
 
 def load_digits():
-    """The 8×8 grey digits embedded in scikit-learn, one fifth of them for tests."""
+    """Loads the 8×8 grey digits of scikit-learn; one fifth of them are test images."""
     from sklearn.datasets import load_digits as embedded
     from sklearn.model_selection import train_test_split
 
@@ -88,7 +88,7 @@ def load_digits():
 
 
 def load_tfds(name, data_dir, download):
-    """A small TFDS set, whole."""
+    """Loads a small TFDS data set into memory."""
     import tensorflow_datasets as tfds
 
     builder = prepared(name, data_dir, download)
@@ -100,10 +100,10 @@ def load_tfds(name, data_dir, download):
 
 
 def prepared(name, data_dir, download):
-    """The TFDS builder of a data set that is on the disk.
+    """Returns the TFDS builder of a prepared data set; downloads and prepares the data if `download` allows it.
 
     Raises:
-        ValueError: when it is not there and may not be downloaded, or TFDS cannot prepare it.
+        ValueError: if the data set is missing and may not be downloaded, or TFDS cannot prepare it.
     """
     if data_dir is not None and not download and not os.path.isdir(data_dir):
         raise ValueError(f"Expected a TFDS data directory. Received: data_dir={data_dir!r}, which is no directory")
@@ -114,11 +114,11 @@ def prepared(name, data_dir, download):
         if not download:
             raise ValueError(
                 f"Expected the prepared data set '{name}' in {str(builder.data_dir)!r}; pass --download to fetch it, "
-                f"or --data_dir for where it is. Received: data_dir={data_dir!r}"
+                f"or --data_dir for its place. Received: data_dir={data_dir!r}"
             )
         try:
             builder.download_and_prepare()
-        except Exception as error:  # TFDS raises what its parts raise, and AssertionError for archives that are missing
+        except Exception as error:  # TFDS raises many kinds of errors, AssertionError for missing archives
             reason = " ".join(str(error).split()) or repr(error)
-            raise ValueError(f"TFDS could not download and prepare '{name}'. Received: {reason}") from error
+            raise ValueError(f"Expected TFDS to download and prepare '{name}'. Received: {reason}") from error
     return builder

@@ -1,9 +1,9 @@
-"""The records of a prepared TFDS data set as encoded images: `(name, reference, label)`, as `sources.py` has them."""
+"""Splits of a prepared TFDS data set with encoded images: `(name, reference, label)`, like those in `sources.py`."""
 
 import dataclasses
 import os
 
-# Files read side by side, and records that are shuffled together: memory is some of these blocks of encoded images.
+# Number of files read in parallel, and of records shuffled together. Memory holds a few blocks of encoded images.
 _CYCLE, _BLOCK = 16, 2048
 
 
@@ -16,9 +16,9 @@ class RecordSplit:
     count: int
 
     def examples(self, seed=None, shard=(0, 1)):
-        """A dataset of `(name, reference, label)`: files and records shuffled by `seed`, or in order.
+        """Returns a dataset of `(name, reference, label)`: files and records shuffled by `seed`, or in order.
 
-        The reference is the encoded image itself. Names are TFDS' own: `FILE__NUMBER`.
+        The reference is the encoded image itself. Names are those of TFDS: `FILE__NUMBER`.
         """
         import tensorflow as tf
 
@@ -28,7 +28,7 @@ class RecordSplit:
         files = tf.data.Dataset.from_tensor_slices(files)
         by_file = len(self.files) % shard[1] == 0
         files = files.shard(shard[1], shard[0]) if by_file else files
-        # In order means file by file.
+        # Without a seed, read file by file to keep the order.
         cycle = 1 if seed is None else _CYCLE
         records = files.interleave(self._records, cycle, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         records = records if by_file else records.shard(shard[1], shard[0])
@@ -52,14 +52,14 @@ class RecordSplit:
 
     @staticmethod
     def contents(reference):
-        """The bytes of an image."""
+        """Returns the bytes of an image."""
         return reference
 
 
 def _shuffled(records, seed):
-    """The elements of a dataset of tuples, shuffled in blocks.
+    """Shuffles the elements of a dataset of tuples in blocks.
 
-    `Dataset.shuffle` also depends on TensorFlow's global seed, and refuses a tensor as seed where that is 0.
+    `Dataset.shuffle` also depends on TensorFlow's global seed, and refuses a tensor as seed if that seed is 0.
     """
     import tensorflow as tf
 
@@ -73,7 +73,7 @@ def _shuffled(records, seed):
 
 
 def record_splits(builder):
-    """The training and test `RecordSplit` of a prepared TFDS builder."""
+    """Returns the training and test `RecordSplit` of a prepared TFDS builder."""
 
     def split(name):
         info = builder.info.splits[name]

@@ -1,4 +1,4 @@
-"""Image files in folders, one per class, as a training and a test split.
+"""Training and test splits of image files in folders, one folder per class.
 
 A split yields `(name, reference, label)` and turns a reference into the bytes of an image.
 """
@@ -14,11 +14,12 @@ import numpy as np
 from absl import logging
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
-# First bytes of the kinds that `decode.py` reads; a WebP file says so after its length.
+# First bytes of the formats that `decode.py` reads; a WebP file has its name after its length.
 _MAGIC = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|BM|RIFF....WEBP", re.DOTALL)
-# Kinds of pictures that Python's table of file types may lack.
+# Suffixes of other picture formats, which Python's table of file types may lack.
 _OTHER_PICTURES = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".tif", ".tiff", ".dng", ".cr2", ".nef", ".arw", ".psd")
-# Names of splits without case, words such as "set", separators and numbers; of test splits the first kind is taken.
+# Names of splits, without case and without words such as "set", separators and numbers. A folder of the first test kind
+# is preferred to one of the second.
 _TRAIN = ("train", "training", "trn")
 _TEST_KINDS = (("val", "valid", "validation", "dev"), ("test", "testing", "tst", "eval", "evaluation", "holdout"))
 _FILLER = re.compile(r"(?:set|data|split|images|imgs|img)$|[^a-z]+$")
@@ -37,7 +38,7 @@ class FolderSplit:
         return len(self.paths)
 
     def examples(self, seed=None, shard=(0, 1)):
-        """A dataset of `(name, reference, label)`: shuffled by `seed`, an int tensor of shape `(2,)`, or in order."""
+        """Returns a dataset of `(name, reference, label)`, shuffled by `seed` (int tensor `(2,)`) or in order."""
         import tensorflow as tf
 
         paths, labels = tf.constant(self.paths), tf.constant(self.labels)
@@ -49,21 +50,21 @@ class FolderSplit:
 
     @staticmethod
     def contents(reference):
-        """The bytes of an image."""
+        """Returns the bytes of an image."""
         import tensorflow as tf
 
         return tf.io.read_file(reference)
 
 
 def folder_splits(path):
-    """The training and test `FolderSplit` of a folder, and its class names.
+    """Returns the training and test `FolderSplit` of a folder, and its class names.
 
-    `PATH/train/CLASS/*` and `PATH/val/CLASS/*`, also under other usual names of splits; otherwise `PATH/CLASS/*`, of
-    which every fifth image is a test image, the same in every run.
+    A folder with splits has `PATH/train/CLASS/*` and `PATH/val/CLASS/*`, also under other usual names. Any other folder
+    has `PATH/CLASS/*`: one fifth of its images are test images, the same in every run.
 
     Raises:
-        ValueError: for a path that is no such folder, holds one of the two splits only, two folders that could be the
-            same split, or folders that look like splits under unknown names.
+        ValueError: for a path without class folders, with only one of the two splits, with two folders that could be
+            the same split, or with folders that look like splits under unknown names.
     """
     root = pathlib.Path(path).expanduser()
     if not str(path) or not root.is_dir():
@@ -91,8 +92,7 @@ def _folders(root):
 
 
 def _plain(name):
-    """A folder's name without case and the words, separators and numbers that follow the name of a split.
-
+    """Removes from a folder's name the case and the words, separators and numbers after the name of a split.
     >>> _plain("Training_set"), _plain("train2017"), _plain("VAL")
     ('training', 'train', 'val')
     """
@@ -103,30 +103,30 @@ def _plain(name):
 
 
 def _split_folders(root):
-    """The folders of the training and the test split, `None` where there is none."""
+    """Returns the folders of the training and the test split; `None` for a missing one."""
 
     def only(kinds):
         for kind in kinds:
-            found = [folder for folder in _folders(root) if _plain(folder.name) in kind]
-            if len(found) > 1 and all(map(_holds_classes, found)):
+            folders = [folder for folder in _folders(root) if _plain(folder.name) in kind]
+            if len(folders) > 1 and all(map(_holds_classes, folders)):
                 raise ValueError(
                     f"Expected one folder for each split in {str(root)!r}. "
-                    f"Received: {[folder.name for folder in found]}, which could be the same split"
+                    f"Received: {[folder.name for folder in folders]}, which could be the same split"
                 )
-            if found:
-                return found[0]
+            if folders:
+                return folders[0]
         return None
 
     return only((_TRAIN,)), only(_TEST_KINDS)
 
 
 def _holds_classes(folder):
-    """Returns `True` for a folder that holds folders of images and no images itself."""
+    """Reports if a folder holds folders of images and no images itself."""
     return not any(map(_is_image, folder.iterdir())) and any(_image_files(inner)[0] for inner in _folders(folder))
 
 
 def _refuse_a_lone_split(root, split):
-    """Refuses folders of which one is named as a split and holds folders of images: they are no classes."""
+    """Refuses a single folder that has the name of a split and holds folders of images: it is not a class."""
     if split is not None and _holds_classes(split):
         raise ValueError(
             f"Expected a folder such as 'train' and one such as 'val' or 'test' in {str(root)!r}, or one folder per "
@@ -136,9 +136,9 @@ def _refuse_a_lone_split(root, split):
 
 
 def _refuse_unknown_splits(root, classes):
-    """Refuses folders that hold the same folders of images and no images themselves: splits, more likely than classes.
+    """Refuses folders that all hold the same folders of images and no images themselves: they are probably splits.
 
-    One folder of the same name in each class (`CLASS/images/*`) is a usual way to keep a class.
+    One folder of the same name in each class (`CLASS/images/*`) is usual and accepted.
     """
     inner = [sorted(entry.name for entry in _folders(root / name)) for name in classes]
     if len(inner[0]) > 1 and all(names == inner[0] and _holds_classes(root / c) for c, names in zip(classes, inner)):
@@ -149,10 +149,10 @@ def _refuse_unknown_splits(root, classes):
 
 
 def _class_files(folder):
-    """`{class: sorted image paths}` of the folders in `folder` that are not hidden; says what it leaves out."""
-    found = {entry.name: _image_files(entry) for entry in _folders(folder)}
-    files = {name: images for name, (images, _) in found.items()}
-    others = [path for _, paths in found.values() for path in paths]
+    """Returns `{class: sorted image paths}` of the visible folders in `folder`; warns about other pictures."""
+    paths_by_class = {entry.name: _image_files(entry) for entry in _folders(folder)}
+    files = {name: images for name, (images, _) in paths_by_class.items()}
+    others = [path for _, paths in paths_by_class.values() for path in paths]
     empty = [name for name, images in files.items() if not images]
     left_out = f"; {_counted(others)}" if others else ""
     if len(files) < 2 or empty:
@@ -166,21 +166,20 @@ def _class_files(folder):
 
 
 def _counted(paths):
-    """Files by suffix.
-
+    """Counts files by suffix, as text.
     >>> _counted(["a.tif", "b.tif", "c.heic"])
     '3 pictures of other kinds (2 .tif, 1 .heic)'
     """
     kinds = collections.Counter(os.path.splitext(path)[1].lower() for path in paths)
-    told = ", ".join(f"{count} {suffix}" for suffix, count in kinds.most_common())
-    return f"{len(paths)} pictures of other kinds ({told})"
+    text = ", ".join(f"{count} {suffix}" for suffix, count in kinds.most_common())
+    return f"{len(paths)} pictures of other kinds ({text})"
 
 
 def _image_files(folder):
-    """Paths below a folder, sorted: of images that can be decoded, and of pictures of other kinds."""
+    """Returns two sorted lists of the paths below a folder: images that can be decoded, and other pictures."""
     images, others, seen = [], [], set()
     for where, folders, names in os.walk(folder, followlinks=True):
-        if os.path.realpath(where) in seen:  # a link has led back
+        if os.path.realpath(where) in seen:  # a link leads to a folder that was visited
             folders.clear()
             continue
         seen.add(os.path.realpath(where))
@@ -193,7 +192,7 @@ def _image_files(folder):
 
 
 def _is_image(path):
-    """Returns `True` for a file of a kind that can be decoded: by its suffix, or else by its first bytes."""
+    """Reports if a file can be decoded, by its suffix or by its first bytes."""
     if path.name.lower().endswith(_SUFFIXES):
         return True
     if not path.is_file():
@@ -211,7 +210,7 @@ def _is_other_picture(path):
 
 
 def _stratified(paths):
-    """Training and test paths of one class."""
+    """Splits the paths of one class into training and test paths."""
     if len(paths) < 2:
         raise ValueError(f"Expected at least two images per class to split. Received: {paths}")
     order = np.random.default_rng(0).permutation(len(paths))
@@ -222,5 +221,5 @@ def _stratified(paths):
 def _split(files):
     paths = [path for paths in files.values() for path in paths]
     labels = [label for label, paths in enumerate(files.values()) for _ in paths]
-    # Bytes: file names need not be text.
+    # Keep paths as bytes: file names need not be valid text.
     return FolderSplit(np.array([os.fsencode(p) for p in paths], dtype=object), np.array(labels, dtype="int64"))

@@ -1,4 +1,4 @@
-"""Data sets too large for memory: read, decoded and cropped image by image, in an order that seed and epoch decide."""
+"""Data sets too large for memory: images are read, decoded and cropped one by one, ordered by seed and epoch."""
 
 import dataclasses
 import os
@@ -16,19 +16,19 @@ from elrt_keras.launch.data.sources import FolderSplit, folder_splits
 FOLDER = "folder:"
 STREAMED_SETS = ("imagenet2012", "imagenette", "imagenette/320px-v2", "imagenette/160px-v2")
 BAD_IMAGES = ("error", "skip")
-# Mean and standard deviation of ImageNet's training pixels, as every public recipe has them, on the 0–255 scale.
+# Mean and standard deviation of ImageNet's training pixels (0–255), the same as in every public recipe.
 _MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-# Seeds of crops are apart from those of batches.
+# Offset that keeps the seeds of crops different from those of batches.
 _CROP_SEEDS = 2**32
 
 
 class BadImages:
-    """The images of a split that could not be decoded, and what follows from them.
+    """Images of a split that cannot be decoded.
 
     Args:
-        mode: `"error"`: the first one ends the run; `"skip"`: they are left out and counted, and the run ends when it
-            is more than half of the images.
-        count: number of images of the split.
+        mode: `"error"`: the first bad image ends the run; `"skip"`: bad images are left out and counted, and the run
+            ends if they are more than half of the images.
+        count: number of images in the split.
     """
 
     def __init__(self, mode, count):
@@ -37,13 +37,13 @@ class BadImages:
         self.fatal = None
 
     def note(self, name):
-        """Takes down an image; whether the run may go on without it."""
+        """Records a bad image. Reports if the run may continue without it."""
         name = os.fsdecode(name)
         if name not in self.names:
             self.names.add(name)
             logging.warning("bad image %d: %s cannot be decoded", len(self.names), name)
         if self.mode == "error":
-            self.fatal = f"Expected an image that can be decoded; --bad_images=skip leaves others out. Received: {name}"
+            self.fatal = f"Expected an image that can be decoded; --bad_images=skip leaves it out. Received: {name}"
         elif 2 * len(self.names) > self._count:
             self.fatal = (
                 f"Expected images that can be decoded. Received: {len(self.names)} of {self._count} that cannot, "
@@ -98,7 +98,7 @@ class StreamedImages(Images):
             numbers = tf.data.Dataset.counter(epoch * self.train_count + shard[0], shard[1])
             seeds = numbers.map(lambda number: tf.stack([config.seed + _CROP_SEEDS, number]))
             images = self._images(self.train, self.bad[0], tf.data.Dataset.zip(examples, seeds), crops)
-            # Images left out shorten the epoch; its first ones fill it up.
+            # Skipped images shorten the epoch; repeat its first images to fill it.
             batches = images.repeat().batch(local, drop_remainder=True).take(steps)
             return tf.data.Dataset.zip(batches, tf.data.Dataset.range(epoch * steps, (epoch + 1) * steps))
 
@@ -118,13 +118,13 @@ class StreamedImages(Images):
         no_seeds = tf.data.Dataset.from_tensors(tf.zeros(2, tf.int64)).repeat()
         images = self._images(self.test, self.bad[1], tf.data.Dataset.zip(examples, no_seeds), crops=False)
         if self.bad[1].mode == "skip":
-            # Keras takes data of unknown length for data that ran out.
+            # Keras warns about data of unknown length as if the data had ended too early, so count the good images.
             count = int(images.reduce(0, lambda total, _: total + 1))
         images = images.apply(tf.data.experimental.assert_cardinality(count))
         return one_hot_batches(images, len(self.class_names), size=64)
 
     def _images(self, split, bad, examples, crops):
-        """Decoded `(image, label)` of `((name, reference, label), seed)`, without those that cannot be decoded."""
+        """Decodes `((name, reference, label), seed)` to `(image, label)`; drops images that cannot be decoded."""
         import tensorflow as tf
 
         def image_of(example, seed):
@@ -145,7 +145,7 @@ class StreamedImages(Images):
 
 
 def load_streamed(name, data_dir, download, image_size, bad_images):
-    """A large TFDS set."""
+    """Prepares a large TFDS data set for streaming."""
     builder = prepared(name, data_dir, download)
     train, test = record_splits(builder)
     names = tuple(builder.info.features["label"].names)
@@ -153,7 +153,7 @@ def load_streamed(name, data_dir, download, image_size, bad_images):
 
 
 def load_folder(path, image_size, bad_images):
-    """A folder with one folder per class."""
+    """Prepares a folder with one folder per class for streaming."""
     train, test, names = folder_splits(path)
     return StreamedImages(FOLDER + path, names, image_size, train, test, _bad(bad_images, train, test))
 

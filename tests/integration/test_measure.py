@@ -55,7 +55,9 @@ def test_help_teaches(capsys):
         main(["toy", "--help"])
     told = capsys.readouterr().out
     assert ended.value.code == 0
-    assert "takes turns with nothing" in told and "By default 1,2." in told and "How often each is measured." in told
+    assert (
+        "takes turns with nothing" in told and "By default 1,2." in told and "Number of measurements of each." in told
+    )
 
 
 @pytest.mark.parametrize(
