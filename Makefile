@@ -47,6 +47,7 @@ mutants: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tests/first_words.py
 	mkdir -p .cache/typing/elrt_keras
 	ln -sfn ../../../models .cache/typing/elrt_keras/models
 	$(BIN)/pyright --project pyproject.toml

@@ -191,7 +191,7 @@ def test_a_hundred_checkpoints_take_no_more_memory_than_one(tmp_path):
 
 
 def test_the_remedy_for_skip_sets_is_still_needed():
-    """Where this fails, Keras keeps its sets: remove launch/skip_sets.py."""
+    """If this fails, Keras keeps its sets: remove launch/skip_sets.py."""
     from keras.src.saving import saving_lib
 
     assert saving_lib.get_attr_skipset("Loss") is not saving_lib.get_attr_skipset("Loss")

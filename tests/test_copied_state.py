@@ -1,4 +1,4 @@
-"""What copies of a model keep beside weights and arguments: functions, tables, statistics, activations' weights."""
+"""Copies of a model keep more than weights and arguments: functions, tables, statistics, activations' weights."""
 
 import functools
 

@@ -184,7 +184,7 @@ def test_a_block_keeps_what_it_makes_of_its_input_type():
 
 @keras.saving.register_keras_serializable("elrt_tests")
 class LowRankBlock(Block):
-    """The same block around a low-rank convolution."""
+    """Block around a low-rank convolution."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)

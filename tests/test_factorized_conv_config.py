@@ -271,7 +271,7 @@ def test_a_state_tree_tells_the_strengths_of_several_regularizers_apart(tmp_path
 
 
 def test_strengths_have_the_same_names_in_every_program():
-    """As stock variables, so that what one model saved by names another one takes, whatever was made between them."""
+    """Names like those of stock variables: another model loads the saved names, whatever was made between them."""
 
     def named():
         inputs = keras.Input((6, 6, 4))

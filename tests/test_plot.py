@@ -1,4 +1,4 @@
-"""What is drawn are the numbers that NumPy finds; the files are whole; bad input is told plainly."""
+"""Pictures show the numbers that NumPy finds; the files are whole; bad input is told plainly."""
 
 import csv
 import itertools

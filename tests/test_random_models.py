@@ -16,7 +16,7 @@ FORMATS = {keras.layers.Conv2D: ("tucker2", 1.0), keras.layers.Dense: ("svd", 1.
 
 
 class Seen:
-    """What a model holds: classes and flags by path."""
+    """Contents of a model: classes and flags by path."""
 
     def __init__(self, model):
         self.layers = View(model).layers

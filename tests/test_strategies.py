@@ -1,4 +1,4 @@
-"""What spreads training: refusals with what was expected, and clusters read from their environments."""
+"""Strategies that spread training: refusals with what was expected, and clusters read from their environments."""
 
 import json
 import os

@@ -17,7 +17,7 @@ FRAMES = 3
 
 
 def frame_network(**arguments):
-    """What runs on each frame; a model with a batch-norm, a stride and an activation that has no name."""
+    """Model for each frame, with a batch-norm, a stride and an activation that has no name."""
     return keras.Sequential(
         [
             keras.Input((12, 12, 3)),

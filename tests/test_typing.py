@@ -114,7 +114,7 @@ def installed(tmp_path_factory):
 
 
 def pyright(installed, folder, *arguments):
-    """What pyright says about a user's folder, with the user's defaults: its JSON."""
+    """JSON report of pyright on a user's folder, with the user's defaults."""
     pytest.importorskip("pyright")
     done = subprocess.run(
         [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable, *arguments],
