@@ -149,7 +149,7 @@ def conv_error_bound(inputs, layer, eps, roundings=None, **arguments):
     """
     shapes = [tuple(factor.shape) for factor in layer.factors]
     if roundings is None:
-        # Each stage sums over its kernel and inputs. Composing sums over ranks; then the dense kernel does over its own.
+        # Each stage sums over its kernel and inputs. Composing sums over ranks, the dense kernel over its own.
         chain = sum(math.prod(shape[:-1]) for shape in shapes)
         roundings = chain + sum(shape[-2] for shape in shapes) + math.prod(layer.kernel_shape[:-1]) + 4
     kernel = compose(layer.format_name, [np.abs(to_numpy(factor)) for factor in layer.factors])
