@@ -36,8 +36,9 @@ def training_pass(
     gradients = _GRADIENTS[keras.backend.backend()](outputs_of, inputs, factors, jit_compile)
 
     def run(count=1):
-        for _ in range(count):
-            last = gradients()
+        for _ in range(count - 1):
+            gradients()
+        last = gradients()
         # The gradients of the factors are small. When the last one is computed, the whole pass is.
         keras.ops.convert_to_numpy(last)
 
@@ -54,7 +55,6 @@ def device_key(jit_compile: bool) -> str:
 def _of_tensorflow(outputs_of, inputs, factors, jit_compile):
     import tensorflow as tf
 
-    @tf.function(jit_compile=jit_compile)
     def gradients(inputs, factors):
         with tf.GradientTape() as tape:
             tape.watch([inputs, factors])
@@ -62,7 +62,7 @@ def _of_tensorflow(outputs_of, inputs, factors, jit_compile):
         return tape.gradient(outputs, [inputs, *factors], output_gradients=outputs)
 
     # Traced by itself: TensorFlow warns of many functions that are traced once.
-    concrete = gradients.get_concrete_function(inputs, factors)
+    concrete = tf.function(gradients, jit_compile=jit_compile).get_concrete_function(inputs, factors)
     return lambda: concrete(inputs, factors)[-1]
 
 

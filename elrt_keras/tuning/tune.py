@@ -185,7 +185,7 @@ def _tuned(problems, seconds, prefer):
     if prefer == "memory":
         way = min(times, key=lambda way: (kept[way], times[way]))
     else:
-        fastest = min(times, key=times.get)
+        fastest = min(times, key=times.__getitem__)
         way = fastest if times[fastest] < (1 - _NOISE) * times[default] else default
     return TunedLayer(way, default, times[way], times[default], kept[way], kept[default])
 
