@@ -245,7 +245,12 @@ def test_flag_file_by_hand():
             lambda d: rundir.truncate_history(d, 5),
             "epoch. Received: .*history.csv",
         ),
-        ("model.keras", b"PK\x03\x04", lambda d: rundir.load_model(rundir.model_path(d)), "model.keras', which is cut"),
+        (
+            "model.keras",
+            b"PK\x03\x04",
+            lambda d: rundir.load_model(rundir.model_path(d)),
+            "model.keras', which is damaged",
+        ),
     ],
 )
 def test_damaged_files_of_a_run_are_named(tmp_path, name, content, read, message):

@@ -213,7 +213,7 @@ def test_layers_that_a_plan_does_not_name_are_told(tmp_path, caplog):
     dense = elrt.models.build(config.model, (8, 8, 1), 10)
     with caplog.at_level("WARNING"):
         modeling.rank_plan(config, dense)
-    assert "12 layers stay dense, since the plan does not name them: stage1_block2_1_conv" in caplog.text
+    assert "12 layers stay dense because the plan does not name them: stage1_block2_1_conv" in caplog.text
     caplog.clear()
     elrt.plan_ranks(dense, max_macs=0.6).save(tmp_path / "plan.json")
     modeling.rank_plan(config, dense)
