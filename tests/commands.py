@@ -1,8 +1,8 @@
-"""Commands as processes of their own, forked from one that has imported what they need.
+"""Commands in separate processes, forked from a server that has imported TensorFlow.
 
-Most of what a command takes in a test is the import of TensorFlow. The server of `multiprocessing` imports it once,
-starts no thread, and forks: each command has its own process, environment, working directory, signals and exit status.
-What a fresh interpreter does is tested where `subprocess` starts one.
+A command in a test spends most of its time on the import of TensorFlow. The server of `multiprocessing` imports it
+once, starts no thread, and forks: each command has its own process, environment, working directory, signals and exit
+status. Tests that need a fresh interpreter start one by `subprocess`.
 """
 
 import multiprocessing
@@ -17,7 +17,7 @@ import weakref
 
 import keras
 
-# Nothing but TensorFlow has been tried to be forked. The commands' own modules are left to the commands.
+# The server preloads TensorFlow only: no other library was tested for forking. Commands import their own modules.
 PRELOADED = keras.backend.backend() == "tensorflow"
 HEAVY = (
     "tensorflow",
@@ -54,16 +54,16 @@ def _main(module, arguments, folder, environment, output, errors):
 
 
 class Command:
-    """`python -m module arguments`, or `python file.py arguments`, begun.
+    """Running process of `python -m module arguments` or `python file.py arguments`.
 
     It has the methods and attributes of `subprocess.Popen` that the tests use.
 
     Args:
         module: name of a module that is a command, or path of a program.
-        arguments: of the command line.
+        arguments: arguments of the command line.
         cwd: the working directory.
-        env: the whole environment; default that of this process.
-        log: path of a file that takes what it prints, standard output and error; default two files of its own.
+        env: the whole environment; by default that of this process.
+        log: path of a file for standard output and error; by default two temporary files.
     """
 
     def __init__(self, module, *arguments, cwd, env=None, log=None):
@@ -114,7 +114,7 @@ class Command:
 
     @property
     def stdout(self):
-        """What it has printed up to now."""
+        """Text that the command has printed so far."""
         return _text(self._output)
 
     @property
@@ -136,12 +136,12 @@ def _text(path):
 
 
 def run(name, *arguments, cwd, env=None, timeout=500):
-    """`elrt-name arguments`, ended, as `subprocess.run` with captured text tells it."""
+    """Runs `elrt-name arguments` to its end; returns the result like `subprocess.run` with captured text."""
     return _ended(Command(f"elrt_keras.launch.{name}", *arguments, cwd=cwd, env=env), timeout)
 
 
 def program(text, *arguments, cwd, env=None, timeout=500):
-    """A program of Python in `text`, ended, as `subprocess.run` with captured text tells it."""
+    """Runs the Python program in `text` to its end; returns the result like `subprocess.run` with captured text."""
     with tempfile.NamedTemporaryFile("w", suffix=".py", encoding="utf-8") as file:
         file.write(text)
         file.flush()

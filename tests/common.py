@@ -24,21 +24,21 @@ SLOW_ON_JAX = [pytest.mark.slow] if keras.backend.backend() == "jax" else []
 
 
 def random_examples(count):
-    """Settings of a property: `count` examples in continuous integration, in other suites in proportion.
+    """Returns settings of a property test: `count` examples in continuous integration, fewer in other suites.
 
-    JAX compiles for the shapes of each example, so there it is a quarter.
+    JAX compiles for the shapes of each example, so it gets a quarter of the examples.
     """
     scaled = count * settings().max_examples // _CI_EXAMPLES
     return settings(max_examples=max(scaled // 4 if keras.backend.backend() == "jax" else scaled, 3))
 
 
 def thorough(*cases):
-    """Cases of a parametrized test that are left to continuous integration; tuples are several arguments."""
+    """Marks cases of a parametrized test for continuous integration only; a tuple is several arguments."""
     return thorough_but((), cases)
 
 
 def thorough_but(quick, cases):
-    """Cases of a parametrized test, of which the quick suite runs those in `quick`; tuples are several arguments."""
+    """Marks all cases except those in `quick` for continuous integration only; a tuple is several arguments."""
     marks = [() if case in quick else (pytest.mark.thorough,) for case in cases]
     return [
         pytest.param(*case, marks=mark) if isinstance(case, tuple) else pytest.param(case, marks=mark)
@@ -97,7 +97,7 @@ def numpy_conv(inputs, kernel, strides=1, padding="valid", dilation_rate=1, data
 
 
 def depthwise_as_dense(kernel):
-    """The dense kernel that a depthwise kernel `(*kernel_size, C, multiplier)` stands for."""
+    """Returns the dense kernel equal to a depthwise kernel `(*kernel_size, C, multiplier)`."""
     *kernel_size, channels, multiplier = kernel.shape
     dense = np.zeros((*kernel_size, channels, channels * multiplier))
     for channel in range(channels):
@@ -106,7 +106,7 @@ def depthwise_as_dense(kernel):
 
 
 def compose(format_name, factors):
-    """The dense kernel of factors from the format's defining sum, in float64."""
+    """Composes the dense kernel of factors by the format's defining sum, in float64."""
     factors = [to_numpy(factor) for factor in factors]
     matrices = [
         factor.reshape(factor.shape[-2:]) if factor.size == math.prod(factor.shape[-2:]) else None for factor in factors
@@ -135,21 +135,21 @@ def matrices(layer):
 
 
 def orthonormality(matrix):
-    """Largest absolute entry of S − I, S the smaller Gram matrix."""
+    """Returns the largest absolute entry of S − I, where S is the smaller Gram matrix."""
     matrix = np.asarray(matrix, "float64")
     gram = matrix.T @ matrix if matrix.shape[0] >= matrix.shape[1] else matrix @ matrix.T
     return np.abs(gram - np.eye(len(gram))).max()
 
 
 def conv_error_bound(inputs, layer, eps, roundings=None, **arguments):
-    """Elementwise bound on the rounding error of a low-rank convolution, run either way.
+    """Bounds the rounding error of a low-rank convolution elementwise, for the chain and the composed kernel.
 
     With n roundings on the longest path from an input to an output, the error is at most n·eps times the same
     convolution of absolute values (Higham, "Accuracy and Stability of Numerical Algorithms", section 3.1).
     """
     shapes = [tuple(factor.shape) for factor in layer.factors]
     if roundings is None:
-        # Each stage sums over its kernel and inputs; composing sums over ranks, and then the dense kernel over its own.
+        # Each stage sums over its kernel and inputs. Composing sums over ranks, the dense kernel over its own.
         chain = sum(math.prod(shape[:-1]) for shape in shapes)
         roundings = chain + sum(shape[-2] for shape in shapes) + math.prod(layer.kernel_shape[:-1]) + 4
     kernel = compose(layer.format_name, [np.abs(to_numpy(factor)) for factor in layer.factors])
@@ -157,7 +157,7 @@ def conv_error_bound(inputs, layer, eps, roundings=None, **arguments):
 
 
 def gradients(function, variables):
-    """Gradients of the scalar `function()` by Keras variables, as float64 arrays; `None` where it does not depend."""
+    """Returns gradients of `function()` by Keras variables as float64 arrays; `None` if it does not depend on one."""
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow
@@ -182,7 +182,7 @@ def gradients(function, variables):
 
 @st.composite
 def rank_arguments(draw, full_ranks):
-    """`(ranks, resolved)`: what a user may pass for the given full ranks, and the ints it means."""
+    """Draws `(ranks, resolved)`: a value that a user may pass for the full ranks, and the ints that it means."""
     kind = draw(st.sampled_from(("int", "tuple", "float", "mixed")))
     if kind == "int":
         rank = draw(st.integers(1, min(full_ranks)))
@@ -216,8 +216,8 @@ def conv_cases(draw, dims=None, format_name="tucker2"):
     data_format = draw(st.sampled_from(("channels_last", "channels_last", "channels_first")))
     smallest = [d * (k - 1) + 1 if padding == "valid" else 1 for k, d in zip(kernel_size, dilation_rate)]
     # TensorFlow 2.21 with oneDNN reads out of bounds in stock convolutions of one channel whose strides differ between
-    # axes when the output is one pixel wide; such inputs get another step. Stages of these two formats stride along one
-    # axis each, so for them equal strides do it, too.
+    # axes, if the output is one pixel wide. Such inputs get one more step. Each stage of these two formats has strides
+    # along one axis, so equal strides cause the same bug there.
     unlike = len(set(strides)) > 1 or format_name in ("spatial_svd", "tensor_train")
     least = strides if unlike and max(strides) > 1 else (0,) * dims
     spatial = tuple(size + more + draw(st.integers(0, 4)) for size, more in zip(smallest, least))
@@ -251,7 +251,7 @@ DIVERGING = (
 
 
 def randomized(model, seed=0):
-    """The model with random values in every weight, batch-norm statistics included (variances stay positive)."""
+    """Sets random values in every weight of a model, with batch-norm statistics (variances stay positive)."""
     rng = np.random.default_rng(seed)
     for weight in model.weights:
         weight.assign(rng.uniform(0.2, 1.0, weight.shape) * (1 if "variance" in weight.name else rng.choice([-1, 1])))
@@ -282,7 +282,7 @@ def model_of(*layers, shape=(8, 8, 6)):
 
 
 def dense_model():
-    """A model with layers that a plan factorises and such that it leaves dense."""
+    """Builds a model with layers that a plan factorises and layers that it leaves dense."""
     return model_of(
         keras.layers.Conv2D(12, 3, padding="same", name="stem"),
         keras.layers.Conv2D(10, 3, padding="same", name="body"),
@@ -294,7 +294,7 @@ def dense_model():
 
 
 def grouped_model():
-    """A stem, two grouped convolutions of which one has single channels, a pointwise one, and a classifier."""
+    """Builds a stem, two grouped convolutions (one with single-channel groups), a pointwise one, and a classifier."""
     return randomized(
         model_of(
             keras.layers.Conv2D(32, 3, padding="same", name="stem"),
@@ -312,5 +312,5 @@ GROUPED_PLAN = {"grouped": ("tucker2", (8, 16)), "pointwise": ("svd", 4)}
 
 
 def curves(axis):
-    """`{label: y}` of the lines on a plot's axis that are no rank."""
+    """Returns `{label: y}` of the lines on a plot's axis, without the lines that mark ranks."""
     return {line.get_label(): line.get_ydata() for line in axis.get_lines() if line.get_gid() != "rank"}

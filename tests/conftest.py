@@ -1,24 +1,24 @@
-"""Settings of the whole suite: which tests a command runs, and how many examples a property is tried on."""
+"""Settings of the whole suite: the tests that a command runs, and the number of examples of a property test."""
 
 import os
 import pathlib
 
 import hypothesis
 
-# On processors without instructions for neural networks TensorFlow leaves oneDNN out, and with it all convolutions of
-# channels first; tests run alike everywhere. TensorFlow reads this when it is imported.
+# On processors without instructions for neural networks, TensorFlow disables oneDNN, and with it all channels-first
+# convolutions. Enable it, so that all machines run the same tests. TensorFlow reads this when it is imported.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
-# Of two workers' controller nothing else would import Keras, which takes as long as a hundred tests.
+# The controller of two workers does not need Keras; its import would take as long as a hundred tests.
 BACKEND = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
-# Shapes differ from example to example, and backends compile for each: no time limit on one example.
+# No time limit on one example: shapes differ between examples, and backends compile for each.
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=8, derandomize=True)
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.register_profile("all", deadline=None, max_examples=50, derandomize=False, print_blob=True)
 
-# On JAX most of the suite's time is XLA's, which compiles every shape of every test: without optimising it takes half,
-# and what it has compiled is kept for the next run. `common.random_examples` draws fewer there for the same reason.
+# On JAX, XLA takes most of the suite's time: it compiles every shape of every test. Without optimisation it takes half
+# of that, and a cache keeps the compiled code for the next run. `common.random_examples` draws fewer examples there.
 if BACKEND == "jax":
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"))
@@ -36,7 +36,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    # Before test modules are imported: `common.random_examples` reads the profile.
+    # Load the profile before test modules are imported: `common.random_examples` reads it.
     suite = config.getoption("--suite")
     hypothesis.settings.load_profile({"quick": "quick", "rest": "ci", "all": "all"}[suite])
 
@@ -56,7 +56,7 @@ def _belongs(item, suite):
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Leaves out whole modules of which a backend has nothing to run, with what they import."""
+    """Skips modules, and their imports, if the backend runs none of their tests."""
     if BACKEND == "tensorflow" or collection_path.suffix != ".py":
         return None
     text = collection_path.read_text(encoding="utf-8")
@@ -65,7 +65,7 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves out what the suite or the backend is not for; a test counts once, where it runs."""
+    """Deselects tests that do not belong to the suite or the backend."""
     suite = config.getoption("--suite")
     left_out = [item for item in items if not _belongs(item, suite)]
     items[:] = [item for item in items if _belongs(item, suite)]

@@ -1,4 +1,4 @@
-"""First words of docstrings: lists them with their number, and fails for those that begin with a riddle.
+"""Lists the first words of docstrings, and fails if a docstring begins with a word such as What, Whether or How.
 
 python tests/first_words.py           # those that begin with What, Whether, How, …; exit status 1 if there are any
 python tests/first_words.py --all     # every first word, the most frequent first
@@ -42,22 +42,22 @@ def docstrings():
 
 
 def first_word(text):
-    """Returns the first word of a docstring in lower case; of a phrase in `RIDDLES` the phrase."""
+    """Returns the first word of a docstring in lower case, or its first two words if `RIDDLES` has them."""
     words = re.findall(r"[^\W\d_]+", text.lower())[:2]
     return " ".join(words) if " ".join(words) in RIDDLES else " ".join(words[:1])
 
 
 def main(arguments):
-    """Prints the list that is asked for; returns the exit status."""
-    found = list(docstrings())
+    """Prints the requested list; returns the exit status."""
+    rows = list(docstrings())
     if "--all" in arguments:
-        for word, count in collections.Counter(first_word(text) for *_, text in found).most_common():
+        for word, count in collections.Counter(first_word(text) for *_, text in rows).most_common():
             print(f"{count:5} {word}")
         return 0
-    riddles = [(path, line, text.splitlines()[0]) for path, line, text in found if first_word(text) in RIDDLES]
+    riddles = [(path, line, text.splitlines()[0]) for path, line, text in rows if first_word(text) in RIDDLES]
     for path, line, text in riddles:
         print(f"{path}:{line}: {text}")
-    print(f"{len(riddles)} of {len(found)} docstrings begin with a riddle")
+    print(f"{len(riddles)} of {len(rows)} docstrings begin with a riddle")
     return 1 if riddles else 0
 
 

@@ -1,8 +1,8 @@
-"""A stand-in for the server of Kubernetes: it lists pods. As a program it does so on `ADDRESS` until it is killed.
+"""Stand-in for the Kubernetes server: lists pods. As a program it serves on `ADDRESS` until it is killed.
 
     python kubernetes_server.py ADDRESS PODS
 
-PODS is JSON, a list of pods as `pod` makes them.
+PODS is JSON, a list of pods from `pod`.
 """
 
 import contextlib
@@ -13,15 +13,15 @@ import threading
 
 
 def pod(name, address, phase="Running"):
-    """A pod as Kubernetes describes it."""
+    """Returns Kubernetes' description of a pod."""
     return {"metadata": {"name": name}, "status": {"phase": phase, "podIP": address, "hostIP": "192.168.0.1"}}
 
 
 @contextlib.contextmanager
 def serving(answers, address="127.0.0.1"):
-    """Serves the lists of pods in `answers` one after the other, the last for ever; `None` is a refusal.
+    """Serves the lists of pods in `answers` one after the other, and then repeats the last; `None` is a refusal.
 
-    Gives the server's URL and the list of what it is asked, `"GET /path"`.
+    Yields the server's URL and the list of received requests, such as `"GET /path"`.
     """
     asked = []
 
@@ -49,7 +49,7 @@ def serving(answers, address="127.0.0.1"):
 
 
 def write_config(path, url):
-    """Writes a kubeconfig for the server at `url`; gives the path."""
+    """Writes a kubeconfig for the server at `url`; returns the path."""
     config = {
         "clusters": [{"name": "c", "cluster": {"server": url}}],
         "users": [{"name": "u", "user": {}}],

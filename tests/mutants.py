@@ -2,8 +2,8 @@
 
     python tests/mutants.py [--only=PART …] [--missing] [--targeted] [--write]
 
-The faults themselves are in `tests/seeded_faults.py`. Each runs in a process that is forked from this one, which has
-imported TensorFlow, Keras and pytest, and nothing of the package; so the package is imported anew, from the copy.
+The faults themselves are in `tests/seeded_faults.py`. Each runs in a fork of this process, which has imported
+TensorFlow, Keras and pytest, but no part of the package. So the fork imports the package from the copy.
 """
 
 import argparse
@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "mutants.json"
 PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- mutants: begin -->", "<!-- mutants: end -->"
-# Checks the list of faults against the sources, and so would fail for every one of them.
+# This test checks the list of faults against the sources, so it would fail for every fault.
 _OF_THE_LIST = "tests/test_mutants.py"
 _QUICK = ["-x", "-q", "--suite=quick", "-p", "no:cacheprovider", "-p", "no:xdist"]
 _LIMIT_S = 2400  # of one run of tests: a fault may also hang
@@ -43,12 +43,12 @@ def copy_tree(folder):
 
 
 def environment(folder):
-    """Environment in which Python imports the package of a copy and not the installed one."""
+    """Returns an environment in which Python imports the package of a copy, not the installed one."""
     return {**os.environ, "PYTHONPATH": str(folder), "KERAS_BACKEND": "tensorflow"}
 
 
 def mutated(mutant, text):
-    """The text of the mutant's file with the fault in it.
+    """Applies the fault to the text of the mutant's file.
 
     Raises:
         ValueError: unless the snippet occurs exactly once.
@@ -61,7 +61,7 @@ def mutated(mutant, text):
 
 @contextlib.contextmanager
 def applied(mutant, folder):
-    """Has the copy hold the fault while it lasts."""
+    """Context in which the copy has the fault."""
     path = folder / mutant.file
     original = path.read_text(encoding="utf-8")
     _write(path, mutated(mutant, original))
@@ -73,13 +73,13 @@ def applied(mutant, folder):
 
 def _write(path, text):
     path.write_text(text, encoding="utf-8")
-    # Python tells stale bytecode by size and second alone.
+    # Python compares only size and second, so it may miss stale bytecode.
     for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
         compiled.unlink()
 
 
 class _Recorder:
-    """Pytest plugin that notes failures, and tests that were not even collected."""
+    """Pytest plugin that records failures, and modules that could not be collected."""
 
     def __init__(self):
         self.failed, self.uncollected = [], []
@@ -87,7 +87,7 @@ class _Recorder:
     def pytest_collection(self):
         import hypothesis
 
-        # Another failure than the first would be sought for minutes, only to be told shorter.
+        # Do not shrink failing examples: hypothesis would search minutes for a shorter one.
         phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
         hypothesis.settings.register_profile("mutants", hypothesis.settings(phases=phases))
         hypothesis.settings.load_profile("mutants")
@@ -102,7 +102,7 @@ class _Recorder:
 
 
 def _child(folder, arguments, log, answer):
-    """Runs pytest on a copy, in a process of its own, and writes down what failed."""
+    """Runs pytest on a copy, in a separate process, and writes the failures to a file."""
     os.setsid()
     with open(log, "wb") as file:
         os.dup2(file.fileno(), 1)
@@ -127,10 +127,10 @@ def _child(folder, arguments, log, answer):
 
 
 def run_tests(folder, arguments):
-    """Runs pytest with these arguments on a copy; returns the id of the first test that fails, or `None`.
+    """Runs pytest with these arguments on a copy; returns the id of the first failing test, or `None`.
 
     Raises:
-        RuntimeError: where no test could be run, or one imported the package from elsewhere; with the end of the log.
+        RuntimeError: if no test could run, or a test imported the package from elsewhere; with the end of the log.
     """
     log, answer = folder.parent / "log.txt", folder.parent / "answer.json"
     answer.unlink(missing_ok=True)
@@ -152,7 +152,7 @@ def run_tests(folder, arguments):
 
 
 def _ended(child):
-    """Waits for a process; kills it with all it has started, and returns `False`, when it takes too long."""
+    """Waits for a process and reports if it ended in time; kills it and its children otherwise."""
     deadline = time.monotonic() + _LIMIT_S
     try:
         while os.waitpid(child, os.WNOHANG)[0] == 0:
@@ -161,14 +161,14 @@ def _ended(child):
                 os.waitpid(child, 0)
                 return False
             time.sleep(0.05)
-    except KeyboardInterrupt:  # which does not reach the child, in a session of its own
+    except KeyboardInterrupt:  # the child has its own session and does not get it
         os.killpg(child, signal.SIGKILL)
         raise
     return True
 
 
 def killer(mutant, folder, targeted_only):
-    """The test that fails with the fault: of those it names, else of the whole quick suite; `None` if it survives."""
+    """Finds the test that fails with the fault: among its named tests, then in the quick suite; `None` for none."""
     with applied(mutant, folder):
         failed = run_tests(folder, mutant.tests)
         if failed is not None or targeted_only:
@@ -177,25 +177,25 @@ def killer(mutant, folder, targeted_only):
 
 
 def test_name(node):
-    """A node id without parameters."""
+    """Removes the parameters from a node id."""
     return node.partition("[")[0]
 
 
 def read_results():
-    """The rows of the results file by the names of the faults; empty before the first run."""
+    """Reads the rows of the results file, by name of the fault; empty before the first run."""
     if not RESULTS.exists():
         return {}
     return {row["name"]: row for row in json.loads(RESULTS.read_text(encoding="utf-8"))}
 
 
 def write_results(rows):
-    """Writes the rows of those faults that there are, in their order."""
+    """Writes the rows of the existing faults, in the order of their list."""
     known = [rows[mutant.name] for mutant in MUTANTS if mutant.name in rows]
     RESULTS.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def table(rows):
-    """The table of the documentation, from the rows of the results file."""
+    """Makes the table of the documentation from the rows of the results file."""
     equivalent = {mutant.name: mutant.equivalent for mutant in MUTANTS}
     lines = ["| fault | file | killed by |", "|---|---|---|"]
     for row in rows.values():
@@ -205,7 +205,7 @@ def table(rows):
 
 
 def with_table(page, rows):
-    """The text of the page with the table between its two marks."""
+    """Replaces the table between the two marks of a page's text."""
     before, _, rest = page.partition(BEGIN)
     return f"{before}{BEGIN}\n{table(rows)}\n{END}{rest.partition(END)[2]}"
 
@@ -219,7 +219,7 @@ def _is_found(rows, mutant):
 
 
 def _check_kills(folder, rows):
-    """The errors of kills by a test that fails without the fault, too."""
+    """Lists errors for tests that fail without the fault too."""
     nodes = sorted({row["killed_by"] for row in rows if row["killed_by"] and "::" in row["killed_by"]})
     print(f"baseline: {len(nodes)} tests without any fault", flush=True)
     errors = []
@@ -230,7 +230,7 @@ def _check_kills(folder, rows):
 
 
 def main():
-    """Runs the faults that are asked for and reports each; the exit status is 1 for survivors and errors."""
+    """Runs the selected faults and reports each; the exit status is 1 for survivors and errors."""
     parser = argparse.ArgumentParser(description="Runs the tests against seeded faults, one at a time.")
     parser.add_argument("--only", action="append", default=[], help="faults whose name or file holds this text")
     parser.add_argument(
@@ -242,7 +242,7 @@ def main():
     for mutant in MUTANTS:
         mutated(mutant, (ROOT / mutant.file).read_text(encoding="utf-8"))
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as in conftest.py, which comes too late here
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as in conftest.py, which runs too late here
     import hypothesis  # noqa: F401  (these are what takes time, and are imported once)
     import keras  # noqa: F401
     import pytest  # noqa: F401

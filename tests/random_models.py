@@ -26,7 +26,7 @@ class Residual(layers.Layer):
         return keras.ops.relu(inputs + self.norm(self.conv(inputs)))
 
     def get_config(self):
-        """That of the base class, with the name: Keras forgets it where nothing is overridden."""
+        """Returns the configuration of the base class; without this override, Keras would lose the name."""
         return super().get_config()
 
 
@@ -99,7 +99,7 @@ MAKERS = {
 
 
 def random_model(draw):
-    """A built model with random weights, from what `draw` takes from strategies; parts are called twice, or frozen."""
+    """Draws a built model with random weights; some parts are called twice or frozen."""
     tensors = [keras.Input((SIZE, SIZE, CHANNELS), name=f"input{number}") for number in range(draw(st.integers(1, 2)))]
     inputs, parts = list(tensors), []
     for number in range(draw(st.integers(1, 5))):
@@ -114,7 +114,7 @@ def random_model(draw):
         else:
             parts.append(MAKERS[kind if kind in MAKERS else "conv"](f"part{number}"))
             tensors.append(parts[-1](source))
-    # All inputs are used, and there is something to factorise.
+    # Use all inputs, and have at least one layer to factorise.
     joined = tensors[-1] if len(inputs) == 1 else keras.ops.add(tensors[-1], keras.ops.add(*inputs))
     body = layers.Conv2D(CHANNELS, 3, name="body")(joined)
     heads = {

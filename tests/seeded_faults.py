@@ -1,7 +1,7 @@
-"""Faults that the tests have to find: each one a change in a single place that a programmer could make.
+"""Faults that the tests have to find. Each is a change in a single place that a programmer could make.
 
-`tests/mutants.py` runs them. A fault that no test can find, because nothing observable changes, says why in
-`equivalent`.
+`tests/mutants.py` runs them. If no test can find a fault, because nothing observable changes, `equivalent` gives the
+reason.
 """
 
 import dataclasses
@@ -9,13 +9,13 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Mutant:
-    """A fault: in `file` the snippet `old`, which occurs there once, becomes `new`.
+    """A fault: the snippet `old`, which occurs once in `file`, becomes `new`.
 
     Attributes:
         name: the fault in words.
-        file, old, new: what is changed.
-        tests: files of tests that are most likely to find it, tried in this order.
-        equivalent: sentence that says why nothing observable changes, or `None`.
+        file, old, new: the file, its snippet, and the replacement.
+        tests: test files that are most likely to find the fault, in this order.
+        equivalent: reason why nothing observable changes, or `None`.
     """
 
     name: str
@@ -27,12 +27,12 @@ class Mutant:
 
     @property
     def room(self) -> str:
-        """The part of the package that the file belongs to, such as `formats` or `launch/data`."""
+        """Part of the package that contains the file, such as `formats` or `launch/data`."""
         return self.file.removeprefix("elrt_keras/").rpartition("/")[0] or self.file.rpartition("/")[2].split(".")[0]
 
 
 def _in(file, *faults):
-    """Faults of one file, each `(name, old, new, tests)` with tests separated by blanks."""
+    """Makes the faults of one file, each from `(name, old, new, tests)` with tests separated by blanks."""
     return [
         Mutant(name, file, old, new, tuple(f"tests/{one}.py" for one in tests.split()))
         for name, old, new, tests in faults

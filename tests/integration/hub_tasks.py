@@ -20,7 +20,7 @@ def resnet():
 
 
 def classifier():
-    """A classifier with a preprocessor, which rescales pixels."""
+    """Builds a classifier with a preprocessor that rescales pixels."""
     converter = keras_hub.layers.ImageConverter(image_size=SHAPE[:2], scale=1 / 255)
     preprocessor = models.ImageClassifierPreprocessor(converter)
     return models.ImageClassifier(resnet(), num_classes=5, preprocessor=preprocessor, activation="softmax")
@@ -69,6 +69,6 @@ TASKS = {"classifier": classifier, "DeepLabV3": deeplab, "SegFormer": segformer,
 
 
 def build(name: str) -> keras.Model:
-    """A task, of weights drawn from one seed."""
+    """Builds a task with random weights from a fixed seed."""
     keras.utils.set_random_seed(0)
     return TASKS[name]()

@@ -1,4 +1,4 @@
-"""Machines with addresses and ports of their own, as network namespaces of this one."""
+"""Simulated machines with separate addresses and ports: network namespaces of this machine."""
 
 import contextlib
 import os
@@ -8,15 +8,15 @@ import subprocess
 import pytest
 
 HUB = "10.9.0.1"
-# Who is not root becomes it in a namespace of users.
+# A user namespace gives root rights to other users.
 _USERS = ([], []) if os.geteuid() == 0 else (["--map-root-user"], ["--user", "--preserve-credentials"])
 
 
 @contextlib.contextmanager
 def network(*addresses):
-    """Gives `{address: words that start a command there}` for those given, of 10.9.0.0/24, and for `HUB`.
+    """Yields `{address: words that start a command there}` for addresses in 10.9.0.0/24 and for `HUB`.
 
-    All reach each other, and nothing else. Skips the test where that is not allowed.
+    The machines reach each other and nothing else. Skips the test if the system does not allow namespaces.
     """
     missing = [name for name in ("ip", "nsenter", "unshare") if shutil.which(name) is None]
     if missing:
@@ -36,14 +36,14 @@ def network(*addresses):
 
 
 def _namespace(stack, command):
-    """A process in a namespace of its own, which lasts as long as it."""
+    """Starts a process in a separate namespace; the namespace lasts as long as the process."""
     process = subprocess.Popen(
         [*command, "sh", "-c", "echo ready; exec cat"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    stack.callback(process.communicate)  # closes its input, which ends it
+    stack.callback(process.communicate)  # closes the input of the process, which ends it
     if process.stdout.readline() != b"ready\n":
         pytest.skip(f"needs network namespaces: {process.stderr.read().decode()}")
     return process

@@ -1,5 +1,4 @@
-"""Trains a few steps on a number of logical CPU devices and writes the weights; run by test_distribution.py.
-
+"""Trains a few steps on several logical CPU devices and writes the weights; `test_distribution.py` runs it.
 python replicas.py DEVICES PRECISION STEPS OUTPUT FIELDS, the fields of a `TrainConfig` as JSON.
 """
 
@@ -18,7 +17,7 @@ distribution = strategies.start("mirrored", num_cpus=devices) if devices > 1 els
 config = TrainConfig(model="resnet8", batch_size=64, max_macs=0.4, lr_schedule="constant", **json.loads(fields))
 digits = data.load("digits")
 batches = distribution.spread(lambda shard: digits.train_batches(config, 0, shard), config.batch_size)
-# After the pipeline is made, whose images are float32: Keras' MixUp mixes them with numbers of the default type.
+# Set the policy after the pipeline is made: its images are float32, and Keras' MixUp uses numbers of the default type.
 keras.config.set_floatx("float64" if precision == "float64" else "float32")
 keras.config.set_dtype_policy(precision)
 keras.utils.set_random_seed(0)

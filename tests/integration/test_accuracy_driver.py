@@ -38,7 +38,7 @@ GRID = {
 
 
 def write_records(folder, images, labels):
-    """Pictures and labels the way TFDS keeps CIFAR-10: the pictures as PNG, in two shards per split."""
+    """Writes pictures and labels like TFDS' CIFAR-10: PNG pictures, in two shards per split."""
     tf = pytest.importorskip("tensorflow")
     for split, part in (("train", slice(0, -8)), ("test", slice(-8, None))):
         for shard in range(2):
@@ -132,7 +132,7 @@ def test_real_records_are_what_tfds_reads():
         a, b = (getattr(data, f"{split}_labels") for data in (ours, theirs))
         np.testing.assert_array_equal(a, b)
         a, b = (getattr(data, f"{split}_images").astype("int16") for data in (ours, theirs))
-        # JPEG decoders differ in their inverse cosine transforms and colour upsampling: 5 at most, 0.99 on average.
+        # JPEG decoders differ in cosine transform and colour upsampling: by at most 5, by 0.99 on average.
         assert np.abs(a - b).max() <= 8 and np.abs(a - b).mean() < 1.5
 
 
@@ -285,7 +285,7 @@ def test_runs_that_begin_with_the_same_dense_network_train_it_once(few_images, t
     first = train("first", "shared")
     second, alone = (train("second", folder, distillation=0.5) for folder in ("shared", "alone"))
     other = train("other", "shared", weight_decay=1e-3)
-    # Times do not repeat by chance.
+    # Measured times never repeat by chance.
     seconds = [[row["seconds"] for row in result["history"]] for result in (first, second, alone, other)]
     assert seconds[0][:2] == seconds[1][:2] and seconds[0][2:] != seconds[1][2:]
     assert not set(seconds[0]) & {*seconds[2], *seconds[3]}
@@ -320,7 +320,7 @@ def test_factors_train_at_a_rate_of_their_own():
 @pytest.mark.thorough
 @pytest.mark.tensorflow
 def test_an_epoch_tells_the_loss_and_accuracy_over_its_batches(few_images, tmp_path):
-    # So small a rate that the first epoch's four batches see one and the same network, in training mode.
+    # With such a small rate, the four batches of the first epoch see the same network, in training mode.
     fields = {**SHORT, "epochs": 1, "batch_size": 8, "learning_rate": 1e-9, "augmentation": "none"}
     found = Run("run", {**fields, "format": "dense", "max_macs": None}, few_images, tmp_path / "run.npz").train()
     keras.utils.set_random_seed(found["config"]["seed"])

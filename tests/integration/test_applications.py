@@ -54,7 +54,7 @@ def test_a_mobile_model_at_lower_ranks(method, tmp_path):
 
 
 class Squeeze(keras.layers.Layer):
-    """A block as other packages write them: layers as attributes, no weights of its own."""
+    """A block in the style of other packages: layers as attributes, no weights of its own."""
 
     def __init__(self, channels, **kwargs):
         super().__init__(**kwargs)
@@ -78,7 +78,7 @@ class Squeeze(keras.layers.Layer):
 
 
 class Scaled(Squeeze):
-    """A block that cannot be opened: it has a weight of its own, which a graph of its layers would lose."""
+    """A block that cannot be opened: a graph of its layers would lose its own weight."""
 
     def build(self, input_shape):
         super().build(input_shape)

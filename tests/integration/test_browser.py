@@ -63,10 +63,10 @@ def models(digits, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(models, tmp_path_factory):
-    """Where the built page is served with both models: under a path of its own, which it must not depend on."""
+    """Serves the built page with both models from a subfolder; yields the address. The page must not depend on it."""
     check_node()
     project = tmp_path_factory.mktemp("browser") / "project"
-    # A copy: neither node_modules nor a build is left in the checkout.
+    # Build in a copy, so that node_modules and the build do not stay in the checkout.
     shutil.copytree(SOURCES, project, ignore=shutil.ignore_patterns("node_modules", "dist", "public"))
     npm("ci", "--no-audit", "--no-fund", "--prefer-offline", cwd=project)
     npm("run", "build", cwd=project)
@@ -92,7 +92,7 @@ def chromium():
 
 @pytest.fixture
 def page(address, chromium):
-    """The page with both models loaded; whatever it asked for, and whatever it failed at, is looked at afterwards."""
+    """Opens the page with both models loaded; checks its requests and its errors afterwards."""
     page = chromium.new_page()
     page.set_default_timeout(60_000)
     requests, failures = [], []
@@ -107,7 +107,7 @@ def page(address, chromium):
 
 
 class Files(http.server.SimpleHTTPRequestHandler):
-    """A quiet server of files that knows WebAssembly wherever this machine's own table of types does not."""
+    """A quiet file server that knows the type of WebAssembly files, which the system's table may lack."""
 
     extensions_map = {
         **http.server.SimpleHTTPRequestHandler.extensions_map,
@@ -125,7 +125,7 @@ def npm(*arguments, cwd):
 
 
 def check_node():
-    """Skips where Node.js is older than package.json asks for, which Vite needs."""
+    """Skips the test if Node.js is older than package.json requires."""
     version = subprocess.run([PROGRAMS["node"], "--version"], capture_output=True, text=True, check=True).stdout
     major, minor = map(int, re.match(r"v(\d+)\.(\d+)", version).groups())
     if (major, minor) < (20, 19) or (21, 0) <= (major, minor) < (22, 12):
@@ -143,7 +143,7 @@ def choose(page, selector, name, content, kind="application/octet-stream"):
 
 
 def results(page, picture):
-    """`{card: (top class, its probability)}`, once both have classified that picture."""
+    """Waits until both cards have classified the picture; returns `{card: (top class, its probability)}`."""
     found = {}
     for name in MODELS:
         row = page.locator(f'#{name} .results[data-picture="{picture}"] li').first
@@ -152,7 +152,7 @@ def results(page, picture):
 
 
 def load(page, card, name, content):
-    """Gives a card another model and waits until that has been timed."""
+    """Loads another model into a card and waits until it was timed."""
     choose(page, f"#{card} .model", name, content)
     playwright.expect(page.locator(f"#{card} .file")).to_have_text(name)
     playwright.expect(page.locator(f"#{card} .latency")).to_have_text(re.compile(r"^[\d.]+ ms$"))
@@ -164,7 +164,7 @@ def predict(model, pixels):
 
 
 def as_pillow_does(image, size):
-    """What `examples/classify.py` makes of an image for a grey model, resized in one step and rows first."""
+    """Returns the pixels of `examples/classify.py` for a grey model, resized in one step and rows first."""
     image = image.convert("L")
     side = int(min(image.size) * 0.875)
     left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -176,17 +176,17 @@ def as_pillow_does(image, size):
 
 
 def check_pixels(page, image):
-    """The page's pixels: Pillow's of rows first, and next to those of one step, whose order is Pillow's own choice."""
+    """Checks the page's pixels: equal to Pillow's with rows first, and close to Pillow's in one step."""
     shown = shown_pixels(page)
     at_once, rows_first = as_pillow_does(image, 8)
     assert np.array_equal(shown, rows_first)
-    # Either order rounds twice, by half a level at most.
+    # Each order rounds twice, by at most half a level.
     assert np.abs(shown.astype(int) - at_once).max() <= 2
     return shown
 
 
 def shown_pixels(page):
-    """The grey values of the picture as the page shows that the model gets it."""
+    """Returns the grey values of the model's input, which the page shows."""
     script = """canvas => {
       const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
       return [canvas.height, canvas.width, Array.from(data)];
@@ -196,7 +196,7 @@ def shown_pixels(page):
 
 
 def drawing(page):
-    """What is on the square to draw on."""
+    """Returns the pixels of the drawing square."""
     address = page.locator("#drawing").evaluate("canvas => canvas.toDataURL()")
     return Image.open(io.BytesIO(base64.b64decode(address.split(",")[1])))
 
@@ -306,7 +306,7 @@ def test_quantised_models(page, digits, models, tmp_path, options):
 
 
 def test_names_range_and_logits_of_a_file(page, digits, models, tmp_path):
-    """A model of pixels 0–1 that ends in logits, without class names: numbers at first, then names from a text file."""
+    """Loads a model for pixels 0–1 with logits and without class names; then names from a text file replace numbers."""
     model, _ = models["dense"]
     image = keras.Input((8, 8, 1))
     probabilities = model(keras.layers.Rescaling(255.0)(image))
@@ -373,7 +373,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(address, chromium):
 
 
 def test_without_models_beside_it(address, chromium, digits, models):
-    """Cards wait for files; a picture that comes first is classified as soon as there is a model."""
+    """Cards wait for files; a picture given before a model is classified once the model is loaded."""
     page = chromium.new_page()
     page.route("**/models/*", lambda route: route.fulfill(status=404))
     page.goto(address)

@@ -1,4 +1,4 @@
-"""The examples of `examples/cluster/`: started as their users start them, by bash, a real Slurm, Kubernetes' models."""
+"""The examples of `examples/cluster/`, started as users start them: with bash, a real Slurm, Kubernetes' models."""
 
 import contextlib
 import json
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.tensorflow
 
 @pytest.fixture(autouse=True)
 def commands_on_the_path(monkeypatch):
-    """`elrt-train` and `python3` are those of this environment."""
+    """Puts `elrt-train` and `python3` of this environment on the path."""
     monkeypatch.setenv("PATH", f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "1")
     for name in ("TF_CONFIG", "CUDA_VISIBLE_DEVICES"):
@@ -63,7 +63,7 @@ def assert_finished(run_dir, replicas=2):
 
 @contextlib.contextmanager
 def tf_config(folder, *arguments):
-    """`tf_config.sh` as a process that writes `log` in the folder; what it started is gone afterwards."""
+    """Starts `tf_config.sh`, which writes `log` in the folder; ends it and its children afterwards."""
     with open(folder / "log", "w") as log:
         process = subprocess.Popen(
             [CLUSTER / "tf_config.sh", *arguments], cwd=folder, stdout=log, stderr=log, start_new_session=True
@@ -76,7 +76,7 @@ def tf_config(folder, *arguments):
 
 
 def workers_of(process):
-    """Process ids of its workers, in the order of their indices."""
+    """Returns the process ids of the workers, in the order of their indices."""
     children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return [int(child) for child in children if b"elrt-train" in pathlib.Path(f"/proc/{child}/cmdline").read_bytes()]
 
@@ -166,7 +166,7 @@ PartitionName=high Nodes=ALL PriorityTier=2
 
 @contextlib.contextmanager
 def slurm(folder):
-    """A Slurm of two nodes; gives a function that runs a command of it and gives its output."""
+    """Starts a Slurm of two nodes; yields a function that runs a Slurm command and returns its output."""
     with contextlib.ExitStack() as stack:
         there = stack.enter_context(machines.network(*NODES))
         config = folder / "slurm.conf"
@@ -232,7 +232,7 @@ def test_a_job_of_slurm_that_is_refused_fails_and_is_not_started_again(tmp_path)
 
 @pytest.fixture(scope="module")
 def objects():
-    """What `kubernetes.yaml` describes, by kind."""
+    """Returns the objects in `kubernetes.yaml`, by kind."""
     yaml = pytest.importorskip("yaml")
     pytest.importorskip("kubernetes")
     documents = list(yaml.safe_load_all((CLUSTER / "kubernetes.yaml").read_text()))
@@ -241,7 +241,7 @@ def objects():
 
 
 def check(value, kind, place):
-    """Raises `ValueError` where a value is not what a model of the Kubernetes client, or its kind of value, allows."""
+    """Raises `ValueError` if a value does not fit the Kubernetes client's model or type."""
     from kubernetes import client
 
     plain = {"str": str, "int": int, "bool": bool}
@@ -261,7 +261,7 @@ def check(value, kind, place):
             raise ValueError(f"{place}: no {', '.join(unknown)} in {kind}")
         for key, item in value.items():
             check(item, model.openapi_types[names[key]], f"{place}.{key}")
-        model(**{names[key]: item for key, item in value.items()})  # refuses where something required is missing
+        model(**{names[key]: item for key, item in value.items()})  # refuses missing required fields
 
 
 def check_object(document):
@@ -319,7 +319,7 @@ def test_the_objects_of_kubernetes_belong_together(objects):
 
 
 def environment(objects, fields):
-    """The variables of the Job's container, those that name a field of the pod from `fields`."""
+    """Returns the variables of the Job's container; `fields` gives the values of those that name a field of the pod."""
     (container,) = objects["Job"]["spec"]["template"]["spec"]["containers"]
     return {
         entry["name"]: entry["value"] if "value" in entry else fields.get(entry["valueFrom"]["fieldRef"]["fieldPath"])
@@ -350,7 +350,7 @@ def test_the_role_grants_what_is_asked_for_and_no_more(objects, tmp_path, monkey
 
 @contextlib.contextmanager
 def pods_of(objects, folder):
-    """Gives a function that starts the container of the Job in pods with addresses of their own, as processes."""
+    """Yields a function that starts the container of the Job as processes, in pods with separate addresses."""
     (container,) = objects["Job"]["spec"]["template"]["spec"]["containers"]
     addresses = [f"10.9.0.{index + 2}" for index in range(objects["Job"]["spec"]["parallelism"])]
     pods = json.dumps([pod(f"elrt-train-{index}-x", address) for index, address in enumerate(addresses)])

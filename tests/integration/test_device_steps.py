@@ -1,4 +1,4 @@
-"""Training steps that are compiled several to a call, against Keras' own steps."""
+"""Several training steps in one compiled call, against Keras' own steps."""
 
 import keras
 import numpy as np
@@ -39,7 +39,7 @@ def test_a_call_of_three_steps_trains_what_three_batches_do():
 
 
 def test_a_network_as_products_trains_as_its_chains_do():
-    """What it is compared with must be the same function."""
+    """Compares matrix products with convolutions: both must be the same function."""
     calls = {}
     for change in (lambda model: model, kernels.run_as_products):
         calls |= compiled_steps({change.__name__: change(small_model())}, 6, 3)

@@ -54,8 +54,8 @@ def largest_difference(one, other):
     ids=["penalties", "teacher", "constraint"],
 )
 def test_replicas_give_the_weights_of_one(tmp_path, fields):
-    # In float64, where a rounding cannot turn a ReLU on or off: in float32 that alone makes 1e-4 after a few steps.
-    # On JAX, which has no float64 here, one step.
+    # Use float64, where a rounding error cannot switch a ReLU; in float32 that alone gives 1e-4 after a few steps. JAX
+    # has no float64 here and takes one step.
     precision, steps = ("float64", 5) if keras.backend.backend() == "tensorflow" else ("float32", 1)
     one, two = (on_devices(count, tmp_path, precision, steps, learning_rate=0.02, **fields) for count in (1, 2))
     assert largest_difference(one, two) < 1e-5
@@ -103,7 +103,7 @@ def tf_config(count):
 
 
 def slurm(count):
-    """What srun sets for the tasks of a step on one machine."""
+    """Returns the variables that srun sets for the tasks of a step on one machine."""
     step = {"STEP_NUM_TASKS": count, "STEP_NODELIST": "localhost", "STEP_TASKS_PER_NODE": count, "GPUS_PER_TASK": 0}
     return [
         {f"SLURM_{name}": str(value) for name, value in {**step, "PROCID": index}.items()} for index in range(count)
@@ -111,7 +111,7 @@ def slurm(count):
 
 
 def start_workers(folder, count, *arguments, program=None, cluster=tf_config):
-    """Workers that train, or run a program."""
+    """Starts workers that train, or that run a program."""
     processes = []
     for index, described in enumerate(cluster(count)):
         environment, path = {**os.environ, **described, "TF_NUM_INTRAOP_THREADS": "1"}, folder / f"worker{index}.log"
@@ -143,7 +143,7 @@ def curve(run_dir, *columns):
         return np.array([[float(row[column]) for column in columns] for row in csv.DictReader(file)])
 
 
-# A low learning rate: at 0.01 another number of threads alone, in one process, moves the second loss by 2e-3.
+# The learning rate is low: at 0.01, another number of threads alone moves the second loss by 2e-3.
 FLAGS = (
     "--model=resnet8",
     "--epochs=2",
@@ -171,7 +171,7 @@ def assert_workers_train_as_one(folder, count, cluster=tf_config):
     summary = json.loads((folder / "run" / "summary.json").read_text())
     assert summary["replicas"] == count
     told = logs(folder, count)
-    # The chief alone reports epochs and, as the list of files shows, leaves files: one history, one TensorBoard log.
+    # Only the chief reports epochs and writes files: the list shows one history and one TensorBoard log.
     assert "Epoch 2/2" in told[0] and not any("Epoch 2/2" in log for log in told[1:])
     assert len([path for path in (folder / "run" / "tensorboard" / "train").iterdir()]) == 1
     model = keras.models.load_model(folder / "run" / "model.keras")
@@ -289,7 +289,7 @@ print("trained", sorted(history.history))
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("mended", [True, False])
 def test_the_remedy_for_several_workers_is_needed_and_works(tmp_path, mended):
-    """Without it training fails (keras issue 20585). Where this fails because it trains: remove multi_worker.py."""
+    """Checks that training fails without the remedy (keras issue 20585). Once it trains, remove `multi_worker.py`."""
     (tmp_path / "program.py").write_text(WITHOUT_REMEDY)
     processes = start_workers(tmp_path, 2, "mended" if mended else "as_it_is", program="program.py")
     codes, told = wait(processes, 200), logs(tmp_path, 2)

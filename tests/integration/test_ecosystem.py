@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.thorough, pytest.mark.tensorflow]
 
 
 def run(name, *arguments, cwd, **environment):
-    """The output of an example."""
+    """Runs an example and returns its output."""
     command = [sys.executable, str(ECOSYSTEM / f"{name}.py"), *arguments]
     done = subprocess.run(
         command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=500
@@ -50,7 +50,7 @@ def test_a_backbone_of_keras_hub(tmp_path):
     classifier = keras.models.load_model(tmp_path / "classifier.keras", compile=False)
     assert elrt.count_costs(classifier.backbone).macs == low_macs
     assert classifier.predict(np.zeros((2, 32, 32, 3)), verbose=0).shape == (2, 10)
-    # Its features are what the chains make of the images: those of the dense backbone that merging gives.
+    # The features of the chains are those of the dense backbone after merging.
     images = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype("float32")
     merged = elrt.merge(classifier.backbone)
     assert elrt.count_costs(merged).macs == dense_macs
@@ -145,7 +145,7 @@ def test_summaries_for_tensorboard(tmp_path):
 @pytest.mark.slow
 def test_two_devices_on_jax_train_as_one(tmp_path):
     pytest.importorskip("jax")
-    # In float64 roundings stay too small to tell in the losses, which Keras reports in float32.
+    # In float64, rounding errors are too small to show in the losses, which Keras reports in float32.
     settings = {"floatx": "float64", "backend": "jax", "epsilon": 1e-7, "image_data_format": "channels_last"}
     (tmp_path / "keras.json").write_text(json.dumps(settings), encoding="utf-8")
     environment = {

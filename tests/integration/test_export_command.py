@@ -90,7 +90,7 @@ def test_latency_table_plot_and_android_commands(exported):
     assert (folder / "l.png").read_bytes().startswith(b"\x89PNG")
     assert "speed-up" in done.stdout and "adb shell" in done.stdout and "--num_runs=7" in done.stdout
     assert "low_rank_int8" in done.stdout and "merged_float32" in done.stdout
-    assert ".tflite.tflite" not in android_commands(["a.tflite"] * 2, 1, 7)  # which are told apart by their paths
+    assert ".tflite.tflite" not in android_commands(["a.tflite"] * 2, 1, 7)  # their paths distinguish the two
 
 
 @pytest.mark.thorough
@@ -234,7 +234,7 @@ def test_a_fine_tuning_whose_numbers_go_wrong_ends_with_what_to_do(exported, tmp
 
 
 def test_the_example_classifies_image_files(short, tmp_path):
-    """Against Keras on the same pixels; a file that is no image is named and does not stop the others."""
+    """Compares with Keras on the same pixels; a file that is not an image is named and does not stop the others."""
     from PIL import Image
 
     folder, _ = short

@@ -1,4 +1,4 @@
-"""Training runs through every fault: killed, told to stop, a full disk, numbers that go wrong. Real processes."""
+"""Training runs under every fault, in real processes: kill, stop request, full disk, NaN loss."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ from common import DIVERGING, thorough_but
 from elrt_keras.launch import checkpoints
 
 pytestmark = pytest.mark.tensorflow
-# VGG-16 in miniature would have dropout too, but takes long to start; ResNet-8 has batch-norm and all else.
+# A small VGG-16 would have dropout too, but starts slowly; ResNet-8 has batch-norm and everything else.
 FLAGS = (
     "--model=resnet8",
     "--epochs=4",
@@ -102,7 +102,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_weights(tmp_path, undisturbe
 def test_told_to_stop_it_saves_within_the_epoch_and_goes_on_exactly(tmp_path, undisturbed):
     run = tmp_path / "run"
     process = start(tmp_path, "--run_dir=run", *FLAGS)
-    # The steps of the first epoch; the signal may come while the graph is traced, and is heeded after the first step.
+    # Steps of the first epoch. The signal may come while the graph is traced; it takes effect after the first step.
     wait_until(lambda: (run / "tensorboard").exists(), process)
     process.send_signal(signal.SIGTERM)
     code, output = finish(process)
@@ -145,7 +145,7 @@ def test_a_disk_that_fills_up_in_mid_run(tmp_path, undisturbed):
     run = tmp_path / "run"
     wait_until(lambda: len(checkpoints.paths(str(run))) == 2, process)
     size = os.path.getsize(checkpoints.paths(str(run))[0])
-    # From here on no file of the process can grow past half a checkpoint, as on a disk that is full.
+    # From here on, no file of the process can grow beyond half a checkpoint, as on a full disk.
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size // 2, resource.RLIM_INFINITY))
     code, output = finish(process)
     assert code == 2 and "Traceback" not in output, output[-3000:]
@@ -183,7 +183,7 @@ def test_a_directory_that_goes_away_in_mid_run(tmp_path):
 
 @pytest.mark.thorough
 def test_logs_that_cannot_be_written_are_told_as_plainly(tmp_path):
-    """TensorBoard's, which TensorFlow writes with exceptions of its own."""
+    """Checks TensorBoard's logs, which TensorFlow writes with exceptions of its own."""
     process = start(tmp_path, "--run_dir=run", *FLAGS)
     run = tmp_path / "run"
     wait_until(lambda: (run / "flags.txt").exists(), process)

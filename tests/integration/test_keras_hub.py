@@ -83,7 +83,7 @@ def test_tasks_keep_their_class_and_what_it_does(name, tmp_path):
     expected = keras.tree.flatten(model.predict(images, verbose=0))
     for copy in (low, merged, elrt.expand(low), keras.models.load_model(tmp_path / "task.keras")):
         assert isinstance(copy, type(model))
-        # What `predict` does beside the graph: preprocessing pixels, boxes out of scores.
+        # `predict` does more than the graph: it preprocesses pixels and makes boxes from scores.
         for one, other in zip(expected, keras.tree.flatten(copy.predict(images, verbose=0))):
             np.testing.assert_allclose(other, one, atol=2e-3 * max(1.0, np.abs(one).max()))
     assert type(merged) is type(model) and elrt.count_costs(merged).macs == elrt.count_costs(model).macs

@@ -1,4 +1,4 @@
-"""The runner of measurements: what it lists and refuses, the files it writes and leaves."""
+"""The runner of measurements: its list, its refusals, and the files that it writes."""
 
 import json
 import pathlib
@@ -45,7 +45,7 @@ def test_the_list_has_a_line_of_each(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert {line.split()[0] for line in lines} == set(MEASUREMENTS) and len(lines) == len(MEASUREMENTS)
     assert "toy              Measures a toy." in lines
-    # Every experiment of the results can be measured, but for the grids of accuracy runs and what is not JSON of one.
+    # Every experiment of the results can be measured, except the grids of accuracy runs.
     root = pathlib.Path(evidence.RESULTS)
     assert {"steps", "zoo", "latency", "growth"} < {path.name for path in root.iterdir()} & set(MEASUREMENTS)
 
@@ -81,7 +81,7 @@ def test_a_measurement_writes_whole_files_and_a_failed_one_leaves_them(tmp_path,
     result = written["toy/large_one.json"]
     assert result["sizes"] == [4] and len(result["seconds"]["nothing"]) == 3
     assert result["command"] == "python -m benchmarks.measure toy --models=large/one --rounds=3 --sizes=4"
-    described = machine.describe()  # also of libraries that other tests have loaded
+    described = machine.describe()  # includes libraries that other tests have loaded
     assert {name: described[name] for name in result["machine"]} == result["machine"]
     assert {"processor", "instructions", "cores", "python", "backend", "keras"} <= set(result["machine"])
     assert main(["toy", "--rounds=0", root]) == 1

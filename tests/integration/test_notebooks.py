@@ -20,7 +20,7 @@ NOTEBOOKS = {path.stem: path for path in execute.notebooks()}
 NAMES = pytest.mark.parametrize("name", NOTEBOOKS)
 LARGEST = 300_000  # bytes
 
-# What the text of a notebook says, as code that runs behind its last cell.
+# Statements of a notebook's text, as code that runs after its last cell.
 CHECKS = {
     "01_training_from_scratch": [
         "costs = {name: elrt.count_costs(model).macs for name, model in models.items()}",
@@ -60,12 +60,12 @@ CHECKS = {
 
 
 def draws(cell):
-    """Whether a cell draws a figure: its last line is one of `elrt.plot`, or it makes one by pyplot."""
+    """Reports if a cell draws a figure: by `elrt.plot` in its last line, or by pyplot."""
     return cell.source.splitlines()[-1].startswith("elrt.plot.") or "plt.subplots(" in cell.source
 
 
 def check_outputs(notebook):
-    """Each figure is shown once, where it is drawn; everything else is printed text."""
+    """Checks that each figure is shown once, below its cell, and that all other outputs are printed text."""
     for cell in notebook.cells:
         if cell.cell_type != "code":
             continue
@@ -91,7 +91,7 @@ def test_a_notebook_runs(name):
     assert checks.outputs == []
     notebook.cells = cells
     check_outputs(notebook)
-    # What does not depend on trained weights or measured times is what readers see.
+    # Outputs that do not depend on trained weights or measured times must equal the published ones.
     kept = nbformat.read(NOTEBOOKS[name].with_suffix(".ipynb"), as_version=4)
     for cell, shown in zip(cells, kept.cells):
         if re.search(r"^print\(plan\)|by_type", cell.source, re.M):
@@ -124,7 +124,7 @@ def test_what_readers_see(name):
 
 
 def test_jupyter_keeps_a_pair_in_step(tmp_path):
-    """As saving in Jupyter does: an edit of the `.ipynb` reaches the `.py`, and nothing else of it changes."""
+    """Simulates saving in Jupyter: an edit of the `.ipynb` reaches the `.py`, and nothing else changes there."""
     name = "01_training_from_scratch"
     for file in ("jupytext.toml", f"{name}.py", f"{name}.ipynb"):
         shutil.copy(execute.FOLDER / file, tmp_path / file)

@@ -1,4 +1,4 @@
-"""The built wheel: what it installs, and that it works from another directory, on every Python there is."""
+"""The built wheel: its files, and that it works from another directory, on every installed Python."""
 
 import glob
 import os
@@ -16,12 +16,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.tensorflow
 
 
-# Where TensorFlow has wheels.
+# Versions of Python for which TensorFlow has wheels.
 VERSIONS = ("3.11", "3.12", "3.13")
 
 
 def pythons():
-    """`{version: path}`: interpreters on the path, and beside this one, where pyenv and others put them."""
+    """Finds interpreters, `{version: path}`: on the path, and beside this one, where pyenv and others put them."""
     beside = glob.glob(f"{pathlib.Path(sys.base_prefix).parent}/*/bin/python3")
     found = {}
     for path in filter(None, [*(shutil.which(f"python{version}") for version in VERSIONS), *beside]):
@@ -33,7 +33,7 @@ def pythons():
 
 
 def copied(tmp_path_factory):
-    """The checkout without what is not under version control."""
+    """Copies the files of the checkout that are under version control."""
     source = tmp_path_factory.mktemp("source") / "project"
     ignored = shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "__pycache__", "node_modules")
     return shutil.copytree(ROOT, source, ignore=ignored)
@@ -41,7 +41,7 @@ def copied(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    # Built from a copy: setuptools leaves build folders beside the sources.
+    # Build from a copy: setuptools leaves build folders beside the sources.
     source, target = copied(tmp_path_factory), tmp_path_factory.mktemp("wheel")
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(target), str(source)],
@@ -55,7 +55,7 @@ def wheel(tmp_path_factory):
 
 @pytest.mark.thorough
 def test_the_root_of_a_checkout_shadows_no_part_of_the_package():
-    """As after `pip install .`: this folder comes before what is installed, and no editable installation helps."""
+    """Simulates `pip install .` without an editable installation: this folder precedes the installed package."""
     code = (
         "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()];"
         "import elrt_keras, elrt_keras.models, elrt_keras.launch.config; print(elrt_keras.models.__file__)"
@@ -112,7 +112,7 @@ def test_the_installed_wheel_works_elsewhere(wheel, tmp_path):
 def test_the_source_distribution_makes_the_same_wheel(wheel, tmp_path_factory):
     target = tmp_path_factory.mktemp("distributions")
     source = copied(tmp_path_factory)
-    # Without --wheel and --sdist the wheel is built from the source distribution.
+    # Without --wheel and --sdist, the build makes the wheel from the source distribution.
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(target), str(source)]
     subprocess.run(command, check=True, capture_output=True, text=True)
     (path,) = target.glob("*.whl")

@@ -1,4 +1,4 @@
-"""Pages with measured numbers say what the files of results say."""
+"""Pages with measured numbers agree with the result files."""
 
 import functools
 import inspect
@@ -39,7 +39,7 @@ def test_the_readme_has_the_commands_of_the_first_hour():
 
 
 def recorded(found):
-    """Modules of the templates, whose functions are called once for the same arguments; `found` gets the results."""
+    """Wraps the modules of the templates: their functions run once per arguments; `found` gets the results."""
 
     def once(function):
         @functools.cache
@@ -58,7 +58,7 @@ def recorded(found):
 
 
 def references(value):
-    """`(dict, key)` of what templates may refer to by name, also within what they refer to."""
+    """Yields `(dict, key)` of all names that templates may use, also nested ones."""
     if isinstance(value, list):
         yield from (pair for inner in value for pair in references(inner))
     elif isinstance(value, dict):
@@ -141,7 +141,7 @@ def test_accuracies_are_compared_seed_by_seed():
 
 
 def test_gains_count_where_another_seed_would_not_make_them():
-    # Seeds set runs apart by 1 point, so what counts is above 2·√2 points.
+    # Seeds have a deviation of 1 point, so a significant difference is above 2·√2 points.
     groups = {"elrt": runs(0.79, 0.80, 0.81), "longer": runs(0.83, epochs=6), "label_smoothing": runs(0.81)}
     groups |= {"weight_decay": runs(0.74), "dense": runs(0.84)}
     assert list(comparisons.gains(groups)) == ["longer", "label_smoothing", "weight_decay"]

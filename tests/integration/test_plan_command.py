@@ -100,7 +100,7 @@ def test_a_reader_that_has_enough_is_no_error(tmp_path):
 
 @pytest.mark.thorough
 def test_a_reader_of_the_help_that_has_enough_is_no_error(tmp_path):
-    """The reader is gone long before the help is written."""
+    """Closes the pipe long before the help is written."""
     program = "import os, time; os.close(0); time.sleep(1)"
     reader = shlex.join([sys.executable, "-c", program])
     command = f"{sys.executable} -m elrt_keras.launch.plan --help | {reader}; echo $PIPESTATUS"
@@ -141,7 +141,7 @@ def test_a_budget_of_time(tmp_path, monkeypatch):
     assert len(list((tmp_path / "cache").iterdir())) == 1
     small = "--model=resnet8", "--input_shape=16,16,3", "--max_latency=0.95", "--multiple_of=16"
     int8 = plan(*small, "--quantization=int8", cwd=tmp_path)
-    # Some processors multiply int8 so fast that no chain of small products is any faster; then it says so.
+    # Some processors multiply int8 so fast that no chain of small products is faster; then the command says so.
     assert int8.returncode == 0 or "Expected max_latency ≥" in int8.stderr
     assert len(list((tmp_path / "cache").iterdir())) == 2
     low = elrt.factorize(elrt.models.build("resnet8"), written)

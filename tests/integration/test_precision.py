@@ -1,4 +1,4 @@
-"""Runs in mixed precision: what is computed in which type, and overflows that every replica has to see."""
+"""Runs in mixed precision: the types of computations, and overflows that all replicas have to see."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ def float32_loss():
 
 
 def start_of_training(precision):
-    """Losses of the first steps, and the compiled model."""
+    """Trains some steps; returns their losses and the compiled model."""
     config = TrainConfig(model="resnet8", precision=precision, orthogonality_strength=1.0, batch_size=64, max_macs=0.4)
     digits = data.load("digits")
     keras.utils.set_random_seed(0)
@@ -44,7 +44,7 @@ def test_layers_compute_in_16_bits_and_penalties_in_32(precision, float32_loss):
     assert len(low_rank) > 4 and {layer.compute_dtype for layer in low_rank} == {precision.removeprefix("mixed_")}
     assert model.get_layer("classifier").compute_dtype == "float32"
     assert {keras.backend.standardize_dtype(weight.dtype) for weight in model.trainable_weights} == {"float32"}
-    # Two models with the same weights have the same penalty: to 32 bits, which 16 bits would miss by 1e-3.
+    # Models with the same weights have the same penalty to 32 bits; with 16 bits it would differ by 1e-3.
     twin = float32_loss[1]
     twin.set_weights(model.get_weights())
     penalty, expected = (float(keras.ops.convert_to_numpy(sum(one.losses))) for one in (model, twin))
@@ -57,7 +57,7 @@ def test_layers_compute_in_16_bits_and_penalties_in_32(precision, float32_loss):
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("precision", [pytest.param(PRECISIONS[0], marks=pytest.mark.slow), PRECISIONS[1]])
 def test_a_run_in_mixed_precision_leaves_a_float32_model(tmp_path, precision):
-    """Through full-rank warm-up, a checkpoint and back, and to LiteRT."""
+    """Trains with full-rank warm-up, saves and loads a checkpoint, and exports to LiteRT."""
     config = TrainConfig(precision=precision, model="resnet8", smoke=True, warmup_epochs="1", checkpoint_minutes=1e-4)
     summary = training.run(config, str(tmp_path / "run"))
     assert summary["precision"] == precision and summary["full_rank_epochs"] == 1

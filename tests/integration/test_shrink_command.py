@@ -43,7 +43,7 @@ def test_each_budget_gets_a_run_that_keeps_more_than_plain_truncation(parent, tm
         plain = elrt.shrink(rundir.load_model(parent), max_macs=budget, multiple_of=1)
         kept = training.evaluate(plain, data, TrainConfig(**FIELDS))["accuracy"]
         assert summary["test_accuracy"] > kept + (0.1 if budget < 0.3 else 0)
-    # Other commands take it as any run.
+    # Other commands accept the shrunk run like any other.
     source = exporting.open_source(str(tmp_path / "0.25"))
     assert source.title == "low_rank" and source.data.name == "digits"
     assert shrinking.shrink_run(parent, [0.4, 0.25], recovery, str(tmp_path)) == summaries  # finished

@@ -48,10 +48,10 @@ def resident_mb(pid):
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads /proc")
 @pytest.mark.tensorflow
 def test_the_logs_of_many_steps_take_no_memory(tmp_path):
-    # In a process of its own: in this one other tests leave much that may go at any moment.
+    # Use a separate process: here other tests leave memory that may be freed at any moment.
     done = subprocess.run([sys.executable, "-c", MANY_STEPS, tmp_path], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert float(done.stdout) < 1.5  # MB; by Keras' own it is 4.6
+    assert float(done.stdout) < 1.5  # MB; without the remedies it is 4.6
     assert list((tmp_path / "train").iterdir())
 
 

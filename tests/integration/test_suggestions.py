@@ -1,4 +1,4 @@
-"""Commands suggest the flag, and the value of a flag, that was probably meant; warnings are lines of text."""
+"""Commands suggest the closest flag, and the closest value of a flag; a warning is one line of text."""
 
 import commands
 import pytest

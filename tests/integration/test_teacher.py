@@ -34,7 +34,7 @@ def test_a_taught_run_saves_its_averaged_student_and_counts_the_teacher(tmp_path
     of_teacher = elrt.count_costs(keras.models.load_model(f"{teacher}/model.keras", compile=False)).macs
     assert summary["training_macs"] == 2 * 4 * 32 * (3 * elrt.count_costs(model).macs + of_teacher)
     rows = list(csv.DictReader((tmp_path / "run" / "history.csv").open()))
-    # Each evaluation sees the averaged weights, and so does the summary of the saved model.
+    # Each evaluation uses the averaged weights, and so does the summary of the saved model.
     np.testing.assert_allclose(float(rows[-1]["val_cross_entropy"]), summary["test_loss"], rtol=1e-5)
     plain = training.run(TrainConfig(**fields), str(tmp_path / "plain"))
     assert plain["training_macs"] == 2 * 4 * 32 * 3 * elrt.count_costs(model).macs
@@ -42,7 +42,7 @@ def test_a_taught_run_saves_its_averaged_student_and_counts_the_teacher(tmp_path
 
 
 def test_averages_are_those_of_the_steps(tmp_path):
-    """The saved weights of two epochs, from the weights after each step."""
+    """Computes the averages of two epochs from the weights after each step, and compares with the saved weights."""
     seen = []
 
     class Steps(keras.callbacks.Callback):
@@ -69,7 +69,7 @@ def test_averages_begin_with_the_low_rank_weights_after_full_rank_warmup(tmp_pat
     plain, averaged = (
         keras.models.load_model(tmp_path / name / "model.keras").trainable_variables for name in ("plain", "averaged")
     )
-    # At this learning rate nothing moves; averages that began at zero would be at 4/1000 of the weights.
+    # At this learning rate the weights stay constant; averages that start at zero would be 4/1000 of them.
     for one, two in zip(plain, averaged, strict=True):
         np.testing.assert_allclose(*map(keras.ops.convert_to_numpy, (two, one)), atol=1e-3)
 

@@ -154,7 +154,7 @@ def test_a_run_killed_after_the_switch_goes_on_low_rank(tmp_path, monkeypatch):
 def test_stable_ranks_end_the_warm_up(tmp_path):
     fields = {"epochs": 4, "warmup_epochs": "auto", "rank_method": "stable_rank", "augmentation": "none"}
     calm = TrainConfig(**fields, batch_size=512, learning_rate=1e-4)
-    # At this rate nothing moves, so the stable ranks have settled after the first epoch.
+    # At this rate the weights stay constant, so the stable ranks have settled after the first epoch.
     assert training.run(calm, str(tmp_path / "calm"))["full_rank_epochs"] == 1
     lively = TrainConfig(**fields, batch_size=64, learning_rate=0.3)
     assert training.run(lively, str(tmp_path / "lively"))["full_rank_epochs"] == 2  # half of the run at the latest
@@ -207,7 +207,7 @@ def test_a_run_under_a_plan_has_the_formats_of_the_plan(tmp_path, capsys):
 
 @pytest.mark.tensorflow
 def test_layers_that_a_plan_does_not_name_are_told(tmp_path, caplog):
-    """A plan for a small network fits a larger one of its family, and would miss its budget without a word."""
+    """A plan for a small network also fits a larger one of its family; without a warning it would miss its budget."""
     elrt.plan_ranks(elrt.models.build("resnet8", (8, 8, 1), 10), max_macs=0.6).save(tmp_path / "plan.json")
     config = TrainConfig(model="resnet20", rank_plan=str(tmp_path / "plan.json"))
     dense = elrt.models.build(config.model, (8, 8, 1), 10)
@@ -321,7 +321,7 @@ def test_an_installed_command_explains_itself_and_its_flags(command, flag, tmp_p
 
 @pytest.fixture
 def photos(tmp_path):
-    """Three classes told apart by their colour, and one file that is no image."""
+    """Writes images of three classes that differ in colour, and one file that is not an image."""
     from PIL import Image
 
     random = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Runs that are tuned, and runs whose factors take turns: what they write, and that a killed one ends alike."""
+"""Tuned runs, and runs that freeze factors in turn: their files, and the same result after a kill."""
 
 import signal
 
