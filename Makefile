@@ -1,11 +1,11 @@
-# Every target sets up what it needs in .venv: `make demo` the runtime, all others the tools of development beside it.
+# Every target installs its needs into .venv: `make demo` the runtime, all other targets also the development tools.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -q
 BACKENDS := tensorflow jax torch
-# One suite on every backend, one after the other; stops at the first that fails.
+# Runs one suite on every backend in turn; stops at the first failure.
 on_all_backends = set -e; for backend in $(BACKENDS); do \
 	echo "== $(1) tests on $$backend"; KERAS_BACKEND=$$backend $(PYTEST) --suite=$(1); done
 
@@ -13,7 +13,7 @@ on_all_backends = set -e; for backend in $(BACKENDS); do \
 .DEFAULT_GOAL := test
 
 $(VENV)/.runtime: setup.py
-	@echo "== Setting up $(VENV), once: TensorFlow, Keras and what else training and export run on (2.8 GB, 1 to 3 minutes)"
+	@echo "== Setting up $(VENV), once: TensorFlow, Keras and the other libraries of training and export (2.8 GB, 1 to 3 minutes)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --editable '.[litert]'
@@ -27,23 +27,23 @@ $(VENV)/.installed: $(VENV)/.runtime requirements-test.txt
 demo: $(VENV)/.runtime
 	$(BIN)/python examples/digits_demo.py --run_dir=runs/demo
 
-# Meant to take ten minutes on two cores (slow processors take more): everything once, on TensorFlow; what depends on the backend also on the other two.
+# Takes about ten minutes on two cores, more on slow ones: all quick tests on TensorFlow, those that depend on the backend also on the others.
 test: $(VENV)/.installed
 	@$(call on_all_backends,quick)
 
-# What continuous integration runs after `make test`: long processes, more cases of a kind, every test on every backend.
+# Continuous integration runs this after `make test`: long processes, more cases of a kind, every test on every backend.
 test-rest: $(VENV)/.installed
 	@$(call on_all_backends,rest)
 
-# Everything, the slow tests too, with random examples that differ from run to run.
+# All tests, slow ones too, with random examples that differ from run to run.
 test-all: $(VENV)/.installed
 	@$(call on_all_backends,all)
 
-# Seeded faults, one at a time, against the tests (half an hour); the table of docs/reliability.md from what it finds.
+# Runs the tests against seeded faults, one at a time (half an hour), and writes the table in docs/reliability.md.
 mutants: $(VENV)/.installed
 	$(BIN)/python tests/mutants.py --write
 
-# Style and types. models/ is linked to where it is installed, for pyright.
+# Checks style and types. The link puts models/ at its installed place, for pyright.
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -52,15 +52,15 @@ lint: $(VENV)/.installed
 	ln -sfn ../../../models .cache/typing/elrt_keras/models
 	$(BIN)/pyright --project pyproject.toml
 
-# The outputs of examples/notebooks/ anew, on a machine with nothing else to do: two of them measure times.
+# Runs examples/notebooks/ again. Nothing else should run on the machine: two notebooks measure times.
 notebooks: $(VENV)/.installed
 	KERAS_BACKEND=tensorflow $(BIN)/python examples/notebooks/execute.py
 
-# The site, into site/; a broken link or a page that is missing fails.
+# Builds the site into site/; a broken link or a missing page is an error.
 docs: $(VENV)/.installed
 	KERAS_BACKEND=tensorflow NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# The short set: some minutes. CONTRIBUTING.md has the whole one.
+# The short set of measurements takes some minutes. CONTRIBUTING.md has the whole set.
 bench: $(VENV)/.installed
 	KERAS_BACKEND=tensorflow $(BIN)/python -m benchmarks.measure steps --models=resnet20
 	KERAS_BACKEND=tensorflow $(BIN)/python -m benchmarks.measure operations --models=resnet20
@@ -68,7 +68,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.measure imports --rounds=3
 	$(MAKE) report
 
-# The pages of docs/ that are made from benchmarks/results/; their words are in benchmarks/pages/templates/.
+# Writes the pages of docs/ made from benchmarks/results/; their text is in benchmarks/pages/templates/.
 report: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.pages
 

@@ -110,7 +110,7 @@ def held(run_dir):
         os.makedirs(run_dir, exist_ok=True)
         directory = os.open(run_dir, os.O_RDONLY)
     except OSError as error:
-        raise ValueError(f"Cannot write the run directory. Received: run_dir={run_dir!r}: {error}") from error
+        raise ValueError(f"Expected a writable run directory. Received: run_dir={run_dir!r}: {error}") from error
     try:
         fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -142,7 +142,7 @@ def prepare(config, run_dir, plan):
             if plan.factorized():
                 _draw(plot.rank_plan, plan, path=os.path.join(run_dir, "rank_plan.png"))
     except OSError as error:
-        raise ValueError(f"Cannot write the run directory. Received: run_dir={run_dir!r}: {error}") from error
+        raise ValueError(f"Expected a writable run directory. Received: run_dir={run_dir!r}: {error}") from error
 
 
 def read_config(run_dir):

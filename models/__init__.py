@@ -108,8 +108,8 @@ def build(
     269722
     """
     chosen = _builder(name)
-    given = {"input_shape": input_shape, "classes": classes, "plan": plan, "normalization": normalization}
-    return chosen(**{key: value for key, value in given.items() if value is not None}, **kwargs)
+    arguments = {"input_shape": input_shape, "classes": classes, "plan": plan, "normalization": normalization}
+    return chosen(**{key: value for key, value in arguments.items() if value is not None}, **kwargs)
 
 
 def default_input_shape(name: str) -> tuple[int, ...]:

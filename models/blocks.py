@@ -160,7 +160,7 @@ def normalized(x: Tensor, normalization: Normalization | None) -> Tensor:
 def _per_channel(value, channels):
     values = list(value) if hasattr(value, "__len__") else [value] * channels
     if len(values) != channels:
-        raise ValueError(f"Expected one value per channel ({channels}) in `normalization`. Received: {values}")
+        raise ValueError(f"Expected one value per channel, {channels}, in `normalization`. Received: {values}")
     return values
 
 

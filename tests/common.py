@@ -216,8 +216,8 @@ def conv_cases(draw, dims=None, format_name="tucker2"):
     data_format = draw(st.sampled_from(("channels_last", "channels_last", "channels_first")))
     smallest = [d * (k - 1) + 1 if padding == "valid" else 1 for k, d in zip(kernel_size, dilation_rate)]
     # TensorFlow 2.21 with oneDNN reads out of bounds in stock convolutions of one channel whose strides differ between
-    # axes, if the output is one pixel wide. Such inputs get one more step. Each stage of both formats strides along
-    # one axis, so equal strides cause the same bug there.
+    # axes, if the output is one pixel wide. Such inputs get one more step. Each stage of these two formats has strides
+    # along one axis, so equal strides cause the same bug there.
     unlike = len(set(strides)) > 1 or format_name in ("spatial_svd", "tensor_train")
     least = strides if unlike and max(strides) > 1 else (0,) * dims
     spatial = tuple(size + more + draw(st.integers(0, 4)) for size, more in zip(smallest, least))

@@ -1,7 +1,7 @@
 """Faults that the tests have to find. Each is a change in a single place that a programmer could make.
 
-`tests/mutants.py` runs them. If no test can find a fault, because nothing observable changes, its `equivalent` says
-why.
+`tests/mutants.py` runs them. If no test can find a fault, because nothing observable changes, `equivalent` gives the
+reason.
 """
 
 import dataclasses

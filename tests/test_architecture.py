@@ -28,8 +28,8 @@ FLOORS = [
     ("launch",),
 ]
 LEVELS = {f"elrt_keras.{room}": level for level, rooms in enumerate(FLOORS) for room in rooms}
-LAZY = FLOORS.index(("export", "models"))  # from here on the front door looks into no room before it is asked for
-# Imports between rooms of one floor, each with its reason.
+LAZY = FLOORS.index(("export", "models"))  # the package imports modules from here on only on first use
+# Imports between modules of one floor, each with its reason.
 BESIDE = {}
 SOURCES = {
     ".".join([package, *path.relative_to(ROOT / folder).with_suffix("").parts]).removesuffix(".__init__"): path
@@ -62,7 +62,7 @@ def room(name):
 def test_imports_go_downwards(module):
     own = level(module)
     if own is None:
-        assert module == "elrt_keras"  # the front door sees every room but the lazy ones
+        assert module == "elrt_keras"  # only `elrt_keras/__init__.py` may import everything, except the lazy modules
         assert not [name for name in imports(module) if (level(name) or 0) >= LAZY]
         return
     for name in imports(module):
@@ -74,19 +74,19 @@ def test_imports_go_downwards(module):
 def test_tensorflow_is_imported_late_and_only_where_it_may(module):
     heavy = [name for name in imports(module) if name.split(".")[0] in ("tensorflow", "tensorflow_datasets")]
     may = module.startswith(("elrt_keras.export", "elrt_keras.launch", "elrt_keras.litert"))
-    # For an operation that only TensorFlow has, and for gradients, which every backend takes in its own way.
+    # Allowed for an operation that only TensorFlow has, and for gradients, which differ between backends.
     may |= module in ("elrt_keras.layers.batch_norm", "elrt_keras.tuning.steps")
     assert not heavy or may
     early = imports(module, top_level_only=True)
     assert not {"tensorflow", "tensorflow_datasets", "tensorly", "matplotlib", "rich"} & {
         n.split(".")[0] for n in early
     }
-    # Remedies for bugs of Keras are the only places that may reach into it.
+    # Only remedies for bugs of Keras may use its private modules.
     may_reach_in = module in ("elrt_keras.launch.multi_worker", "elrt_keras.launch.skip_sets")
     assert may_reach_in or not [name for name in imports(module) if name.startswith("keras.src")]
 
 
-# Private names of others, by module: each stands in docs/design.md with why.
+# Private names of other packages, by module: docs/design.md gives the reason for each.
 PRIVATE = {
     "elrt_keras.graph.private": {
         "_flatten_layers",
@@ -99,7 +99,7 @@ PRIVATE = {
 
 
 def private_names(tree):
-    """Private attributes of other objects than `self` or `cls`, also by `getattr`."""
+    """Lists private attributes of objects other than `self` and `cls`, also by `getattr`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls"):
             yield node.attr
@@ -119,7 +119,7 @@ def test_private_names_of_keras_are_there_and_no_public_ones_are():
     assert elrt_keras.graph.private.held_layers(layer) == layer._flatten_layers(include_self=False)
     masked = keras.layers.Embedding(4, 2, mask_zero=True)(keras.Input((3,)))
     assert elrt_keras.graph.private.mask_of(masked) is not None
-    # When Keras has public names for them, they are to be used.
+    # Once Keras has public names for them, use those.
     assert not hasattr(layer, "flatten_layers") and not hasattr(masked, "keras_mask")
 
 

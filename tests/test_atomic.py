@@ -1,4 +1,4 @@
-"""Files are whole or not there, with the permissions of any other file."""
+"""Files are complete or absent, with the permissions of any other file."""
 
 import commands
 import pytest
@@ -44,7 +44,7 @@ def test_a_link_is_written_through(tmp_path):
 
 
 def test_the_output_of_a_process_is_no_file(tmp_path):
-    # Standard output is a regular file there, and still no file of the user's.
+    # Standard output is a regular file there, but not a file of the user.
     program = "from elrt_keras.atomic import check_file; check_file('/dev/stdout', 'output')"
     done = commands.program(program, cwd=tmp_path)
     assert "Expected a path of a file. Received: output='/dev/stdout', a device or the like" in done.stderr
@@ -62,7 +62,7 @@ def test_the_output_of_a_process_is_no_file(tmp_path):
 def test_a_full_disk_leaves_the_old_file_and_no_part(tmp_path, write):
     (tmp_path / "file").write_bytes(b"old")
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))"
-    # What it prints is a file, too: of a line and no traceback.
+    # Its output is a file too: one line and no traceback.
     program = (
         f"import elrt_keras, elrt_keras.atomic\n{limit}\ntry:\n    {write}\nexcept OSError as error:\n    print(error)"
     )

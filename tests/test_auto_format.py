@@ -1,4 +1,4 @@
-"""`format="auto"`: each layer in the format that keeps most of its kernel for what it costs."""
+"""`format="auto"`: each layer has the format that keeps most of its kernel for its cost."""
 
 import itertools
 import math
@@ -34,7 +34,7 @@ def network(channels=16):
 
 
 def loss_of(model, plan):
-    """−log of what all kernels keep together under a plan."""
+    """Returns −log of the energy that all kernels together keep under a plan."""
     kernels = {name: to_numpy(model.get_layer(name).kernel) for name in plan.factorized()}
     losses = []
     for name, entry in plan.factorized().items():
@@ -54,7 +54,7 @@ def test_no_single_format_keeps_more(macs, params):
     assert all(getattr(costs, name[4:]) <= part * getattr(dense, name[4:]) for name, part in budget.items())
     for name in formats.names():
         single = elrt.plan_ranks(model, format=name, method="energy", multiple_of=2, **budget)
-        # A greedy rule may lose a little where it has more to choose from.
+        # A greedy rule may lose a little with more choices.
         assert loss_of(model, plan) <= 1.02 * loss_of(model, single)
 
 

@@ -1,4 +1,4 @@
-"""Fused batch normalisation is the stock one, but for the time it takes."""
+"""Fused batch normalisation computes the same as the stock layer, and only its time differs."""
 
 import keras
 import numpy as np
@@ -22,7 +22,7 @@ def network(seed=0, channels=8, **arguments):
 
 
 def trained(model, images, targets, steps=3, **arguments):
-    """Weights after some steps of gradient descent, statistics included, and the outputs."""
+    """Trains some steps of gradient descent; returns the weights, with statistics, and the outputs."""
     model.compile(keras.optimizers.SGD(0.5, momentum=0.9), "mse", **arguments)
     for _ in range(steps):
         model.train_on_batch(images, targets)

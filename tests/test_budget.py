@@ -27,7 +27,7 @@ def resnet():
 
 
 def planned(resnet, plan):
-    """MACs and parameters under a plan, as parts of the dense model's, from the plan's own layer costs."""
+    """Returns MACs and parameters under a plan, relative to the dense model, from the plan's own layer costs."""
     dense = elrt.count_costs(resnet)
     saved = {
         resource: sum(row[resource] - row[f"planned_{resource}"] for row in plan.costs.values())
@@ -97,7 +97,7 @@ def test_every_format_and_method_meets_budgets(small, name, method):
         spent = dict(zip(("max_macs", "max_params"), planned(small, plan)))
         assert all(spent[resource] <= budget for resource, budget in budgets.items())
         assert any(spent[resource] >= budget - 0.02 for resource, budget in budgets.items()), spent
-        for row in plan.costs.values():  # break-even: nothing gets dearer in what is judged
+        for row in plan.costs.values():  # break-even: no layer costs more in the resource of the budget
             judged = [resource.removeprefix("max_") for resource in budgets]
             assert all(row[f"planned_{resource}"] <= row[resource] for resource in judged)
 
@@ -105,7 +105,7 @@ def test_every_format_and_method_meets_budgets(small, name, method):
 @pytest.mark.thorough
 def test_estimated_ranks_spend_the_budget_whatever_the_weights(small):
     copy = keras.models.clone_model(small)
-    # Estimated ranks far from the budget need large, uneven steps; one step per layer left 3 % of these unspent.
+    # Estimated ranks far from the budget need large, uneven steps; one step per layer would leave 3 % unspent.
     for seed in (113, 192, 205, 284, 319, 323, *range(10)):
         rng = np.random.default_rng(seed)
         copy.set_weights([rng.uniform(-1, 1, weight.shape) for weight in copy.weights])
@@ -120,7 +120,7 @@ def test_estimated_ranks_spend_the_budget_whatever_the_weights(small):
 def test_budgets_are_met_from_below(resnet, budget, multiple_of):
     plan = elrt.plan_ranks(resnet, max_macs=budget, multiple_of=multiple_of)
     macs, _ = planned(resnet, plan)
-    # One rank of one layer a grid step up costs less than 2 % of the whole, so the rest of a budget is less than that.
+    # One grid step of one rank costs less than 2 % of the whole, so the unspent rest of a budget is smaller.
     assert budget - 0.02 <= macs <= budget
     step = multiple_of or 8
     assert all(rank % step == 0 for entry in plan.factorized().values() for rank in entry.ranks)
@@ -239,7 +239,7 @@ def test_one_more_method_is_one_more_function(small, monkeypatch):
 
     @methods.method("smallest", kept_dense="smallest leaves it")
     def smallest(problem):
-        """The first rank of the grid; the first layer stays dense."""
+        """Chooses the first rank of the grid; the first layer stays dense."""
         first, *others = problem.candidates
         ranks = {one.name: tuple(map(min, zip(one.limits, one.steps(problem.multiple_of)))) for one in others}
         return methods.Solution({first.name: None, **ranks}, problem.candidates)
@@ -357,7 +357,7 @@ NETS = {  # filters, kernel size, stride of each convolution
 
 
 def reachable(model, format_name, budget):
-    """The most MACs below a budget that the ranks of the grid give, as a part of the dense model's, to 1/20000."""
+    """Returns the largest part of the dense MACs below a budget that the ranks of the grid reach, to 1/20000."""
     total = elrt.count_costs(model).macs
     sums = {0}
     for candidate in survey(View(model), format_name, None)[0]:

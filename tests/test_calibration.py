@@ -25,7 +25,7 @@ def network(*, filters=6, seed=0):
 
 
 def statistics_of(batches):
-    """Mean over batches, weighted by their sizes, of the means and variances over all but the last axis."""
+    """Averages means and variances over all axes but the last, over batches weighted by their sizes."""
     sizes = np.array([len(batch) for batch in batches])[:, None]
     flat = [batch.reshape(-1, batch.shape[-1]).astype("float64") for batch in batches]
     return [np.sum(sizes * [f(one, axis=0) for one in flat], axis=0) / sizes.sum() for f in (np.mean, np.var)]
@@ -153,7 +153,7 @@ def test_models_without_statistics_and_endless_data_are_refused():
 
 
 def anisotropic(channels, groups=1, seed=0):
-    """Moments of inputs that vary much more in some directions than in others."""
+    """Returns moments of inputs that vary much more in some directions than in others."""
     rng = np.random.default_rng(seed)
     bases = np.linalg.qr(rng.standard_normal((groups, channels, channels)))[0]
     scales = np.geomspace(1, 1e-3, channels)
@@ -170,7 +170,7 @@ def test_of_a_matrix_it_is_the_best_of_that_rank_by_least_squares(inputs, output
     moments = examples.T @ examples / len(examples)
     svd = formats.get("svd")
     near = to_numpy(svd.compose(InputWeighting(moments[None]).decompose(svd, kernel, (rank,))))
-    # Reduced-rank regression: outputs projected onto their leading directions. The damping is examples of its own.
+    # Reduced-rank regression projects outputs onto their leading directions. The damping acts like additional examples.
     damping = np.sqrt(1e-2 * np.trace(moments) / inputs) * np.eye(inputs)
     stacked = np.concatenate([examples / np.sqrt(len(examples)), damping])
     right = np.linalg.svd(stacked @ kernel)[2][:rank]
@@ -194,7 +194,7 @@ def test_every_format_loses_less_of_the_outputs(name, groups):
         return np.einsum("kign,gij,kjgn->", difference, moments, difference)
 
     assert lost(fitted) < 0.8 * lost(plain)
-    # The damping is examples of its own: a hundredth of the mean moment in every direction.
+    # The damping acts like additional examples: a hundredth of the mean moment in every direction.
     damped = moments + 1e-2 * np.trace(moments, axis1=1, axis2=2)[:, None, None] / 8 * np.eye(8)
 
     def norm(array):
@@ -203,8 +203,8 @@ def test_every_format_loses_less_of_the_outputs(name, groups):
 
     part = norm(kernel - to_numpy(form.compose(fitted))) / norm(kernel)
     assert weighting.relative_error(kernel, to_numpy(form.compose(fitted))) == pytest.approx(part, rel=1e-5)
-    if name != "cp":  # whose errors at many ranks are interpolated
-        # Of formats with several ranks an estimate from the spectra.
+    if name != "cp":  # errors of CP at many ranks are interpolated
+        # Formats with several ranks have an estimate from the spectra.
         assert weighting.errors(form, kernel)(ranks) == pytest.approx(part, rel=0.35)
         for view in form.orthogonal_factors(2):
             for matrix in view.matrices(keras.ops.convert_to_tensor(fitted[view.index])):
@@ -249,7 +249,7 @@ def test_moments_are_those_of_the_inputs_of_each_call():
 
 @pytest.mark.tensorflow
 def test_ranks_go_where_outputs_are_lost():
-    """Two equal layers; the inputs of one have a single direction."""
+    """Uses two equal layers; the inputs of one have a single direction."""
     inputs = keras.Input((8, 8, 16)), keras.Input((8, 8, 16))
     layers = [keras.layers.Conv2D(16, 3, name=name) for name in ("flat", "full")]
     model = keras.Model(inputs, [layer(one) for layer, one in zip(layers, inputs)])
@@ -271,7 +271,7 @@ def test_ranks_go_where_outputs_are_lost():
 
 @pytest.fixture(scope="module")
 def trained():
-    """ResNet-8 at 60 % of the MACs, trained on the digits, and the test images."""
+    """Trains ResNet-8 at 60 % of the MACs on the digits; returns it and the test images."""
     from elrt_keras.launch import data
 
     digits = data.load("digits")
@@ -312,7 +312,7 @@ def test_statistics_that_would_be_worse_are_not_taken(trained, capsys):
     model, digits = trained
     dense = elrt.merge(model)
     plan = elrt.plan_ranks(dense, fraction=1.0, break_even=False)
-    # At full ranks nothing is lost, and four images say less than training did.
+    # At full ranks nothing is lost, and four images have less information than the training data.
     low = elrt.factorize(dense, plan, factor_initializer="decomposed", calibration_data=digits.train_images[:4])
     assert "batch-norm statistics as they were; outputs differ by" in capsys.readouterr().err
     for one, two in zip(low.layers, dense.layers, strict=True):

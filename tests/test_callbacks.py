@@ -1,4 +1,4 @@
-"""The schedule changes what compiled training steps compute; the logger reports what NumPy finds."""
+"""The schedule changes compiled training steps; the logger reports the same errors as NumPy."""
 
 import csv
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.backends
 
 
 def tiny(regularizer, stock=False):
-    """A model whose loss is the penalty alone: the data loss is multiplied by zero and nothing moves."""
+    """Builds a model whose loss is only the penalty: the data loss has weight zero, and the weights stay constant."""
     if stock:
         layer = keras.layers.Conv2D(3, 3, kernel_initializer="zeros", kernel_regularizer=regularizer)
     else:
@@ -220,7 +220,7 @@ def test_stable_rank_stopping():
 
 
 def test_keras_distiller_leaves_penalties_out():
-    """Once this fails, Keras adds them, and the class in docs/training.md would add them twice."""
+    """Fails once Keras adds penalties; then the class in docs/training.md would add them twice."""
     teacher, student = (keras.Sequential([keras.Input((4, 4, 3))]) for _ in range(2))
     for model in (teacher, student):
         model.add(keras.layers.Conv2D(8, 3, name="body"))

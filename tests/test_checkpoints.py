@@ -1,4 +1,4 @@
-"""Checkpoints: written whole, read back exactly, and damaged ones recognised. Real models, real files."""
+"""Checkpoints of real models: written completely, read back exactly, and recognised if damaged."""
 
 import os
 import pathlib
@@ -54,7 +54,7 @@ def test_training_goes_on_exactly_dropout_included(tmp_path):
     for one, other in zip(weights(model), weights(loaded), strict=True):
         np.testing.assert_array_equal(one, other)
     train(model)
-    # PyTorch has one random generator for all models, so the second one is loaded after the first was trained.
+    # PyTorch has one random generator for all models, so load the second model after the first was trained.
     loaded, progress = checkpoints.newest(str(tmp_path))
     train(loaded, progress)
     for one, other in zip(weights(model), weights(loaded), strict=True):
@@ -186,12 +186,12 @@ def test_a_hundred_checkpoints_take_no_more_memory_than_one(tmp_path):
     before = resident_kb()
     for epoch in range(1, 101):
         checkpoints.save(model, str(tmp_path), Progress(epoch))
-    # By Keras alone it would be 70 KB for each.
+    # Without the remedy, each would take 70 KB.
     assert resident_kb() - before < 2000
 
 
 def test_the_remedy_for_skip_sets_is_still_needed():
-    """If this fails, Keras keeps its sets: remove launch/skip_sets.py."""
+    """Fails once Keras keeps its sets: then remove launch/skip_sets.py."""
     from keras.src.saving import saving_lib
 
     assert saving_lib.get_attr_skipset("Loss") is not saving_lib.get_attr_skipset("Loss")

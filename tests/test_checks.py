@@ -1,4 +1,4 @@
-"""Misspelt values are refused with the choice that was probably meant."""
+"""Messages for misspelt values suggest the closest choice."""
 
 import math
 import re

@@ -17,7 +17,7 @@ TOLERANCE = 1e-6
 
 
 def numpy_retraction(matrix):
-    """The Q of QR with a positive diagonal of R, in float64, of the matrix or of its transpose if that is taller."""
+    """Returns the Q of QR with a positive diagonal of R, in float64; transposes a wide matrix first."""
     if matrix.shape[0] < matrix.shape[1]:
         return numpy_retraction(matrix.T).T
     q, r = np.linalg.qr(matrix.astype("float64"))
@@ -29,7 +29,7 @@ def test_result_is_the_orthonormal_factor_of_numpy(rows, columns, seed):
     matrix = random_array(rows, columns, seed=seed)
     result = to_numpy(STIEFEL(matrix))
     assert orthonormality(result) <= TOLERANCE
-    # The factor's error is that of the input times its condition number.
+    # The factor's error is the input's error times its condition number.
     tolerance = 16 * EPS["float32"] * np.linalg.cond(matrix.astype("float64"))
     np.testing.assert_allclose(result, numpy_retraction(matrix), rtol=0, atol=tolerance)
 

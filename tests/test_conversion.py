@@ -1,4 +1,4 @@
-"""`factorize` and `merge`: equal outputs, nothing lost on the way, all or nothing."""
+"""`factorize` and `merge`: equal outputs, everything kept, and no half-converted model after an error."""
 
 import contextlib
 import os
@@ -96,7 +96,7 @@ def test_the_models_share_no_memory(initializer):
     images, targets = random_array(2, 4, 4, 2), np.zeros((2, 3), "float32")
     before = to_numpy(model(images))
     low_rank.compile("sgd", "mse")
-    low_rank.fit(images, targets, verbose=0)  # JAX's compiled steps reuse the memory of the weights they are given
+    low_rank.fit(images, targets, verbose=0)  # a compiled step on JAX reuses the memory of its input weights
     np.testing.assert_array_equal(to_numpy(model(images)), before)
     model.compile("sgd", "mse")
     model.fit(images, targets, verbose=0)
@@ -257,7 +257,7 @@ def test_a_terminal_shows_how_far_decomposition_is():
     process = subprocess.Popen([sys.executable, "-c", program], stderr=terminal, env={**os.environ, "TERM": "xterm"})
     os.close(terminal)
     shown = b""
-    with contextlib.suppress(OSError):  # which is how a terminal ends
+    with contextlib.suppress(OSError):  # a terminal ends with this error
         while part := os.read(told, 4096):
             shown += part
     assert process.wait(timeout=100) == 0 and b"decomposing kernels" in shown

@@ -1,4 +1,4 @@
-"""Copies of a model keep more than weights and arguments: functions, tables, statistics, activations' weights."""
+"""State that copies of a model keep beside weights and arguments: functions, tables, statistics, activation weights."""
 
 import functools
 
@@ -76,7 +76,7 @@ class Doubled:
 
 
 def own_functions():
-    """Activations of the backend itself, which are of other types than Python's functions."""
+    """Returns activations of the backend itself, whose types differ from Python functions."""
     if keras.backend.backend() == "jax":
         import jax
 
@@ -111,7 +111,7 @@ def test_activations_that_are_no_functions_of_python():
 
 @keras.saving.register_keras_serializable("test_copied_state")
 class FixedActivation(layers.Layer):
-    """Keeps a function as `activation` that no argument stands for."""
+    """Keeps a function as `activation` that has no constructor argument."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -123,7 +123,7 @@ class FixedActivation(layers.Layer):
 
 @keras.saving.register_keras_serializable("test_copied_state")
 class OtherArgument(FixedActivation):
-    """Keeps it by another argument; one called `activation` means something else."""
+    """Takes the function by another argument; its argument `activation` means something else."""
 
     def __init__(self, function="relu", activation=None, **kwargs):
         super().__init__(**kwargs)
@@ -169,7 +169,7 @@ def test_custom_layers_keep_activations_that_are_no_arguments(make):
 
 
 class Counting(keras.Sequential):
-    """A model with its own way to compute a loss."""
+    """A model that overrides the computation of the loss."""
 
     def compute_loss(self, *args, **kwargs):
         return 7.0 + 0.0 * super().compute_loss(*args, **kwargs)
@@ -187,7 +187,7 @@ def test_subclasses_of_sequential_stay():
 
 
 def doubled_tanh(x):
-    """An activation that Keras could not find again by its name."""
+    """Activation that Keras cannot find by its name."""
     return 2 * keras.ops.tanh(x)
 
 
@@ -255,7 +255,7 @@ def test_an_activation_with_weights_keeps_them(name):
 
 
 class Closed(layers.Layer):
-    """A layer with parts and a weight of its own, whose configuration does not say what is frozen."""
+    """A layer with sublayers and a weight of its own; its configuration does not say which part is frozen."""
 
     def __init__(self, **options):
         super().__init__(**options)

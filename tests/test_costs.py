@@ -207,7 +207,7 @@ def test_an_axis_merged_into_the_batch_counts():
 
 
 def test_what_other_threads_call_meanwhile_is_not_counted():
-    """Counts in threads, like layers that augment data in a data pipeline; or another count."""
+    """Calls layers in other threads, as a data pipeline or another count does."""
     model = keras.Sequential([keras.Input((8, 8, 8)), *(layers.Conv2D(16, 3, padding="same") for _ in range(6))])
     beside = keras.Sequential([keras.Input((8, 8, 3)), layers.Rescaling(2.0), layers.Conv2D(3, 1)])
     expected, stop, others = elrt.count_costs(model), threading.Event(), []

@@ -1,4 +1,4 @@
-"""Custom layers made of other layers: opened by the planner and `factorize` where nothing is lost by that."""
+"""Custom layers made of other layers: the planner and `factorize` open them if nothing is lost."""
 
 import keras
 import numpy as np
@@ -12,7 +12,7 @@ layers = keras.layers
 
 @keras.saving.register_keras_serializable("elrt_tests")
 class Block(layers.Layer):
-    """A custom block around a convolution; what it does beside depends on its options."""
+    """A custom block around a convolution; options add more operations."""
 
     def __init__(self, doubles=False, **kwargs):
         super().__init__(**kwargs)
@@ -95,7 +95,7 @@ class Noisy(Block):
 
 
 class Passing(Block):
-    """Tells its layers whether it trains."""
+    """Passes its `training` argument to its layers."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -110,7 +110,7 @@ class Passing(Block):
 
 
 class Frozen(Passing):
-    """Tells its layers always the same."""
+    """Passes a constant `training` argument to its layers."""
 
     def build(self, input_shape):
         super().build(input_shape)
@@ -184,7 +184,7 @@ def test_a_block_keeps_what_it_makes_of_its_input_type():
 
 @keras.saving.register_keras_serializable("elrt_tests")
 class LowRankBlock(Block):
-    """Block around a low-rank convolution."""
+    """A custom block around a low-rank convolution."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -203,14 +203,14 @@ def test_low_rank_layers_in_custom_blocks_are_reached():
 
 
 class TiedDecoder(Block):
-    """Reads the weight of the layer in it."""
+    """Reads the weight of its layer."""
 
     def call(self, x):
         return keras.ops.matmul(self.conv(x), keras.ops.transpose(self.conv.kernel[0, 0]))
 
 
 class PassedOn(Block):
-    """Hands the weight of the layer in it to an operation."""
+    """Passes the weight of its layer to an operation."""
 
     def call(self, x):
         return self.conv(x) * keras.ops.mean(x) + keras.ops.multiply(x, self.conv.bias)
@@ -231,7 +231,7 @@ def test_blocks_that_read_values_stay_closed_and_say_why(kind, reason):
     assert "block/conv" not in plan and reason in plan.reasons["block"]
     low_rank = elrt.factorize(model, plan, factor_initializer="decomposed")
     images = random_array(2, 6, 6, 4)
-    for step in (0.0, 1.0):  # what training would change, changes the outputs
+    for step in (0.0, 1.0):  # weights that training would change change the outputs
         low_rank.get_layer("block").conv.bias.assign(np.full(4, step))
         model.get_layer("block").conv.bias.assign(np.full(4, step))
         np.testing.assert_allclose(to_numpy(low_rank(images)), to_numpy(model(images)), atol=1e-4)
@@ -247,7 +247,7 @@ def test_opening_a_block_changes_no_state():
 
 
 class Strong(Block):
-    """Its graph depends on an attribute."""
+    """A block whose graph depends on an attribute."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -285,7 +285,7 @@ class Unclonable(layers.Layer):
 
 
 class Holding(Block):
-    """Clones and saves, though what it holds does not by itself."""
+    """Can be cloned and saved, although its sublayer cannot by itself."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)

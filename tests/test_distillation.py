@@ -1,4 +1,4 @@
-"""A taught model learns from labels, penalties and the teacher as the formula says, and is the student elsewhere."""
+"""A taught model learns from labels, penalties and teacher by the formula, and otherwise behaves as the student."""
 
 import keras
 import numpy as np
@@ -34,7 +34,7 @@ def classifier(strength=0.0, activation="softmax", classes=CLASSES, size=8, seed
 
 
 def examples(count=8, seed=0):
-    # An offset for each channel, which pooling leaves.
+    # An offset for each channel, which pooling does not change.
     images = random_array(count, 8, 8, 3, seed=seed) + random_array(count, 1, 1, 3, seed=seed + 1)
     return images, np.eye(CLASSES, dtype="float32")[np.random.default_rng(seed).integers(CLASSES, size=count)]
 
@@ -65,10 +65,10 @@ def test_the_loss_is_that_of_the_formula(from_logits, weight, temperature):
     expected = cross_entropy + penalties + weight * temperature**2 * divergence
     history = taught.fit(images, labels, batch_size=8, epochs=2, verbose=0, validation_data=(images, labels)).history
     np.testing.assert_allclose(history["loss"][0], expected, rtol=1e-5)
-    np.testing.assert_allclose(history["loss"][1], expected, rtol=1e-5)  # nothing of the teacher's is left over
+    np.testing.assert_allclose(history["loss"][1], expected, rtol=1e-5)  # no part of the teacher's loss remains
     outputs = to_numpy(student(images, training=False))
     probabilities = softmax(outputs, axis=-1) if from_logits else outputs
-    # Of the second epoch, with other averages of batch-norm than the first.
+    # Take the second epoch: its batch-norm averages differ from those of the first.
     cross_entropy = -np.mean(np.sum(labels * np.log(probabilities), axis=-1))
     np.testing.assert_allclose(history["val_loss"][1], cross_entropy + penalties, rtol=1e-5)
 

@@ -1,4 +1,4 @@
-"""A loss that grows without becoming infinite is told once, with the remedy."""
+"""A warning for a loss that grows without becoming infinite: once, with the remedy."""
 
 import pytest
 
@@ -11,7 +11,7 @@ CONFIG = TrainConfig(learning_rate=0.5)
 
 
 def epochs(caplog, *losses):
-    """The warnings after epochs of these losses; guessing among 10 classes has a loss of 2.30."""
+    """Returns the warnings after epochs with these losses; guessing among 10 classes has a loss of 2.30."""
     caplog.clear()
     callback = DivergenceWarning(CONFIG, 10)
     with caplog.at_level("WARNING"):

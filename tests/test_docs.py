@@ -14,13 +14,13 @@ from elrt_keras import formats
 
 pytestmark = pytest.mark.tensorflow  # the same on every backend
 DOCS = pathlib.Path(__file__).resolve().parents[1] / "docs"
-EXCERPTS = {"deploy"}  # whose models and data are the reader's
+EXCERPTS = {"deploy"}  # pages that use models and data of the reader
 GUIDES = ("index", "own_model", "ranks", "elrt", "formats", "training", "adding_a_format", "faq")
 ROOMS = ("callbacks", "constraints", "export", "formats", "initializers", "layers", "models", "plot", "regularizers")
 
 
 def public_objects():
-    """Qualified names and objects that users call: those of the front door, and of the modules it offers."""
+    """Lists names and objects that users call: those of `elrt_keras` and of its public modules."""
     found = {}
     for module in (elrt_keras, *(importlib.import_module(f"elrt_keras.{room}") for room in ROOMS)):
         own = [n for n, v in vars(module).items() if n[0] != "_" and getattr(v, "__module__", "") == module.__name__]
@@ -30,7 +30,7 @@ def public_objects():
 
 
 def blocks(page):
-    """The Python of a page: `(line, code)` of each block."""
+    """Lists the Python blocks of a page as `(line, code)`."""
     text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
     return [(text[: m.start(1)].count("\n"), m[1]) for m in re.finditer(r"^```python\n(.*?)^```$", text, re.M | re.S)]
 
@@ -49,7 +49,7 @@ def test_the_code_of_a_guide_runs(page, tmp_path, monkeypatch):
 def test_every_room_is_looked_at():
     modules = [n for n in elrt_keras.__all__ if (DOCS.parent / "elrt_keras" / f"{n}.py").exists()]
     packages = [n for n in elrt_keras.__all__ if (DOCS.parent / "elrt_keras" / n / "__init__.py").exists()]
-    # Of the files' room only what measures them is for users; it stands in the reference by itself.
+    # Only the measuring part of `litert` is for users; the reference has a page for it.
     assert {*modules, *packages, "models"} == {*ROOMS, "litert"}
     assert "::: elrt_keras.litert.CommandTimer" in (DOCS / "api" / "core.md").read_text(encoding="utf-8")
 
@@ -63,7 +63,7 @@ def test_public_names_are_documented_and_in_the_reference(name):
     assert refers or ">>> " in value.__doc__, f"{name} has no example"
     assert re.search(rf"^::: {re.escape(name)}$", pages, re.M), f"{name} is missing in docs/api/"
     if inspect.isclass(value):
-        # What Keras calls, such as `build`, is documented there.
+        # Keras documents the methods that it calls, such as `build`.
         own = {n: v for n, v in vars(value).items() if n[0] != "_" and n not in dir(keras.layers.Layer)}
         methods = [n for n, v in own.items() if inspect.isfunction(v) or isinstance(v, (property, classmethod))]
         assert not [n for n in methods if not inspect.getdoc(getattr(value, n))]

@@ -1,4 +1,4 @@
-"""Types that are not the default: penalties in float64 and in half floats, exports of mixed-precision models."""
+"""Types other than the default: penalties in float64 and in half floats, exports of mixed-precision models."""
 
 import contextlib
 
@@ -18,7 +18,7 @@ layers = keras.layers
 
 @contextlib.contextmanager
 def defaults(floatx, policy):
-    """Within it these are the default float type and policy."""
+    """Context with these default float type and policy."""
     before = keras.config.floatx(), keras.config.dtype_policy()
     keras.config.set_floatx(floatx)
     keras.config.set_dtype_policy(policy)
@@ -67,7 +67,7 @@ def test_penalties_train_where_half_floats_are_the_default(dtype, kind):
 
 @pytest.fixture(params=thorough_but(("mixed_bfloat16",), ["mixed_float16", "mixed_bfloat16"]))
 def mixed(request):
-    """A low-rank model with a nested one, and what it computes in float32 on some images."""
+    """Builds a low-rank model with a nested one; returns it with images and its float32 outputs."""
     images = np.random.default_rng(0).uniform(0, 255, (16, 16, 16, 3)).astype("float32")
     outputs, weights = [], None
     keras.utils.set_random_seed(0)
@@ -80,7 +80,7 @@ def mixed(request):
         weights = weights or model.get_weights()
         model.set_weights(weights)
         outputs.append(to_numpy(model(images)))
-    assert 1e-4 < np.abs(outputs[0] - outputs[1]).max()  # so that float32 can be told from mixed precision
+    assert 1e-4 < np.abs(outputs[0] - outputs[1]).max()  # float32 and mixed precision differ visibly
     return model, images, outputs
 
 
@@ -98,7 +98,7 @@ def test_mixed_precision_models_are_exported_as_they_compute_for_inference(mixed
     pytest.importorskip("tf_keras")
     twin = elrt.export.to_tf_keras(model)
     np.testing.assert_allclose(np.asarray(twin(images)), expected, atol=1e-5 * np.abs(expected).max())
-    # The model itself is as it was.
+    # The model itself has not changed.
     np.testing.assert_array_equal(to_numpy(model(images)), half)
 
 

@@ -19,7 +19,7 @@ layers = keras.layers
 
 
 def decaying(shape, decay, seed=0):
-    """A kernel whose channel unfoldings have singular values that fall by `decay` from one to the next."""
+    """Returns a kernel whose channel unfoldings have singular values that fall by the factor `decay`."""
     tucker2 = formats.get("tucker2")
     left, core, right = tucker2.decompose(random_array(*shape, seed=seed), tucker2.max_ranks(shape))
     scale = decay ** np.arange(max(shape[-2:]))
@@ -50,7 +50,7 @@ LIMITS = [{"macs": 0.5}, {"macs": 0.3}, {"macs": 0.7}, {"params": 0.4}, {"macs":
 def test_close_to_the_best_of_all_choices(format_name):
     models = [model_of(decays) for decays in ([0.6, 0.8, 0.95], [0.9] * 3)]
     ratios = [over_best(model, format_name, limits) for model in models for limits in LIMITS]
-    # Three layers of a few steps each leave a greedy rule more to lose than a real model does.
+    # With three layers of a few steps each, a greedy rule can lose more than with a real model.
     assert min(ratios) >= 1 - 1e-9 and np.median(ratios) <= 1.001 and np.mean(ratios) <= 1.05
 
 
@@ -60,7 +60,7 @@ TRAINED, RANDOM = [0.6, 0.8, 0.95], [1.0] * 3
 @pytest.mark.parametrize("decays", [TRAINED, RANDOM], ids=["trained", "random"])
 @pytest.mark.parametrize("format_name", thorough_but(("tucker2", "cp"), formats.names()))
 def test_close_to_the_best_by_the_errors_of_real_decompositions(format_name, decays):
-    """Of kernels whose directions fall off, as training leaves them, and of random ones."""
+    """Uses kernels with falling singular values, as after training, and random ones."""
     model = model_of(decays, channels=8) if decays is TRAINED else random_model_of(3, channels=8)
 
     def loss(candidate, ranks):
@@ -76,18 +76,18 @@ def test_close_to_the_best_by_the_errors_of_real_decompositions(format_name, dec
 
 
 def random_model_of(count, channels):
-    """A model as it is before training."""
+    """Builds an untrained model."""
     convolutions = [layers.Conv2D(channels, 3, padding="same", name=f"conv{index}") for index in range(count)]
     return keras.Sequential([keras.Input((8, 8, channels)), *convolutions])
 
 
 def planned_loss(candidate, ranks):
-    """The loss that the planner works with."""
+    """Returns the planner's loss of a layer."""
     return energy.total_loss([candidate], {candidate.name: ranks})
 
 
 def over_best(model, format_name, limits, multiple_of=4, loss=planned_loss):
-    """The loss of the planner's choice, over the least loss of all choices that the budget allows."""
+    """Divides the loss of the planner's choice by the least loss of all choices within the budget."""
     candidates, budget = problem(model, format_name, **limits)
     chosen = energy.solve(candidates, budget, multiple_of)
     assert budget.fits(chosen)
@@ -106,7 +106,7 @@ def over_best(model, format_name, limits, multiple_of=4, loss=planned_loss):
 
 
 def test_before_training_no_layer_is_starved():
-    """Each layer keeps about as much of a random kernel as under one fraction of all ranks."""
+    """Checks that each layer keeps about as much of a random kernel as with one fraction for all ranks."""
     keras.utils.set_random_seed(0)
     model = elrt.models.build("resnet20")
     by_method = {}

@@ -1,4 +1,4 @@
-"""Plans and `shrink` count a low-rank layer as it executes: through the chain, or through its composed kernel."""
+"""Plans and `shrink` count a low-rank layer as it runs: through the chain or through its composed kernel."""
 
 import itertools
 
@@ -21,7 +21,7 @@ def resnet():
 
 
 def totals_of(model, plan):
-    """MACs and parameters of a model under a plan, by what the plan says of its layers."""
+    """Sums MACs and parameters of a model under a plan, from the plan's costs of its layers."""
     dense = elrt.count_costs(model)
     return tuple(
         getattr(dense, name) + sum(row[f"planned_{name}"] - row[name] for row in plan.costs.values())
@@ -55,7 +55,7 @@ def test_a_plan_counts_a_layer_on_inputs_of_several_sizes_as_it_executes():
             low = elrt.factorize(model, {"conv": ("tucker2", ranks)})
             (candidate,) = elrt.ranks.survey.survey(View(model), "tucker2", [])[0]
             assert candidate.costs((ranks, ranks))["macs"] == elrt.count_costs(low).macs
-            # A layer that is there already: `shrink` leaves what is within the budget alone.
+            # An existing layer: `shrink` does not change layers within the budget.
             part = min(1.0, elrt.count_costs(low).macs / elrt.count_costs(model).macs + 1e-9)
             assert elrt.shrink(low, max_macs=part).get_layer("conv").ranks == (ranks, ranks)
 
@@ -84,7 +84,7 @@ def test_the_input_size_does_not_decide_how_a_layer_executes(case, times):
         built.append(layer_class(filters, tuple(kernel_size), case["ranks"], **case["arguments"]))
         built[-1].build(shape)
     (decided,) = {layer.runs_chain for layer in built}
-    # On inputs without end it is the execution of fewer MACs.
+    # On very large inputs, the decision must be the execution with fewer MACs.
     endless = [10_000 * stride for stride in built[0].strides]
     shape = (1, *endless, large[-1]) if last else (1, large[1], *endless)
     forced = []

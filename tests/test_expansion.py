@@ -1,4 +1,4 @@
-"""`expand` and `merge`: low-rank layers as stock ones, with equal outputs and nothing left behind."""
+"""`expand` and `merge`: low-rank layers become stock layers, with equal outputs and everything kept."""
 
 import keras
 import numpy as np
@@ -133,7 +133,7 @@ def test_a_layer_called_by_the_name_of_its_argument_expands():
 @pytest.mark.parametrize("verb", ["merge", "expand", "shrink"])
 def test_low_rank_layers_that_would_be_left_over_are_named(verb):
     class Frames(layers.TimeDistributed):
-        """Not opened: it may run its layer as it likes."""
+        """A subclass, which stays closed: it may run its layer in another way."""
 
     inside = elrt.layers.Tucker2Conv2D(4, 3, ranks=2, name="inside")
     model = keras.Sequential(

@@ -1,4 +1,4 @@
-"""SavedModel and ONNX export: the files run in other runtimes and agree with Keras; failures leave nothing."""
+"""SavedModel and ONNX export: the files run in other runtimes and agree with Keras; failures leave no file."""
 
 import os
 
@@ -56,7 +56,7 @@ def test_saved_model_runs_in_tensorflow_at_any_batch_size(model, tmp_path):
     import tensorflow as tf
 
     path = tmp_path / "saved"
-    path.mkdir()  # an empty folder is taken
+    path.mkdir()  # an empty folder is accepted
     neighbour = path.with_name(f"{path.name}.tmp")
     neighbour.mkdir()
     (neighbour / "precious").write_text("data")
@@ -103,7 +103,7 @@ def test_a_file_and_a_folder_are_not_taken_for_one_another(model, tmp_path):
     file, folder = tmp_path / "file", tmp_path / "folder"
     file.write_text("data")
     folder.mkdir()
-    # Refused at once: not even a model is looked at.
+    # The path is refused before the model is read.
     with pytest.raises(ValueError, match="with nothing, or an empty folder. Received: path=.*file', a file"):
         elrt.export.to_saved_model("model", file)
     with pytest.raises(ValueError, match="path of a file. Received: path=.*folder', a folder"):
@@ -153,7 +153,7 @@ def test_examples_that_a_model_does_not_take_are_told(tmp_path):
     with pytest.raises(ValueError, match="set evaluation_data or input_range. Received: indices.* is not in"):
         elrt.export.to_saved_model(model, tmp_path / "model")
     assert elrt.export.to_litert(model, tmp_path / "model.tflite", input_range=(0, 49)).rms_difference < 1e-6
-    (result,) = elrt.export.benchmark_litert(tmp_path / "model.tflite", runs=2)  # on numbers of words that there are
+    (result,) = elrt.export.benchmark_litert(tmp_path / "model.tflite", runs=2)  # with valid word numbers
     assert result.median_ms > 0
 
 

@@ -69,7 +69,7 @@ GRID = [
 ]
 
 
-# Every eleventh argument has each value of each; all of them are left to continuous integration.
+# Every eleventh case covers each value of each argument; continuous integration runs all cases.
 @pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("format_name", formats.names())
 def test_parity_with_the_dense_convolution_over_a_grid_of_arguments(format_name, step):
@@ -121,8 +121,8 @@ def test_dtype_policies(dtype, execution, training):
     assert keras.backend.standardize_dtype(outputs.dtype) == compute
     stored = "float32" if dtype.startswith("mixed") else dtype
     assert {keras.backend.standardize_dtype(w.dtype) for w in layer.weights} == {stored}
-    # Products accumulate in float32; what rounds to half precision is the input, the factors and the stages' outputs:
-    # seven times half an eps, or fewer on the composed way.
+    # Products accumulate in float32. Inputs, factors and the outputs of the stages are rounded to half precision: seven
+    # roundings of half an eps, fewer with a composed kernel.
     roundings = None if compute == "float32" else 4
     bound = conv_error_bound(inputs, layer, EPS[compute], roundings, padding="same")
     assert np.all(
@@ -172,7 +172,7 @@ def test_auto_counts_the_first_stage_at_the_resolution_of_the_input(strides, pad
 
 def test_kernel_and_assign_kernel():
     layer = elrt.layers.Tucker2Conv2D(6, (3, 2), 1.0)
-    with pytest.raises(AttributeError, match="kernel"):  # PyTorch words it its own way
+    with pytest.raises(AttributeError, match="kernel"):  # PyTorch has its own message
         _ = layer.kernel
     layer.build((None, 8, 8, 4))
     np.testing.assert_allclose(to_numpy(layer.kernel), tucker2_compose(layer.factors), atol=1e-6)

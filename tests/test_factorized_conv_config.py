@@ -1,4 +1,4 @@
-"""Saving and reviving: every constructor argument, at a non-default value, comes back and acts the same."""
+"""Saving and loading: every constructor argument, at a non-default value, is restored and has the same effect."""
 
 import importlib
 import inspect
@@ -45,7 +45,7 @@ LEAVES = [leaf for leaf in map(elrt.layers.__dict__.get, elrt.layers.__all__) if
 
 
 def arguments_of(leaf, **others):
-    """The table for one layer class: as many ranks, kernel axes and strides as it takes."""
+    """Returns the arguments for one layer class, with its number of ranks, kernel axes and strides."""
     arguments = {**ARGUMENTS, **others}
     arguments["ranks"] = (0.5, 3, 0.4)[: len(formats.get(leaf.format_name).rank_names)]
     if leaf.spatial_dims == 0:
@@ -107,7 +107,7 @@ def test_formats_that_a_layer_cannot_have(change, received):
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("name", [name for name in ARGUMENTS if name != "ranks"])
 def test_a_built_layer_refuses_what_only_building_reads(name):
-    """All else acts on the next call, or says what a layer made from the configuration starts from."""
+    """Checks which attributes a built layer refuses; others act on the next call or in a layer from its config."""
     layer = elrt.layers.Tucker2Conv2D(6, 3, 2, padding="same")
     setattr(layer, name, getattr(layer, name))  # before it is built
     layer.build((None, 6, 6, 4))
@@ -231,7 +231,7 @@ def test_weights_alone_load_into_another_strength(tmp_path):
 
 
 def low_rank_pair(**penalties):
-    """A model of two low-rank layers, with a regularizer of its own for each."""
+    """Builds a model of two low-rank layers, each with its own regularizer."""
     dso = elrt.regularizers.DoubleSoftOrthogonality
     chain = [elrt.layers.Tucker2Conv2D(4, 3, 2, factor_regularizer=dso(0.1), **penalties) for _ in range(2)]
     dense = elrt.layers.LowRankDense(3, 2, factor_regularizer=dso(0.1))
@@ -250,14 +250,14 @@ def test_checkpoints_of_tensorflow_hold_the_factors(tmp_path):
 
 
 def strengths_in(tree):
-    """The strengths in a part of a state tree, which has a level for each part of a variable's path."""
+    """Finds the strengths in a part of a state tree, which has a level for each part of a variable's path."""
     inner = [value for value in tree.values() if isinstance(value, dict)]
     own = [value for name, value in tree.items() if "strength" in name and not isinstance(value, dict)]
     return own + [strength for one in inner for strength in strengths_in(one)]
 
 
 def test_a_state_tree_tells_the_strengths_of_several_regularizers_apart(tmp_path):
-    """Keras names the entries by the paths of variables, which have to differ."""
+    """Checks that the paths of the variables differ: Keras names the entries by them."""
     model = low_rank_pair(kernel_regularizer=elrt.regularizers.SoftOrthogonality(0.2))
     model.save(tmp_path / "model.keras")
     for one in (model, keras.models.clone_model(model), keras.models.load_model(tmp_path / "model.keras")):
@@ -271,7 +271,7 @@ def test_a_state_tree_tells_the_strengths_of_several_regularizers_apart(tmp_path
 
 
 def test_strengths_have_the_same_names_in_every_program():
-    """Names like those of stock variables: another model loads the saved names, whatever was made between them."""
+    """Checks that a model can load names saved by another model, regardless of objects made between the two."""
 
     def named():
         inputs = keras.Input((6, 6, 4))
@@ -290,7 +290,7 @@ def test_strengths_have_the_same_names_in_every_program():
     strength = other.get_layer("first").factor_regularizer.strength_variable
     assert float(keras.ops.convert_to_numpy(strength)) == pytest.approx(0.7)
     if keras.backend.backend() == "torch":
-        named().load_state_dict(model.state_dict())  # which names every parameter that is missing or unexpected
+        named().load_state_dict(model.state_dict())  # PyTorch refuses missing and unexpected names
 
 
 def test_optimizer_state_survives(tmp_path):

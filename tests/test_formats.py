@@ -34,7 +34,7 @@ from elrt_keras.formats.chain import conv_output_size
 TUCKER2 = formats.get("tucker2")
 
 
-# TensorLy completes the factor in that case, and says so.
+# TensorLy completes the factor in that case, with a warning.
 pytestmark = [
     pytest.mark.backends,
     pytest.mark.filterwarnings("ignore:Trying to compute SVD with n_eigenvecs:UserWarning"),
@@ -64,7 +64,7 @@ def test_chain_of_stages_equals_convolving_with_the_composed_kernel(name, data):
     composed = to_numpy(form.compose([keras.ops.convert_to_tensor(factor) for factor in factors]))
     assert composed.shape == shape
     np.testing.assert_allclose(composed, compose(name, factors), rtol=1e-4, atol=1e-4)
-    # Only composing rounds to float32; its roundings are fewer than the elements that the factors hold.
+    # Only composing rounds to float32; it has fewer roundings than the factors have elements.
     roundings = sum(factor.size for factor in factors)
     bound = roundings * EPS["float32"] * run(np.abs(inputs), [np.abs(factor) for factor in factors])
     error = np.abs(run(inputs, factors) - numpy_conv(inputs, composed, **arguments))
@@ -117,11 +117,11 @@ def test_the_error_is_at_most_the_tails_of_the_spectra(name, data, seed):
     tails = sum(spectrum[rank:].sum() for spectrum, rank in zip(spectra, ranks))
     error = np.sum((compose(name, form.decompose(kernel, ranks)) - kernel) ** 2)
     assert error <= tails + 1e-9 * np.sum(kernel**2)
-    if name in ("svd", "spatial_svd"):  # Eckart–Young: no less either
+    if name in ("svd", "spatial_svd"):  # Eckart–Young: the bound is exact
         assert error == pytest.approx(tails, abs=1e-9 * np.sum(kernel**2))
 
 
-# What an estimate says is captured, of what a decomposition captures. The last two iterate, and go on from there.
+# Least ratio of estimated to real captured energy. The last two formats iterate, so they capture more than estimated.
 LEAST_CAPTURED = {"svd": 1.0, "spatial_svd": 1.0, "tensor_train": 1.0, "tucker2": 0.8, "cp": 0.8}
 
 
@@ -144,7 +144,7 @@ def test_errors_are_what_decompositions_leave_out(name, data, seed, decay):
 
 @pytest.mark.parametrize("name", ["tucker2", "cp", "tensor_train"])
 def test_errors_of_a_wide_kernel_lie_on_a_falling_curve(name):
-    """Such kernels are looked at at some ranks only."""
+    """Checks wide kernels, whose errors are computed at some ranks only."""
     kernel = random_array(3, 3, 40, 130, seed=2)
     errors, full = formats.get(name).errors(kernel), np.array(formats.get(name).max_ranks(kernel.shape))
     curve = [errors(tuple(np.maximum(1, np.round(part * full)).astype(int))) for part in np.linspace(0.02, 1, 80)]
@@ -174,7 +174,7 @@ def test_decompositions_are_no_worse_than_tensorlys(name, shape):
 
 
 def tensorly_error(name, kernel, ranks):
-    """The error of TensorLy's decomposition, in the order of modes and the matrix that the format is defined by."""
+    """Returns the error of TensorLy's decomposition, with the format's order of modes or its matrix."""
     height, width, channels, filters = kernel.shape
     with tensorly.backend_context("numpy"):
         if name == "tucker2":
@@ -256,7 +256,7 @@ def test_a_zero_kernel_and_one_of_known_rank(name):
     assert not np.any(compose(name, form.decompose(np.zeros(shape, "float32"), ranks)))
     kernel = compose(name, random_factors(form.factor_shapes(shape, ranks))).astype("float32")
     error = np.linalg.norm(compose(name, form.decompose(kernel, ranks)) - kernel) / np.linalg.norm(kernel)
-    # Alternating least squares closes in on an exact CP slowly; the other formats are direct.
+    # Alternating least squares converges slowly to an exact CP; the other formats are direct.
     assert error <= (1e-2 if name == "cp" else 1e-5)
 
 
@@ -359,7 +359,7 @@ def test_ranks_above_the_usable_ones_add_nothing(name, shape):
     for ranks in itertools.product(*(range(1, limit + 1, 3) for limit in form.max_ranks(shape))):
         usable = form.usable_ranks(shape, ranks)
         assert all(1 <= few <= many for few, many in zip(usable, ranks)) and form.usable_ranks(shape, usable) == usable
-        # Oracle: what random factors of these ranks compose has no higher unfolding ranks, and may have these.
+        # Oracle: the usable ranks are the ranks of the unfoldings of a kernel composed of random factors.
         unfolded = form.unfoldings(compose(name, random_factors(form.factor_shapes(shape, ranks))).astype("float64"))
         assert tuple(np.linalg.matrix_rank(matrix, rtol=1e-5) for matrix in unfolded) == usable
         if usable != ranks and name == "tucker2":  # TT-SVD is not quite the best, and differs by how far it is from it
@@ -389,7 +389,7 @@ def test_leaving_out_terms_of_cp_against_all_ways_to_do_so():
 
     for rank in (1, 2, 3, 4, 5):
         least = min(error(list(kept)) for kept in itertools.combinations(range(5), rank))
-        # One after another is no better than the best of all ways, and the last of them is that.
+        # Terms are removed one after another. That is never better than the best subset, and equal for the first term.
         assert tails[rank] >= min(least, norm) * (1 - 1e-4) - 1e-6 * norm
         assert rank != 4 or tails[rank] == pytest.approx(min(least, norm), rel=1e-3)
         truncated = compose("cp", form.truncate(factors, (rank,)))

@@ -1,4 +1,4 @@
-"""Factors in turn: who trains when, on every backend, with every optimizer; and the rest of the model always."""
+"""Freezing factors in turn, on every backend and with every optimizer; the rest of the model always trains."""
 
 import keras
 import numpy as np
@@ -32,7 +32,7 @@ def path_of(weight):
 
 
 class Watch(keras.callbacks.Callback):
-    """Notes which weights an epoch changed."""
+    """Records which weights an epoch changed."""
 
     def on_train_begin(self, logs=None):
         self.changed = []
@@ -86,7 +86,7 @@ def test_turns_of_several_epochs_and_a_start_in_between():
 
 
 def test_a_step_is_that_of_the_variables_that_train():
-    """An epoch of each turn equals one in which the frozen factors are frozen by hand from the start."""
+    """Compares an epoch of each turn with an epoch in which the same factors are frozen by hand from the start."""
     model = small(keras.optimizers.SGD(0.05))
     fit(model, elrt.callbacks.FactorFreezing(), epochs=2)
     expected = small(keras.optimizers.SGD(0.05))

@@ -1,4 +1,4 @@
-"""Grouped convolutions: each group a convolution with factors of its own, in layers, plans and conversions."""
+"""Grouped convolutions in layers, plans and conversions: each group is a convolution with its own factors."""
 
 import keras
 import numpy as np
@@ -33,7 +33,7 @@ FORMATS = formats.names()
 
 
 def of_groups(format_name, factors, groups):
-    """The factors of each group: of a factor the outputs that are the group's; of CP's depthwise one the channels."""
+    """Splits factors by group: each group gets its outputs of a factor, or its channels of CP's depthwise factor."""
     axes = [-2 if format_name == "cp" and index == 1 else -1 for index in range(len(factors))]
     parts = [np.split(to_numpy(factor), groups, axis) for factor, axis in zip(factors, axes)]
     return list(zip(*parts))
@@ -50,7 +50,7 @@ def grouped_conv(inputs, kernel, groups, data_format="channels_last", **argument
 
 
 def grouped_case(case, groups):
-    """A random convolution with that many groups of the channels it has."""
+    """Turns a random convolution into one with that many groups, each with its number of channels."""
     *kernel_size, channels, filters = case["kernel_shape"]
     axis = -1 if case["arguments"]["data_format"] == "channels_last" else 1
     shape = list(case["input_shape"])
@@ -190,7 +190,7 @@ def test_penalties_and_projections_are_those_of_a_layer_for_each_group():
 @pytest.mark.parametrize("execution", ["chain", "compose"])
 @pytest.mark.parametrize("recompute", thorough_but((False,), [False, True]))
 def test_gradients_are_those_of_the_groups(format_name, execution, recompute):
-    """Training may run the groups one by one; the reference is a layer without groups for each."""
+    """Compares with one layer without groups for each group; training may run the groups one by one."""
     leaf, inputs = layer_class(format_name, 2), random_array(2, 6, 6, 12, seed=4)
     options = {"execution": execution, "strides": 2, "padding": "same", "recompute": recompute}
     layer, parts = leaf(9, 3, 2, groups=3, **options), [leaf(3, 3, 2, **options) for _ in range(3)]
@@ -230,7 +230,7 @@ def test_conversions_keep_what_grouped_layers_compute(tmp_path):
         dense, {name: (form, 1.0) for name, (form, _) in GROUPED_PLAN.items()}, factor_initializer="decomposed"
     )
     np.testing.assert_allclose(to_numpy(full(inputs)), to_numpy(dense(inputs)), atol=1e-4 * scale)
-    # Full ranks hold what the lower ones hold, so that shrinking to them loses nothing that these had.
+    # Full ranks contain the lower ranks, so shrinking to those loses nothing.
     exact = elrt.factorize(elrt.merge(low), {"grouped": ("tucker2", (12, 24))}, factor_initializer="decomposed")
     target = elrt.count_costs(low).macs / elrt.count_costs(dense).macs
     shrunk = elrt.shrink(exact, max_macs=1.25 * target)
@@ -242,7 +242,7 @@ def test_costs_are_those_of_the_groups():
     dense = grouped_model()
     low = elrt.factorize(dense, GROUPED_PLAN)
     by_name = {row.name: (row.macs, row.params) for row in elrt.count_costs(low).layers}
-    # Two groups of 16 to 32 channels at ranks (8, 16) on 12×12 pixels, biases among the parameters.
+    # Two groups from 16 to 32 channels at ranks (8, 16) on 12×12 pixels; the parameters include biases.
     weights = 2 * (16 * 8 + 9 * 8 * 16 + 16 * 32)
     assert by_name["grouped"] == (144 * weights, weights + 64)
     assert by_name["pointwise"] == (144 * 4 * (16 * 4 + 4 * 16), 4 * (16 * 4 + 4 * 16) + 64)

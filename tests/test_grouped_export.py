@@ -1,4 +1,4 @@
-"""Grouped convolutions where only TensorFlow goes: LiteRT, its measured times, and ONNX."""
+"""Grouped convolutions in the exports that need TensorFlow: LiteRT, its measured times, and ONNX."""
 
 import collections
 
@@ -52,7 +52,7 @@ def test_export_of_grouped_layers(quantization, tmp_path):
         (
             lambda: model_of(
                 elrt.layers.Tucker2Conv3D(8, 3, 1, groups=2, execution="chain", name="conv", activation="tanh"),
-                layers.Conv3D(8, 1, name="conv_core"),  # as a layer of the chain is called
+                layers.Conv3D(8, 1, name="conv_core"),  # the name of a layer of the chain
                 shape=(5, 5, 5, 4),
             ),
             (5, 5, 5, 4),
@@ -75,7 +75,7 @@ def test_onnx_has_grouped_convolutions(made, shape, tmp_path):
 
 
 class Unknown(layers.Layer):
-    """A layer that cannot be made again: its configuration lacks an argument. Its `groups` are no number."""
+    """A layer that cannot be rebuilt: its configuration lacks an argument. Its `groups` is not a number."""
 
     groups = None
 

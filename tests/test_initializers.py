@@ -28,7 +28,7 @@ def test_every_format_starts_with_the_dense_norm_and_orthonormal_factors(initial
         factors = initializer("he_normal", seed=seed).factors(name, shape, ranks)
         assert [factor.shape for factor in factors] == form.factor_shapes(shape, ranks)
         norms.append(np.mean(compose(name, factors) ** 2))
-        if not (name == "cp" and initializer is initializers.Spectral):  # a CP of a given kernel has none
+        if not (name == "cp" and initializer is initializers.Spectral):  # the CP of a given kernel has no such factors
             for view in form.orthogonal_factors(2):
                 assert orthonormality(keras.ops.convert_to_numpy(view.to_matrix(factors[view.index]))) < 1e-5
     # The mean of 8 draws of 720 entries each: a standard error of about 2 %.
@@ -42,7 +42,7 @@ def test_composed_kernel_has_the_dense_variance_and_mean_zero(initializer, dense
         [tucker2_compose(initializer(dense, seed=seed).factors("tucker2", SHAPE, RANKS)) for seed in range(60)]
     )
     assert np.mean(draws**2) == pytest.approx(DENSE[dense], rel=0.05)
-    # Standard error of the mean over all entries, counted as if only the core's entries were independent.
+    # Standard error of the mean over all entries, as if only the core's entries were independent.
     independent = 60 * 9 * RANKS[0] * RANKS[1]
     assert abs(draws.mean()) < 5 * np.sqrt(DENSE[dense] / independent)
 
@@ -166,7 +166,7 @@ def test_a_function_serves_as_dense_initializer(initializer):
 
 
 class Wrapped(keras.Model):
-    """A subclassed model: its layers are built when it first runs."""
+    """A subclassed model; its layers are built in its first call."""
 
     def __init__(self, layer):
         super().__init__()
@@ -179,7 +179,7 @@ class Wrapped(keras.Model):
 @pytest.mark.parametrize("initializer", ["orthogonal_factors", "spectral", "he_normal"])
 @pytest.mark.parametrize("kind", thorough_but(("subclassed",), ["sequential", "subclassed"]))
 def test_a_model_that_fit_builds_itself_starts_from_the_initializer(initializer, kind):
-    # Keras builds such a model while it traces it, where a tensor has no value yet.
+    # Keras builds such a model while it traces it; a tensor has no value then.
     layer = elrt.layers.Tucker2Conv2D(6, 3, (2, 3), factor_initializer=initializer)
     pooled = keras.Sequential([layer, keras.layers.GlobalAveragePooling2D()])
     model = pooled if kind == "sequential" else Wrapped(layer)

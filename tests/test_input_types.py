@@ -1,4 +1,4 @@
-"""Models whose inputs are whole numbers, such as the words of a text: exported with inputs of that type."""
+"""Exports of models with integer inputs, such as words of a text: the files have inputs of that type."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""Accuracies of exports: classes of every usual form are counted, and targets of another kind are refused."""
+"""Accuracies of exports: labels of every usual form are counted, and other targets are refused."""
 
 import keras
 import numpy as np

@@ -69,16 +69,16 @@ def test_smoothing_halves_scatter_and_keeps_what_the_stages_explain():
     noise = dict(zip(chains, np.exp(np.random.default_rng(0).normal(0, 0.05, len(chains)))))
     smooth = latency.smoothed({None: 1.0, **{ranks: exact[ranks] * noise[ranks] for ranks in chains}}, chains)
     left = [math.log(smooth[ranks] / exact[ranks]) for ranks in chains]
-    # Half of it is left, and of a fit of 4 coefficients to 16 points its own error: √(¼·¾ + ¼) = 0.66.
+    # Half of the noise stays, plus the error of a fit of 4 coefficients to 16 points: √(¼·¾ + ¼) = 0.66.
     assert np.std(left) < 0.7 * np.std(np.log(list(noise.values())))
-    # A rank that really takes longer does not lose all of it.
+    # The fit keeps a part of the time of a rank that is really slower.
     assert latency.smoothed({None: 1.0, **exact, (64,): 1.3 * exact[64,]}, chains)[64,] > 1.1 * exact[64,]
     few = dict(list(chains.items())[:5])
     assert latency.smoothed({None: 1.0, **dict.fromkeys(few, 2.0)}, few) == {None: 1.0, **dict.fromkeys(few, 2.0)}
 
 
 def test_plans_hardly_change_with_times_that_are_five_percent_off(monkeypatch):
-    """On made times, of a network before training: a little for each MAC and each stage."""
+    """Uses simulated times of an untrained network: a constant for each MAC and each stage."""
     keras.utils.set_random_seed(0)
     candidates = survey(View(elrt.models.build("resnet20")), "tucker2", None)[0]
 
@@ -113,7 +113,7 @@ def candidates_of(model):
 
 
 def written(cache, times):
-    """A table on disk with times of our own choice: `times` is a function of a candidate and its ranks."""
+    """Writes a table with chosen times to the disk; `times` is a function of a candidate and its ranks."""
     for candidate in candidates_of(small_model()):
         table = TimeTable(1)
         for ranks in [None, *latency.measured_ranks(candidate, 8)]:
@@ -128,7 +128,7 @@ def test_tables_from_before_there_were_groups_are_read():
 
 
 def test_chains_compute_what_the_format_says():
-    """The timed model is the chain: its operators and the shape of its output are those of the layer."""
+    """Checks that the timed model is the chain: it has the operators and the output shape of the layer."""
     model = small_model()
     for candidate in candidates_of(model):
         for ranks in (None, (16, 24)):
@@ -167,7 +167,7 @@ def test_chains_are_timed_quantised(quantization):
     assert litert.operators(contents[1])["CONV_2D"] == 3
     (seconds,) = litert.time_interleaved([litert.Runner(contents[1])], runs=2)
     assert (seconds > 0).all()
-    # Nothing converts between types at the ends of an int8 chain, as inside a model.
+    # The ends of an int8 chain have no type conversion, as inside a model.
     assert quantization != "int8" or set(litert.operators(contents[1])) == {"CONV_2D"}
 
 
@@ -179,7 +179,7 @@ def test_ranks_are_planned_for_the_time_of_int8_files(cache):
     least = sum(min(c.times.values()) for c in timed) / sum(c.times[None] for c in timed)
     machines = sorted(json.loads(path.read_text())["machine"] for path in cache.iterdir())
     assert machines[1] == machines[0] + ", int8"
-    if least > 0.95:  # a processor that multiplies int8 so fast that hardly any chain of small products is quicker
+    if least > 0.95:  # the processor multiplies int8 so fast that almost no chain of small products is faster
         with pytest.raises(ValueError, match="The budget cannot be met.*Expected max_latency ≥"):
             elrt.plan_ranks(model, max_latency=least / 2, multiple_of=16, quantization="int8")
     else:
@@ -202,7 +202,7 @@ def test_times_are_measured_once_and_kept(cache):
     assert path.read_bytes() == content  # nothing was measured again
     for name in ("a", "b"):
         assert first.costs[name]["latency"] == pytest.approx(second.costs[name]["latency"], rel=0.5)
-    # One file per number of threads; damage costs a measurement and no more.
+    # There is one file per number of threads; a damaged file is measured again.
     assert TimeTable(2).path != str(path)
     for damage in ("{ damaged", *(f'{{"seconds": {{"anything": {time}}}}}' for time in ("0", "-1", "NaN", "Infinity"))):
         path.write_text(damage)
@@ -228,7 +228,7 @@ CPU part : 0xd0c
 
 @pytest.mark.parametrize("text, more", [(INTEL, " amx_int8"), (ARM, " sve i8mm")])
 def test_times_hold_for_processors_that_can_do_the_same(text, more, tmp_path, monkeypatch, cache):
-    """Virtual machines with matrix units and without bear one name; how fast a processor ticks just now is none."""
+    """Distinguishes virtual machines of one name with and without matrix units; ignores the current clock rate."""
 
     def place(**fields):
         (tmp_path / "cpuinfo").write_text(text.format(**{"more": "", "mhz": 1999, **fields}))
@@ -250,10 +250,10 @@ def test_the_prediction_is_a_plan_s_own_sum(cache):
 
 @pytest.mark.thorough
 def test_ranks_that_are_slower_than_dense_are_never_taken(cache):
-    """Layer a is slow at every rank, layers b and c at every rank but one."""
+    """Makes layer a slow at every rank, and layers b and c at every rank but one."""
 
     def times(candidate, ranks):
-        # In the proportion of the real ones, by which the time of the whole model is taken.
+        # Keep the proportions of the real times, which the time of the whole model depends on.
         dense = 1e-9 * candidate.dense_costs()["macs"]
         good = candidate.name != "a" and ranks == (16, 24)
         return dense if ranks is None else 0.1 * dense if good else 1.01 * dense
@@ -297,13 +297,13 @@ def test_an_edited_plan_forgets_its_prediction(cache, tmp_path):
 
 @pytest.mark.thorough
 def test_old_times_of_layers_and_a_new_one_of_the_model_fit_together(cache):
-    """All layers seem a hundred times slower than they are now: so must the model."""
+    """Makes all stored times a hundred times too large; the model's time must be scaled alike."""
     now = elrt.plan_ranks(small_model(), max_latency=0.9, multiple_of=16).latency["dense"]
     (path,) = cache.iterdir()
     kept = json.loads(path.read_text())
     path.write_text(json.dumps({**kept, "seconds": {key: 100 * value for key, value in kept["seconds"].items()}}))
     then = elrt.plan_ranks(small_model(), max_latency=0.9, multiple_of=16).latency["dense"]
-    assert 10 < then / now < 1000  # between the two the machine may have got busier
+    assert 10 < then / now < 1000  # the machine may have become busier in between
 
 
 @pytest.mark.thorough
@@ -337,7 +337,7 @@ def test_several_outputs_are_refused(cache):
 
 
 def scattered(seconds):
-    """A measurement whose interquartile range is 40 % of the median."""
+    """Returns a measurement whose interquartile range is 40 % of the median."""
     return np.outer([0.8, 1.0, 1.2], seconds)
 
 
@@ -356,7 +356,7 @@ def test_times_that_scatter_are_told_with_the_remedy(cache, monkeypatch, recwarn
     elrt.plan_ranks(small_model(), max_latency=0.95)
     monkeypatch.setattr(litert.LocalTimer, "measure", lambda self, contents, threads: scattered(seconds(contents)))
     elrt.plan_ranks(small_model(), max_latency=0.95)
-    assert "scatter" not in "".join(str(one.message) for one in recwarn)  # the second time read from the table
+    assert "scatter" not in "".join(str(one.message) for one in recwarn)  # the second call reads from the table
     table = TimeTable(1).path
     pathlib.Path(table).unlink()
     with pytest.warns(UserWarning, match="scatter by 40% .* stop other programs, remove ") as told:
@@ -382,7 +382,7 @@ def test_the_command_tells_which_files_scatter(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-# Processors that multiply int8 matrices (AMX) leave less to gain there.
+# Processors that multiply int8 matrices (AMX) gain less there.
 @pytest.mark.parametrize(("quantization", "max_latency"), [(None, 0.6), ("int8", 0.8)])
 def test_the_predicted_speed_up_is_the_measured_one(quantization, max_latency):
     model = elrt.models.build("resnet18", input_shape=(128, 128, 3))

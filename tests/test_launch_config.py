@@ -193,8 +193,8 @@ def test_flag_file_round_trip_with_every_field_changed():
     )
     defaults = TrainConfig()
     same = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) == getattr(defaults, f.name)]
-    # A third budget is one too many, the plan excludes a budget, the initial model, its examples and epochs by their
-    # cost exclude warm-up, averaged weights frozen factors, a smoke test long runs.
+    # Some fields exclude others: a third budget; a plan and a budget; warm-up and an initial model, its examples or
+    # epochs by cost; averaged weights and frozen factors; a smoke test and long runs.
     assert same == [
         *("format", "max_latency", "timer", "times", "rank_plan", "initial_model", "calibration_examples"),
         *("training_macs_of_dense", "freeze_factors", "smoke"),
@@ -295,7 +295,7 @@ def test_decay_goes_through_the_momentum_of_sgd_alone():
 
 
 def test_an_error_lets_go_of_what_it_held_before_the_command_ends(monkeypatch, capsys):
-    """Threads of TensorFlow that call Python must have ended by then, or the process waits for them for ever."""
+    """Checks that TensorFlow's threads that call Python end in time; otherwise the process waits for ever."""
 
     class Data:
         pass

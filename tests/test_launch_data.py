@@ -1,4 +1,4 @@
-"""The input pipelines: what is in a batch, what augmentation may do to it, and that a resumed run sees the same."""
+"""The input pipelines: contents of a batch, effects of augmentation, and equal batches in a resumed run."""
 
 import pathlib
 
@@ -76,7 +76,7 @@ def test_epochs_differ_and_a_late_start_continues_the_same_stream(digits):
 def test_every_epoch_has_an_order_of_its_own(digits):
     config = TrainConfig(augmentation="none", batch_size=400)
     firsts = [batches(digits.train_batches(config, first_epoch=epoch), 1)[0][0] for epoch in (0, 1, 2)]
-    # Of 1437 images a batch of 400 has the 111 of another on average, few of them at the same place.
+    # Two batches of 400 from 1437 images share 111 images on average, few of them at the same place.
     assert all(np.mean(np.all(a == b, axis=(1, 2, 3))) < 0.1 for a, b in zip(firsts, firsts[1:]))
 
 
@@ -96,13 +96,13 @@ def test_pad_and_crop_equals_a_crop_of_the_padded_image(digits):
         found = [(r, c) for r in range(5) for c in range(5) if np.array_equal(image[r : r + 8, c : c + 8], crop)]
         assert found
         offsets.update(found[:1])
-    assert len(offsets) > 10  # of 25: the images are shifted each in its own way
+    assert len(offsets) > 10  # of 25: each image has its own shift
 
 
 def test_crops_reach_every_place():
     images = np.random.default_rng(0).integers(1, 255, (200, 6, 6, 1)).astype("uint8")
     cropped = augment.pad_and_crop(images, [1, 2], margin=2).numpy()[..., 0] > 0
-    # Zeros lie before the image where the crop begins early, and behind it where it begins late.
+    # Zeros lie before the image if the crop begins early, and behind it if it begins late.
     for axis in (1, 2):
         lines = cropped.any(axis=3 - axis)
         assert {(int(line.argmax()), int(line[::-1].argmax())) for line in lines} == {
@@ -138,7 +138,7 @@ CLASSES = 8
 
 
 def constant_images(count=64, size=64, channels=3):
-    """Images of one value each, twenty times their label."""
+    """Makes images of one constant value each: twenty times the label."""
     labels = np.arange(count) % CLASSES
     return np.broadcast_to((20 * labels)[:, None, None, None], (count, size, size, channels)).astype("uint8"), labels
 
@@ -178,7 +178,7 @@ def test_jitter_changes_brightness_contrast_and_saturation_of_each_image_by_itse
     assert len(np.unique(x.mean(axis=(1, 2, 3)).round(3))) > 95 and len(np.unique(x.std(axis=(1, 2, 3)).round(3))) > 95
     spread = (x.max(axis=3) - x.min(axis=3)).mean(axis=(1, 2))  # between the channels: saturation
     assert spread.min() < 0.8 * np.ptp(coarse, axis=3).mean() and spread.max() > 1.2 * np.ptp(coarse, axis=3).mean()
-    # Neither brighter nor darker, of higher or lower contrast on the whole.
+    # On average, brightness and contrast stay the same.
     assert x.mean() == pytest.approx(coarse.mean(), abs=10)
     assert x.std(axis=(1, 2, 3)).mean() == pytest.approx(coarse.std(), rel=0.1)
 
@@ -250,7 +250,7 @@ SMALL_SETS = {
 
 @pytest.mark.parametrize("name", SMALL_SETS)
 def test_small_sets_as_tfds_prepares_them(tmp_path, name):
-    """A directory in TFDS' own format with few images; PNG keeps every pixel."""
+    """Writes a directory in TFDS' own format with few images; PNG keeps every pixel."""
     import tensorflow_datasets as tfds
 
     shape, classes, rest = SMALL_SETS[name]

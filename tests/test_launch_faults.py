@@ -1,4 +1,4 @@
-"""Faults in the middle of a run, piece by piece; `tests/integration/test_faults.py` brings them about in processes."""
+"""Parts of the handling of faults; `tests/integration/test_faults.py` causes real faults in processes."""
 
 import keras
 import pytest

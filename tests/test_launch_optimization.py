@@ -1,4 +1,4 @@
-"""Learning rates over a run against closed forms, and which variables decay."""
+"""Learning rates over a run against closed forms, and the variables that decay."""
 
 import keras
 import numpy as np
@@ -21,7 +21,7 @@ def rates(steps_per_epoch=10, **fields):
 @pytest.mark.tensorflow
 @pytest.mark.parametrize(("fields", "more"), [({}, {"cross_entropy"}), ({"weight_decay": 0, "format": "dense"}, set())])
 def test_a_training_step_is_traced_once(monkeypatch, fields, more):
-    """Tracing is most of the time in which a run starts: of a ResNet, seconds."""
+    """Counts the traces: tracing takes most of the start of a run, seconds for a ResNet."""
     traced, train_step = [], keras.Model.train_step
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="softmax")])
     modeling.compile_model(model, TrainConfig(**fields), 2)
@@ -187,7 +187,7 @@ def test_decay_through_momentum_is_as_strong_as_decoupled_decay_over_one_minus_i
             gradient = 0 * weights.value if decoupled else strength * weights.value
             optimizer.apply([gradient], [weights])
         ends.append(float(keras.ops.max(weights)))
-    # Both by exp(−lr·λ·steps/(1 − m)), up to the first steps, in which momentum gathers.
+    # Both decay by exp(−lr·λ·steps/(1 − m)), except in the first steps, while momentum builds up.
     assert ends == pytest.approx([np.exp(-0.3 * strength * steps / (1 - momentum))] * 2, rel=0.03)
 
 

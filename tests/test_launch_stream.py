@@ -1,4 +1,4 @@
-"""Streamed images: real files of every kind, real TFDS records, crops, order, shards, and images that are broken."""
+"""Streamed images: real files of every kind, real TFDS records, crops, order, shards, and broken images."""
 
 import io
 import os
@@ -21,7 +21,7 @@ PER_CLASS = 20
 
 
 def picture(seed, height, width):
-    """A smooth random RGB picture, so that JPEG keeps it well."""
+    """Makes a smooth random RGB picture, which JPEG keeps well."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype="uint8")
     return Image.fromarray(coarse).resize((width, height), Image.BICUBIC)
 
@@ -50,7 +50,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tfds_dir(tmp_path_factory):
-    """Imagenette and ImageNet as TFDS prepares them, with few images each."""
+    """Prepares Imagenette and ImageNet by TFDS, with few images each."""
     import tensorflow_datasets as tfds
 
     root = tmp_path_factory.mktemp("tfds")
@@ -133,7 +133,7 @@ def test_a_lone_split_is_no_class(folder, tmp_path):
         load(tmp_path)
     (tmp_path / "part").rename(tmp_path / "testing")
     assert (load(tmp_path).train.count, load(tmp_path).test.count) == (3, 3)
-    # A class may be called so.
+    # A class may have this name.
     for name in ("train", "bus"):
         (tmp_path / "vehicles" / name).mkdir(parents=True)
         for number in range(2):
@@ -142,7 +142,7 @@ def test_a_lone_split_is_no_class(folder, tmp_path):
 
 
 def write_splits(root, names, classes=("cup", "pan"), count=3):
-    """One folder for each name, with `count` images in each class; those of the first are black."""
+    """Writes a folder for each name with `count` images in each class; the images of the first are black."""
     for number, name in enumerate(names):
         for kind in classes:
             (root / name / kind).mkdir(parents=True)
@@ -253,7 +253,7 @@ def test_webp_with_transparency_and_an_animation():
     content = io.BytesIO()
     others = [Image.fromarray(255 - colours)]
     Image.fromarray(colours).save(content, "WEBP", save_all=True, append_images=others, lossless=True)
-    with pytest.raises(Exception, match="Animation"):  # no image; decoded as it is it would end the process
+    with pytest.raises(Exception, match="Animation"):  # not an image; decoding its frames would crash the process
         decode.decoded(content.getvalue(), 35)
 
 
@@ -268,7 +268,7 @@ def test_resizing_is_bilinear():
 def test_windows_lie_in_the_image(height, width, seed):
     top, left, window_height, window_width = decode.inception_window([height, width, 3], [seed, 1]).numpy()
     assert 0 <= top <= top + window_height <= height and 0 <= left <= left + window_width <= width
-    if (window_height, window_width) != (height, width):  # the whole image is what is left where no window fits
+    if (window_height, window_width) != (height, width):  # the whole image is used if no window fits
         area, ratio = window_height * window_width, window_width / window_height
         slack = 2 / min(window_height, window_width)  # rounding to pixels
         assert 0.08 * (1 - slack) <= area / (height * width) <= 1
@@ -280,7 +280,7 @@ def test_windows_lie_in_the_image(height, width, seed):
 def test_windows_spread_over_sizes_and_places():
     windows = np.array([decode.inception_window([300, 400, 3], [7, index]).numpy() for index in range(200)])
     areas = windows[:, 2] * windows[:, 3] / 120_000
-    # Areas are drawn evenly from 8 % to 100 %, of which windows that do not fit are drawn again.
+    # Areas are drawn evenly from 8 % to 100 %; windows that do not fit are drawn again.
     assert areas.min() < 0.15 and areas.max() > 0.8 and 0.35 < areas.mean() < 0.6
     assert len({tuple(window) for window in windows}) == 200
 
@@ -437,7 +437,7 @@ def test_broken_images_are_left_out_named_and_counted(broken_folder):
     images = load(broken_folder, bad_images="skip")
     config = config_of(broken_folder, batch_size=21, bad_images="skip")
     found = batches(images.train_batches(config), 6)
-    assert data.steps_per_epoch(images, config) == 3  # of 63 images; the three broken ones are made up for
+    assert data.steps_per_epoch(images, config) == 3  # of 63 images; others replace the three broken ones
     first, second = stacked(found[:3])[0], stacked(found[3:])[0]
     for epoch in (first, second):
         assert len(epoch) == 63 and len({image.tobytes() for image in epoch}) == 60

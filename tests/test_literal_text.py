@@ -1,4 +1,4 @@
-"""Text that users choose, such as names of layers and paths of data, is never markup; no picture costs a result."""
+"""Text from users, such as layer names and paths, is never markup; a failed picture does not lose a result."""
 
 import csv
 import json
@@ -16,7 +16,7 @@ from elrt_keras.terminal.tables import render_table
 
 pytestmark = pytest.mark.tensorflow  # the same on every backend
 
-# Broken and whole mathematics, markup of rich, an emoji by name, a label that matplotlib would hide.
+# Broken and correct mathematics, markup of rich, an emoji by name, a label that matplotlib would hide.
 NAMES = [
     "a$x_$y",
     "$\\frac$",
@@ -33,7 +33,7 @@ NAMES = [
 
 
 def drawn_texts(figure):
-    """All texts of a figure as they are drawn: after the reading of mathematics, none of which is left."""
+    """Returns the texts of a figure as drawn, without those that are read as mathematics."""
     figure.draw_without_rendering()
     read = [text._preprocess_math(text.get_text()) for text in figure.findobj(Text)]
     return {text.strip() for text, is_math in read if is_math is False}

@@ -34,7 +34,7 @@ def exported(model, tmp_path_factory):
 @pytest.mark.thorough
 def test_a_conversion_says_nothing(capfd):
     model = elrt.models.build("resnet8", input_shape=(8, 8, 1))
-    capfd.readouterr()  # what TensorFlow writes when it starts
+    capfd.readouterr()  # drops the messages that TensorFlow writes at its start
     litert.model_to_litert(model)
     assert capfd.readouterr() == ("", "")
 
@@ -53,7 +53,7 @@ def test_outputs_equal_keras_on_other_inputs(model, exported):
     images = np.random.default_rng(7).uniform(0, 255, (5, 16, 16, 3)).astype("float32")
     classify = interpreter_module.Interpreter(str(path)).get_signature_runner()
     got = np.concatenate([next(iter(classify(image=image[None]).values())) for image in images])
-    # Probabilities from float32 sums in another order: 1e-5 is some tens of units in the last place of 1.
+    # Float32 sums in another order: 1e-5 is some tens of units in the last place of 1.
     np.testing.assert_allclose(got, model.predict(images, verbose=0), atol=1e-5)
 
 
@@ -66,7 +66,7 @@ def test_report(model, exported):
 
 def test_only_built_in_operators_and_batch_norm_folded(model, exported):
     report, path = exported
-    # The interpreter's own list of operators, which its XNNPACK delegate adds to.
+    # The interpreter's own list of operators; its XNNPACK delegate adds to it.
     details = interpreter_module.Interpreter(str(path))._get_ops_details()
     assert {detail["op_name"] for detail in details} - {"DELEGATE"} == set(report.operators) <= BUILT_IN
     assert report.operators["MUL"] == 1  # the input's rescaling; batch-norm went into the convolutions
@@ -141,7 +141,7 @@ def test_a_model_that_disagrees_is_an_error_and_no_file(tmp_path):
 
 @pytest.fixture(scope="module")
 def trained():
-    """A small network that has learned which third of the image is bright, and images of that kind."""
+    """Trains a small network to find the bright third of an image; returns it with such images."""
     keras.utils.set_random_seed(0)
     random = np.random.default_rng(2)
     labels = random.integers(0, 3, 600)
@@ -199,7 +199,7 @@ def test_integer_input_and_output(trained, tmp_path, dtype):
     assert details["dtype"] == interpreter.get_output_details()[0]["dtype"] == np.dtype(dtype)
     assert "DEQUANTIZE" not in report.operators
     scale, zero = details["quantization"]
-    # The whole range of pixels is there, so a uint8 input takes pixels as they are.
+    # The data cover the whole range of pixels, so a uint8 input takes raw pixels.
     low, high = (np.iinfo(dtype).min - zero) * scale, (np.iinfo(dtype).max - zero) * scale
     assert low == pytest.approx(0, abs=1e-3) and high == pytest.approx(255, abs=1e-3)
     classify = interpreter.get_signature_runner()
@@ -272,7 +272,7 @@ def test_what_is_no_built_model(tmp_path, model):
 
 
 def fields(buffer, table):
-    """The offsets of a flatbuffer table's fields, read by hand: `{field number: position}`."""
+    """Reads the positions of a flatbuffer table's fields by hand: `{field number: position}`."""
     number = lambda at, size, signed=False: int.from_bytes(buffer[at : at + size], "little", signed=signed)  # noqa: E731
     vtable = table - number(table, 4, signed=True)
     slots = range((number(vtable, 2) - 4) // 2)
@@ -309,7 +309,7 @@ def test_metadata(trained, tmp_path):
 
 @keras.saving.register_keras_serializable("test_litert")
 class Failing(keras.layers.Layer):
-    """Says what it would give, and cannot."""
+    """Reports an output shape, but fails when called."""
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -1,4 +1,4 @@
-"""The low-rank dense layer: two matrix products that equal one."""
+"""The low-rank dense layer: two matrix products that are equal to one."""
 
 import keras
 import numpy as np
@@ -62,7 +62,7 @@ def test_every_place_of_a_sequence_is_counted():
 
 
 def test_masks_pass_as_through_a_stock_layer():
-    # Sequential: a functional copy would hand the mask on by itself.
+    # Use a Sequential model: a functional copy would pass the mask on by itself.
     stack = [
         keras.Input((5,), dtype="int32"),
         keras.layers.Embedding(9, 4, mask_zero=True, embeddings_initializer="orthogonal"),

@@ -10,7 +10,7 @@ import elrt_keras as elrt
 # Trainable parameters; MACs as published, in the unit and the digits of the source (tables of torchvision's weights for
 # large images, where "GFLOPS" counts multiply-accumulates; arXiv 1605.07146 for the wide ResNet).
 SIZES = {
-    # No source counts it: kernels of 432 + 2·2304, 4608 + 9216 and 18432 + 36864 weights at 32², 16² and 8² pixels.
+    # Not in the paper; counted: kernels of 432 + 2·2304, 4608 + 9216 and 18432 + 36864 weights at 32², 16², 8² pixels.
     "resnet8": (75_290, "12.24 M"),
     "resnet20": (269_722, "40.55 M"),
     "resnet32": (464_154, "68.86 M"),
@@ -32,12 +32,12 @@ SIZES = {
     "mobilenet_v2": (3_504_872, "0.30 G"),
 }
 SMALL_IMAGES = [name for name in SIZES if "cifar" in name or name[:6] == "resnet" and int(name[6:]) in (8, 20, 56)]
-# Models of one kind are the same on every backend, and only TensorFlow makes a hundred million random numbers quickly.
+# The models are the same on every backend, and only TensorFlow makes a hundred million random numbers quickly.
 EVERY_BACKEND = ("resnet8", "resnet20", "resnet18_cifar", "vgg16_cifar", "mobilenet_v2")
 
 
 def each(names, quick=EVERY_BACKEND):
-    """One test for each name; of those that differ in size alone, one among the quick ones and on other backends."""
+    """Makes a test for each name; only those in `quick` run in the quick suite and on other backends."""
     marks = {name: () if name in EVERY_BACKEND else (pytest.mark.tensorflow,) for name in names}
     marks = {name: marks[name] if name in quick else (*marks[name], pytest.mark.thorough) for name in names}
     return pytest.mark.parametrize("name", [pytest.param(name, marks=marks[name], id=name) for name in names])
@@ -178,7 +178,7 @@ def test_every_relu_of_mobilenet_is_limited_to_six():
 def test_initial_weights_are_he_normal():
     model = elrt.models.build("resnet18_cifar", (32, 32, 3), 10)
     kernel = to_numpy(model.get_layer("stage3_block2_1_conv").kernel)
-    # 590,000 samples: the deviation is known to 0.1 %.
+    # With 590,000 samples, the deviation is known to 0.1 %.
     assert kernel.std() == pytest.approx(np.sqrt(2 / (9 * 256)), rel=5e-3)
     kernel = to_numpy(
         elrt.models.build("mobilenet_v2", (32, 32, 3), 10).get_layer("stage7_block1_depthwise_conv").kernel
@@ -221,7 +221,7 @@ def test_bad_dropout():
 
 @each(SMALL_IMAGES + ["mobilenet_v2", "vgg11", "wide_resnet28_10", "resnet50"], quick=("vgg16_cifar",))
 def test_every_builder_has_a_low_rank_twin(name):
-    # `multiple_of` 1: at this width no layer has eight ranks to spare.
+    # `multiple_of` is 1: at this width no layer can lose eight ranks.
     arguments = {"input_shape": (32, 32, 3), "classes": 4, "width": 0.25}
     dense = elrt.models.build(name, **arguments)
     plan = elrt.plan_ranks(dense, max_macs=0.7, multiple_of=1)

@@ -1,4 +1,4 @@
-"""The list of seeded faults: each fits its file, every room has some, and the table of the documentation is theirs."""
+"""The list of seeded faults: each fits its file, every part of the package has some, and the docs have their table."""
 
 import pathlib
 import subprocess
@@ -42,7 +42,7 @@ def test_results_and_table_are_of_these_faults():
     rows = mutants.read_results()
     assert list(rows) == [mutant.name for mutant in MUTANTS]
     assert [row["file"] for row in rows.values()] == [mutant.file for mutant in MUTANTS]
-    # What no test can find says why; all others are found.
+    # A fault that no test can find has a reason; tests find all others.
     assert all((rows[mutant.name]["killed_by"] is None) == (mutant.equivalent is not None) for mutant in MUTANTS)
     page = mutants.PAGE.read_text(encoding="utf-8")
     assert mutants.with_table(page, rows) == page

@@ -1,4 +1,4 @@
-"""Pictures show the numbers that NumPy finds; the files are whole; bad input is told plainly."""
+"""Plots show the numbers that NumPy computes; files are complete; bad input has a plain message."""
 
 import csv
 import itertools
@@ -21,12 +21,12 @@ pytestmark = pytest.mark.tensorflow  # the same on every backend
 
 
 def bars(axis):
-    """Widths and middles of all bars, in the order of drawing."""
+    """Lists widths and middles of all bars, in the order of drawing."""
     return [(round(bar.get_y() + bar.get_height() / 2, 6), bar.get_width()) for bar in axis.patches]
 
 
 def fitted(low_rank=True):
-    """The `History` of a short training, with the errors that NumPy finds after each epoch."""
+    """Trains shortly; returns the `History` and the errors that NumPy computes after each epoch."""
     layer = elrt.layers.SVDConv2D(4, 3, 3, factor_initializer="he_normal")
     model = model_of(layer if low_rank else keras.layers.Conv2D(4, 3), keras.layers.GlobalAveragePooling2D())
     model.compile("sgd", "mse")
@@ -268,7 +268,7 @@ def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path):
 
 
 def test_labels_lie_inside_the_picture():
-    """Letters at the width of a phone: at least 7 pixels where the picture is 400 wide, and none cut off."""
+    """Checks letters at the width of a phone: at least 7 pixels high in a picture 400 wide, and none cut off."""
     names = itertools.cycle(["stage1_block1_1_conv", "backbone/blocks/stage4/block3/conv2_of_the_residual_branch"])
     plan = {f"{name}{index}": ("tucker2", (8, 12)) for index, name in zip(range(20), names)}
     rows = [{**ROWS[0], "path": f"{name}/{index}.tflite"} for index, name in zip(range(12), names)]

@@ -1,4 +1,4 @@
-"""`plot.spectra`: the singular values that NumPy finds, ranks as lines, bad input told plainly."""
+"""`plot.spectra`: singular values equal to NumPy's, ranks as lines, plain messages for bad input."""
 
 import keras
 import numpy as np
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.tensorflow  # the same on every backend
 
 
 def unfolded(kernel):
-    """The matrices that decide r_in and r_out of Tucker-2, by hand."""
+    """Unfolds a kernel by hand to the matrices that decide r_in and r_out of Tucker-2."""
     *_, channels, filters = kernel.shape
     return [np.einsum("...pq->p...q", kernel).reshape(channels, -1), kernel.reshape(-1, filters)]
 

@@ -1,4 +1,4 @@
-"""Exports leave the process as it was, also from several threads: standard error, warnings, verbosity, a live model."""
+"""Exports do not change the process, also from several threads: standard error, warnings, verbosity, a live model."""
 
 import os
 import threading

@@ -22,7 +22,7 @@ class Seen:
         self.layers = View(model).layers
         trained = {id(weight) for weight in model.trainable_weights}
         kinds = (*FORMATS, elrt.layers.FactorizedLayer)
-        # Of the layers that conversions keep, classes and the flags of all variables; of the others, which are frozen.
+        # Compare classes and all flags of layers that conversions keep; of the other layers, only the frozen flag.
         kept = [(path, one) for path, one in self.layers if not isinstance(one, (*kinds, keras.layers.InputLayer))]
         self.kept = {path: (type(one), one.trainable, [v.trainable for v in one.variables]) for path, one in kept}
         self.frozen = {
@@ -73,7 +73,7 @@ def check(model, path=None):
     if path is not None:
         low.save(path)
         same.append(keras.models.load_model(path))
-        # Flags are left out here: Keras' files hold neither a Sequential's own nor those of layers in custom blocks.
+        # Leave flags out here: Keras' files do not store those of a Sequential and of layers in custom blocks.
         assert Seen(same[-1]).classes() == copies[0].classes()
     for copy in same:
         assert_same_outputs(model, copy, inputs)

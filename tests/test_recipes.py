@@ -27,7 +27,7 @@ def low_rank_model(config):
     return elrt.factorize(dense, elrt.plan_ranks(dense, format=config.format, **arguments))
 
 
-# The quick suite costs the small networks: published reductions, baselines, and one recipe of photographs.
+# The quick suite checks the costs of the small networks: published reductions, baselines, one recipe of photographs.
 QUICK = ("cifar10_resnet20_dense", "cifar10_resnet20_71.1")
 
 

@@ -42,7 +42,7 @@ def test_it_trains_to_the_same_weights(name, dtype, eagerly):
 
 
 def gradient_counting_runs(layer, inputs, monkeypatch):
-    """Runs of the chain for one gradient, forward and backward."""
+    """Counts the runs of the chain for one gradient, forward and backward."""
     runs, run = [], layer._run_way
     monkeypatch.setattr(layer, "_run_way", lambda *arguments: (runs.append(1), run(*arguments))[1])
     if keras.backend.backend() == "tensorflow":

@@ -42,11 +42,11 @@ ORACLES = {
 def test_against_numpy(regularizer, rows, columns, seed):
     matrix = random_array(rows, columns, seed=seed)
     expected = 0.3 * ORACLES[regularizer](matrix)
-    # A sum of positive terms of up to ten products: relative error of some tens of units in the last place.
+    # Sum of positive terms of up to ten products: a relative error of some tens of units in the last place.
     np.testing.assert_allclose(to_numpy(regularizer(0.3)(matrix)), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, (256, 128)])  # of the last the largest eigenvalues lie close together
+@pytest.mark.parametrize("shape", [*SHAPES, (256, 128)])  # the largest eigenvalues of the last shape lie close together
 @pytest.mark.parametrize("scale", [0.05, 0.1, 0.5, 2.0])
 def test_srip_against_the_spectral_norm(shape, scale):
     matrix = random_array(*shape, seed=4, scale=scale)
@@ -87,7 +87,7 @@ def test_gradient_of_so_is_that_of_its_formula(shape, dtype):
         shift[index] = step
         up, down = (np.sum(smaller(matrix + s * shift) ** 2) for s in (1, -1))
         expected[index] = 3.0 * 0.5 / min(shape) * (up - down) / (2 * step)
-    # Computed in float32 from either type; what comes back has the rounding of the variable's.
+    # The computation is in float32 for both types; the result is rounded to the type of the variable.
     tolerance = 1e-5 if dtype == "float32" else 2.0**-8
     np.testing.assert_allclose(got, expected, rtol=2 * tolerance, atol=tolerance * np.abs(expected).max())
 
@@ -108,7 +108,7 @@ def test_gradient_of_dso_is_twice_that_of_so(shape, normalize):
 @pytest.mark.parametrize("kind", [regularizers.SoftOrthogonality, regularizers.DoubleSoftOrthogonality])
 @pytest.mark.parametrize("shape", SHAPES[:2])
 def test_gradients_can_be_derived_again(kind, shape):
-    """A product of the Hessian with a vector against the closed form of SO; DSO has twice that."""
+    """Compares a Hessian-vector product with the closed form of SO; that of DSO is twice as large."""
     matrix, direction = random_array(*shape, seed=3), random_array(*shape, seed=4)
     got = hessian_product(kind(1.0), matrix, direction)
     tall = matrix.astype("float64") if shape[0] >= shape[1] else matrix.T.astype("float64")
@@ -215,7 +215,7 @@ def test_further_arguments_round_trip_and_are_checked():
     "matrix", [np.eye(3), np.eye(6, 3), np.eye(3, 6), np.eye(1), -np.eye(2)], ids=lambda m: str(m.shape)
 )
 def test_penalties_of_exactly_orthonormal_matrices(matrix):
-    # S − I is exactly zero here, so there is no rounding; an epsilon that guards a division may remain.
+    # S − I is exactly zero here, without rounding; only an epsilon that guards a division may remain.
     matrix = matrix.astype("float32")
     for kind in (regularizers.SoftOrthogonality, regularizers.MutualCoherence, regularizers.SpectralIsometry):
         assert float(to_numpy(kind(1.0)(matrix))) <= 1e-9, kind.__name__
@@ -245,7 +245,7 @@ def test_stiefel_retracts_and_keeps_what_is_orthonormal(shape):
     assert result.shape == shape and orthonormality(result.reshape(-1, shape[-1])) < 1e-5
     again = to_numpy(project(result.astype("float32")))
     np.testing.assert_allclose(again, result, atol=1e-5)
-    # QR spans what the matrix spans: the tall side's column space is unchanged.
+    # QR keeps the column space of a tall matrix.
     matrix, flat = weight.reshape(-1, shape[-1]).astype("float64"), result.reshape(-1, shape[-1])
     if matrix.shape[0] < matrix.shape[1]:
         matrix, flat = matrix.T, flat.T

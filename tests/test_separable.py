@@ -1,4 +1,4 @@
-"""Separable convolutions are planned and factorised by their stages, a depthwise and a pointwise convolution."""
+"""Planning and factorisation of separable convolutions by their stages: a depthwise and a pointwise convolution."""
 
 import keras
 import numpy as np
@@ -134,7 +134,7 @@ def test_one_that_is_called_on_two_sizes_stays_shared():
 
 
 class Heads(layers.Layer):
-    """Runs one separable convolution on each of its inputs, as detectors do; it takes a list, so it stays closed."""
+    """Runs one separable convolution on each input, like detectors; it takes a list, so it stays closed."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -148,7 +148,7 @@ class Heads(layers.Layer):
 
 
 class Lazy(layers.Layer):
-    """Has no `build`: its layers are built when it is called."""
+    """Has no `build`: its layers are built in its first call."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)

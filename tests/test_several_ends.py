@@ -1,4 +1,4 @@
-"""Exports of models with several inputs and outputs, of open sizes, and of what ONNX needs help with."""
+"""Exports of models with several inputs and outputs, variable sizes, and operations that need help in ONNX."""
 
 import keras
 import numpy as np
@@ -14,7 +14,7 @@ COUNT = 12
 
 
 def two_by_two(structure="dict"):
-    """An image and a text in; an age and classes out."""
+    """Builds a model from an image and a text to an age and classes."""
     image, words = keras.Input((12, 12, 3), name="picture"), keras.Input((6,), dtype="int32", name="words")
     x = layers.Conv2D(16, 3, activation="relu", name="conv")(image)
     text = layers.GlobalAveragePooling1D()(layers.Embedding(20, 8)(words))
@@ -40,7 +40,7 @@ EXPORTS = {
 
 
 def runner_of(kind, path):
-    """The file as a function of `{name: batch}` that returns `{name: batch}`."""
+    """Opens the file as a function from `{name: batch}` to `{name: batch}`."""
     if kind == "onnx":
         import onnxruntime
 

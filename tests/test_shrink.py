@@ -1,4 +1,4 @@
-"""`shrink` and `shrink_curve`: budgets met, exact where the kernel has the lower rank, everything else kept."""
+"""`shrink` and `shrink_curve`: budgets are met, kernels of lower rank stay exact, everything else is kept."""
 
 import keras
 import numpy as np
@@ -37,7 +37,7 @@ def test_a_layer_may_stay_dearer_than_dense_where_others_lose_nothing():
     model = keras.Sequential([keras.Input((8, 8, 16)), free, flat])
     flat.assign_kernel(np.ones((3, 3, 16, 16)))  # of rank 1
     shrunk = elrt.shrink(model, max_macs=0.65, multiple_of=1)
-    # Together 0.62 of dense: the chain of the first takes 1.22 of its dense layer.
+    # Together they cost 0.62 of dense: the chain of the first costs 1.22 of its dense layer.
     assert shrunk.get_layer("free").ranks == (16, 16) and shrunk.get_layer("flat").ranks == (1, 1)
 
 

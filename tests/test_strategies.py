@@ -1,4 +1,4 @@
-"""Strategies that spread training: refusals with what was expected, and clusters read from their environments."""
+"""Distribution of training: messages for wrong devices, and clusters read from their environments."""
 
 import json
 import os
@@ -181,7 +181,7 @@ def test_the_cluster_of_slurm(monkeypatch):
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("rank, gpus", [(0, "0,1"), (1, "2,3"), (2, "0,1")])
 def test_tasks_of_slurm_are_in_the_order_of_its_hosts(monkeypatch, rank, gpus):
-    # Not of their names as text, where node10 comes first.
+    # The order is not that of the names as text, where node10 comes first.
     set_slurm(monkeypatch, rank, 3, "node[9-10]", "2,1")
     monkeypatch.delenv("SLURM_GPUS_PER_TASK")
     monkeypatch.setattr(clusters.shutil, "which", lambda name: f"/usr/bin/{name}")
@@ -204,7 +204,7 @@ def test_slurm_without_its_variables_is_refused(monkeypatch):
 
 @pytest.fixture
 def kubernetes(monkeypatch, tmp_path):
-    """Lists of pods that the stand-in for Kubernetes shall give, one after the other, and what it was asked."""
+    """Serves lists of pods, one after the other, as the stand-in for Kubernetes; records the requests."""
     pytest.importorskip("kubernetes")
     answers = []
     with kubernetes_server.serving(answers) as (url, asked):
@@ -221,7 +221,7 @@ def kubernetes(monkeypatch, tmp_path):
 def test_the_cluster_of_kubernetes(kubernetes):
     answers, asked = kubernetes
     pods = [pod("train-1-b", "10.0.0.7"), pod("train-0-x", "10.0.0.6"), pod("train-1-a", "10.0.0.5", "Failed")]
-    answers += [pods[:1], [*pods[:1], pod("train-0-x", None, "Pending")], pods]  # they come one after the other
+    answers += [pods[:1], [*pods[:1], pod("train-0-x", None, "Pending")], pods]  # the pods start one after the other
     assert clusters.find("kubernetes") == (["10.0.0.6:8470", "10.0.0.7:8470"], 1)
     assert len(asked) == 3 and asked[0] == "GET /api/v1/namespaces/vision/pods?labelSelector=job-name%3Dtrain"
 

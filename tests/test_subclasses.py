@@ -1,4 +1,4 @@
-"""Subclasses of Functional and Sequential: conversions keep the class and what it adds, or refuse it by name."""
+"""Subclasses of Functional and Sequential: conversions keep the class and its additions, or refuse it by name."""
 
 import keras
 import numpy as np
@@ -34,7 +34,7 @@ class Counted(keras.Model):
 
 
 def conversions(model, plan=None):
-    """`{name: copy}` of all four."""
+    """Runs all four conversions: `{name: copy}`."""
     low = elrt.factorize(model, plan or CONV, factor_initializer="decomposed")
     return {
         "factorize": low,
@@ -66,7 +66,7 @@ def test_the_class_and_what_it_adds_stay():
 
 
 class OfFilters:
-    """A configuration that says how wide the dense model is, and nothing of ranks."""
+    """A configuration with the width of the dense model and without ranks."""
 
     def get_config(self):
         return {"name": self.name, "filters": self.filters}
@@ -130,7 +130,7 @@ def test_what_was_expanded_is_factorised_on_and_loads_again(tmp_path):
 
 
 class Unsaved(Configured):
-    """Cannot be saved: its configuration holds what nothing can write."""
+    """A model that cannot be saved: its configuration holds an object that cannot be written."""
 
     def get_config(self):
         raise NotImplementedError("no configuration of Unsaved")
@@ -145,7 +145,7 @@ def test_a_model_that_cannot_be_saved_is_converted_and_says_why_it_is_not_saved(
 
 
 class Doubling(Configured):
-    """Computes something else than its graph."""
+    """A model whose outputs differ from those of its graph."""
 
     def call(self, inputs, training=None, mask=None):
         return 2 * super().call(inputs, training=training, mask=mask)

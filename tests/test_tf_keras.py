@@ -1,4 +1,4 @@
-"""Keras 3 models in tf_keras: the same outputs, weights and names, and a refusal of what tf_keras lacks."""
+"""Keras 3 models in tf_keras: the same outputs, weights and names; layers that tf_keras lacks are refused."""
 
 import keras
 import numpy as np
@@ -23,7 +23,7 @@ def low_rank(name, shape, **options):
 
 
 def every_kind_of_layer():
-    """Branches, shared layers, a nested model, operators, dilation, strides, groups, depthwise, activations."""
+    """Builds branches, shared layers, a nested model, operators, dilation, strides, groups, depthwise, activations."""
     layers = keras.layers
     nested = keras.Sequential([keras.Input((10, 10, 8)), layers.Conv2D(8, 3, padding="same"), layers.LeakyReLU(0.1)])
     shared = layers.Conv2D(8, 3, padding="same", activation="relu", dilation_rate=2, name="shared")
@@ -51,7 +51,7 @@ MODELS = {
 def test_outputs_weights_and_names_are_those_of_keras(name):
     keras.utils.set_random_seed(1)
     model = MODELS[name]()
-    # Statistics and offsets that are not those of fresh layers, so that an exchange would show.
+    # Set statistics and offsets that differ from those of new layers, so that exchanged values would show.
     random = np.random.default_rng(5)
     model.set_weights([w + random.uniform(0, 0.2, w.shape) * (1 if w.ndim == 1 else 0) for w in model.get_weights()])
     legacy = export.to_tf_keras(model)
@@ -133,7 +133,7 @@ def test_operations_with_numbers_and_along_axes(operate):
 
 
 def test_operations_and_layers_that_compute_the_same_have_names_of_their_own():
-    """tf_keras numbers layers without a name on its own, from the beginning in a fresh session."""
+    """Uses layers without a name: tf_keras numbers them itself, and from the start in a new session."""
     tf_keras.backend.clear_session()
     inputs = keras.Input((6, 6, 4))
     x = keras.layers.Rescaling(0.5, name="rescaling")(inputs) * 0.25
@@ -143,7 +143,7 @@ def test_operations_and_layers_that_compute_the_same_have_names_of_their_own():
 
 
 def test_small_numbers_where_pixels_go_too_far():
-    """`exp` of a pixel is infinite in float32, and 162 is no word of fifty."""
+    """Uses small inputs: `exp` of a pixel is infinite in float32, and 162 is not one of fifty words."""
     layers = keras.layers
     model = keras.Sequential([keras.Input((4, 4, 3)), layers.Conv2D(4, 3, activation="exponential"), layers.Flatten()])
     model.set_weights([10 + np.zeros((3, 3, 3, 4)), np.zeros(4)])

@@ -18,7 +18,7 @@ def images(*shape, seed=4):
 
 
 def gated():
-    """A squeeze-and-excitation block, whose gate ends in a function of its own."""
+    """Builds a squeeze-and-excitation block whose gate ends in a custom function."""
     layers = keras.layers
     inputs = keras.Input((8, 8, 3))
     x = layers.Conv2D(8, 3, padding="same", activation="relu")(inputs)
@@ -85,7 +85,7 @@ def adapted_normalization_of_vectors():
 
 
 def called_twice():
-    """The second call reaches ten times as far as the first."""
+    """Builds a layer that is called twice; the values of the second call are ten times as large."""
     layers = keras.layers
     shared = layers.Conv2D(4, 3, padding="same", name="shared")
     inputs = keras.Input((8, 8, 3))
@@ -126,7 +126,7 @@ def transposed():
 
 
 def other_activations():
-    """Some that tfmot refuses, in a convolution and alone."""
+    """Builds activations that tfmot refuses, in a convolution and as layers."""
     layers = keras.layers
     chain = [layers.Conv2D(8, 3, activation="elu"), layers.Conv2D(8, 3), layers.Activation("softplus")]
     return keras.Sequential(
@@ -235,7 +235,7 @@ def test_frozen_layers_are_not_pruned():
 
 @pytest.fixture(scope="module")
 def trained():
-    """A low-rank network that tells which third of an image is bright, with its data."""
+    """Trains a low-rank network to find the bright third of an image; returns it with its data."""
     keras.utils.set_random_seed(0)
     random = np.random.default_rng(2)
     labels = random.integers(0, 3, 400)
@@ -269,14 +269,14 @@ def kernels(model):
 def test_quantisation_aware_training_and_export(trained, tmp_path):
     model, x, labels = trained
     aware = export.quantization_aware(model, representative_data=x)
-    # With ranges from data the untrained model is an int8 model already.
+    # With ranges from data, even the untrained model is an int8 model.
     assert accuracy(aware, x[320:], labels[320:]) > 0.9
     before = {weight.name: weight.numpy() for weight in aware.weights}
     fine_tune(aware, x[:320], labels[:320])
     after = {weight.name: weight.numpy() for weight in aware.weights}
     moved = {name for name in before if not np.array_equal(before[name], after[name])}
     assert {"stem_conv/kernel:0", "stage2_block1_1_conv_core/kernel:0", "classifier/bias:0"} <= moved
-    # The rescaling of the input is fixed.
+    # The rescaling of the input does not train.
     assert not {"normalization/depthwise_kernel:0", "normalization/bias:0"} & moved
     assert len(aware.trainable_variables) == len(export.to_tf_keras(model).trainable_variables)
     test = (x[320:], labels[320:])
@@ -301,7 +301,7 @@ def test_ranges_from_data_are_those_of_the_float_model(trained):
     spread = (logits.max(1) - logits.min(1)).max()  # softmax keeps differences of logits
     low, high = (weights[f"quant_classifier/pre_activation_{end}:0"] for end in ("min", "max"))
     assert spread <= (high - low) * 1.01 and low <= 0 <= high
-    # Statistics of batch-norm are as they were.
+    # Statistics of batch-norm have not changed.
     np.testing.assert_array_equal(
         aware.get_layer("quant_stem_bn").layer.moving_mean.numpy(), legacy.get_layer("stem_bn").moving_mean.numpy()
     )
@@ -329,7 +329,7 @@ def test_pruning_clustering_and_quantisation_combine(trained, tmp_path):
 
 
 def int8_kernels(path):
-    """Of each convolution in a file: the part of zeros in its weights, and the most different values in a channel."""
+    """Returns for each convolution in a file the part of zero weights, and the most different values in a channel."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(path)

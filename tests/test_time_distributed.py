@@ -1,4 +1,4 @@
-"""Convolutions that a `TimeDistributed` runs frame by frame: counted, planned, converted and exported like others."""
+"""Convolutions inside `TimeDistributed`: counted, planned, converted and exported like others."""
 
 import keras
 import numpy as np
@@ -17,7 +17,7 @@ FRAMES = 3
 
 
 def frame_network(**arguments):
-    """Model for each frame, with a batch-norm, a stride and an activation that has no name."""
+    """Builds the model for each frame, with a batch-norm, a stride and an activation without a name."""
     return keras.Sequential(
         [
             keras.Input((12, 12, 3)),
@@ -34,7 +34,7 @@ def frame_network(**arguments):
 
 
 def video_model(network=None, **arguments):
-    """`(frames, rows, columns, channels)` → a network for each frame → a recurrent layer → classes."""
+    """Builds `(frames, rows, columns, channels)` → a network for each frame → a recurrent layer → classes."""
     inputs = keras.Input((FRAMES, 12, 12, 3))
     x = layers.TimeDistributed(layers.Conv2D(3, 3, padding="same", name="conv"), name="smooth")(inputs)
     x = layers.TimeDistributed(network or frame_network(**arguments), name="frames")(x)
@@ -42,7 +42,7 @@ def video_model(network=None, **arguments):
 
 
 def with_statistics(model):
-    """The model with a batch-norm that does something; the other weights are what initializers made of them."""
+    """Sets random batch-norm statistics in a model; its other weights keep their initial values."""
     for weight in model.weights:
         if "moving" in weight.path:
             weight.assign(np.random.default_rng(0).uniform(0.2, 1.0, weight.shape))
@@ -171,7 +171,7 @@ def test_precision_and_frozen_layers_stay():
 def test_custom_blocks_are_opened_in_it_and_subclasses_stay_closed():
     @keras.saving.register_keras_serializable("elrt_tests")
     class Frames(layers.TimeDistributed):
-        """May run its layer as it likes."""
+        """A subclass that may run its layer in another way."""
 
     model = model_of(
         layers.TimeDistributed(Block(name="block"), name="opened"),
@@ -188,7 +188,7 @@ def test_custom_blocks_are_opened_in_it_and_subclasses_stay_closed():
 
 
 class Pool(layers.Layer):
-    """Means over the second axis, which heed masks, and a dense layer."""
+    """Masked means over the second axis, and a dense layer."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -221,7 +221,7 @@ def test_custom_layers_that_take_no_masks_are_handed_none(masks):
 
 @keras.saving.register_keras_serializable("elrt_tests")
 class Subclassed(keras.Model):
-    """A model that has no graph and a rule for its shape, so that nothing builds it by running it."""
+    """A model without a graph; it computes its output shape by a rule, so no call builds it."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -248,7 +248,7 @@ def test_what_stays_as_it_is_is_copied_whole():
 
 def test_weights_of_a_subclass_count():
     class Scaled(layers.TimeDistributed):
-        """Has a weight beside those of its layer."""
+        """A subclass with a weight beside those of its layer."""
 
         def build(self, input_shape):
             super().build(input_shape)
@@ -308,7 +308,7 @@ def test_ranks_by_measured_time_count_every_frame(tmp_path, monkeypatch):
     image = model_of(conv, shape=(16, 16, 64))
     video = model_of(layers.TimeDistributed(conv, name="frames"), shape=(FRAMES, 16, 16, 64))
     table = TimeTable(threads=1)
-    # The second one reads what was measured for the first.
+    # The second one reads the times measured for the first.
     one, all_frames = (time_candidates(survey(View(m), "tucker2", [])[0], 16, table)[0].times for m in (image, video))
     assert all_frames == {ranks: pytest.approx(FRAMES * seconds, rel=1e-9) for ranks, seconds in one.items()}
     plan = elrt.plan_ranks(video, max_latency=0.7, exclude=[])

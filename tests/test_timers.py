@@ -1,4 +1,4 @@
-"""Times from other devices: what programs print, commands that fail in every way, tables that travel."""
+"""Times from other devices: output of programs, commands that fail, and tables for other machines."""
 
 import json
 import os
@@ -75,7 +75,7 @@ def test_times_that_are_none(text):
 
 
 def protobuf(**milliseconds):
-    """A result file of `benchmark_model`, encoded by hand: a name, latencies, memory."""
+    """Encodes a result file of `benchmark_model` by hand: a name, latencies, memory."""
     numbers = {"avg": 1, "min": 2, "max": 3, "std": 4, "median": 5}
     inner = b"".join(struct.pack("<Bf", numbers[name] << 3 | 5, value) for name, value in milliseconds.items())
     return b"\x0a\x04name" + b"\x12" + bytes([len(inner)]) + inner + b"\x1a\x03\x08\x80\x02"
@@ -93,7 +93,7 @@ def test_result_files_of_benchmark_model(tmp_path):
 
 
 def script(folder, name, body):
-    """An executable Python program in a folder; returns its path."""
+    """Writes an executable Python program into a folder; returns its path."""
     path = folder / name
     path.write_text(f"#!{sys.executable}\n{textwrap.dedent(body)}")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
@@ -101,7 +101,7 @@ def script(folder, name, body):
 
 
 def device(folder, body="", each="seconds = size"):
-    """A program that prints a time for each file: its size in milliseconds, or what `each` makes of it."""
+    """Writes a program that prints a time for each file: its size in milliseconds, or the result of `each`."""
     return script(
         folder,
         "device.py",
@@ -127,7 +127,7 @@ def test_a_command_for_all_files_or_for_each(tmp_path, words, calls):
     timer = CommandTimer(f"{device(tmp_path)} {words}", device="made", runs=7)
     quartiles = timer.measure(CONTENTS, 3)
     np.testing.assert_allclose(quartiles, np.tile([len(content) * 1e-3 for content in CONTENTS], (3, 1)))
-    # The first file takes turns with the others: before them, after eight, and at the end.
+    # The first file is timed three times: before the others, after eight, and at the end.
     assert int((tmp_path / "state").read_text()) == calls
     assert timer.device(3) == "made, 3 threads"
 
@@ -149,7 +149,7 @@ def test_a_device_that_slows_down_is_corrected_by_the_first_file(tmp_path):
     each = "seconds = size * (1 + 0.01 * number)"
     found = CommandTimer(f"{device(tmp_path, each=each)} {{models}}").measure(CONTENTS, 1)[1]
     exact = np.array([len(content) for content in CONTENTS])
-    # Uncorrected, the last would be 13 % longer than the first.
+    # Without correction, the last time would be 13 % longer than the first.
     np.testing.assert_allclose(found / found[0], exact / exact[0], rtol=0.045)
 
 
@@ -167,7 +167,7 @@ def test_a_device_that_slows_down_is_corrected_by_the_first_file(tmp_path):
     ids=["fails", "nonsense", "negative", "drifts", "fewer", "order", "hangs"],
 )
 def test_a_device_that_fails_is_asked_once_more_and_then_told(tmp_path, capsys, body, each, message):
-    # A shell that starts the program and waits for it, as in a pipe.
+    # The shell starts the program and waits for it, as in a pipe.
     timer = CommandTimer(f"true | {device(tmp_path, body, each)} {{models}}", timeout_s=0.5 if "sleep" in body else 60)
     begun = time.monotonic()
     with pytest.raises(ValueError, match=message):
@@ -207,7 +207,7 @@ def small_model():
 
 
 class BySize(LocalTimer):
-    """A timer of a made device, on which a file takes as long as it is large, and which counts."""
+    """Timer of a simulated device: the time of a file is its size. It counts its calls."""
 
     def __init__(self):
         self.calls = 0
@@ -317,7 +317,7 @@ def test_files_timed_by_hand_give_the_plan_of_the_timer(tmp_path):
         elrt.export_timing_set(small_model(), folder)
 
 
-# The ready-made timers, with programs of their protocol on the path.
+# The built-in timers, with fake programs on the path.
 
 SSH = """
     import subprocess, sys

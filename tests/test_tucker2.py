@@ -1,4 +1,4 @@
-"""Tucker-2: against TensorLy and the truncated spectra, costs of the method, and how ranks are given."""
+"""Tucker-2: comparison with TensorLy and truncated spectra, costs of the method, and forms of ranks."""
 
 import math
 from fractions import Fraction
@@ -22,7 +22,7 @@ kernel_shapes = st.tuples(
 ).map(lambda drawn: (*drawn[0], *drawn[1:]))
 
 
-# TensorLy completes the factor in that case, and says so.
+# TensorLy completes the factor in that case, with a warning.
 pytestmark = [
     pytest.mark.backends,
     pytest.mark.filterwarnings("ignore:Trying to compute SVD with n_eigenvecs:UserWarning"),
@@ -42,7 +42,7 @@ def test_compose_and_squared_norm_against_tensorly(shape, seed, data):
     tensors = [keras.ops.convert_to_tensor(factor) for factor in factors]
     bound = (sum(ranks) + 2) * EPS["float32"]
     np.testing.assert_array_less(np.abs(to_numpy(TUCKER2.compose(tensors)) - expected), bound * magnitude + 1e-30)
-    # Gram matrices, two products and the sum of all elements of the core; terms may cancel, so no relative bound.
+    # Gram matrices, two products and the sum of all elements of the core: terms may cancel, so the bound is absolute.
     roundings = sum(shape[-2:]) + sum(ranks) + core.size + 4
     grams = np.abs(left).T @ np.abs(left), np.abs(right) @ np.abs(right).T
     terms = np.sum((grams[0] @ np.abs(core) @ grams[1]) * np.abs(core))
@@ -57,7 +57,7 @@ def test_decompose_at_full_rank_is_exact(shape, seed):
     kernel = random_array(*shape, seed=seed)
     factors = TUCKER2.decompose(kernel, TUCKER2.max_ranks(shape))
     composed = to_numpy(TUCKER2.compose(factors))
-    # Orthonormal factors keep norms, so the error is measured against the whole kernel.
+    # Orthonormal factors keep norms, so the error is relative to the whole kernel.
     assert np.abs(composed - kernel).max() <= (sum(shape[-2:]) + 4) * EPS["float32"] * np.linalg.norm(kernel)
 
 
@@ -77,7 +77,7 @@ def test_decompose_is_as_good_as_hosvd_guarantees(shape, seed, data):
     ]
     squared_error = np.sum((kernel - to_numpy(TUCKER2.compose(factors))) ** 2)
     slack = 1e-5 * np.sum(kernel**2)
-    # Eckart–Young for each unfolding below, the HOSVD's bound above.
+    # Lower bound: Eckart–Young for each unfolding. Upper bound: that of the HOSVD.
     assert max(discarded) - slack <= squared_error <= sum(discarded) + slack
 
 
@@ -87,7 +87,7 @@ def test_decompose_reaches_the_error_of_a_converged_tensorly_decomposition():
         (core, factors), _ = partial_tucker(kernel, rank=[3, 2], modes=[2, 3], n_iter_max=500, tol=1e-12)
         converged = np.linalg.norm(kernel - multi_mode_dot(core, factors, modes=[2, 3]))
     error = np.linalg.norm(kernel - to_numpy(TUCKER2.compose(TUCKER2.decompose(kernel, (3, 2)))))
-    # The iteration stops when it improves the relative error by less than 1e-6; a few such steps are left then.
+    # The iteration stops once a step improves the relative error by less than 1e-6; a few such steps remain.
     assert abs(error - converged) <= 1e-5 * np.linalg.norm(kernel)
 
 
@@ -97,7 +97,7 @@ def test_decompose_of_a_large_kernel_comes_close_to_the_converged_error():
     with tensorly.backend_context("numpy"):
         _, errors = partial_tucker(kernel, rank=[48, 40], modes=[2, 3], n_iter_max=60, tol=1e-12)
     error = np.linalg.norm(kernel - to_numpy(TUCKER2.compose(TUCKER2.decompose(kernel, (48, 40)))))
-    # A random kernel converges slowest; ended when a step gains less than 1e-4 it was 0.09 % above.
+    # A random kernel converges slowest; with a tolerance of 1e-4, the error was 0.09 % above.
     assert errors[-1] - 1e-9 <= error / np.linalg.norm(kernel) <= 1.002 * errors[-1]
 
 
@@ -159,7 +159,7 @@ def test_ranks_resolve(ranks, expected):
 @example(hundredths=28, limit=25)
 @given(hundredths=st.integers(1, 100), limit=st.integers(1, 512))
 def test_fractions_round_up_as_the_decimal_number_they_are_written_as(hundredths, limit):
-    # 0.07 of 100 is 7, although 0.07 · 100 in floating point is a little more.
+    # 0.07 of 100 is 7, although 0.07 · 100 is a little more in floating point.
     expected = math.ceil(Fraction(hundredths, 100) * limit)
     assert TUCKER2.resolve_ranks((1, limit, limit), hundredths / 100) == (expected, expected)
 

@@ -1,4 +1,4 @@
-"""Tuning: all ways to train a layer are equal, the fastest is taken, and nothing else of the model changes."""
+"""Tuning: all ways to train a layer are equal, the fastest is chosen, and nothing else in the model changes."""
 
 import json
 import math
@@ -122,7 +122,7 @@ def test_what_a_way_keeps():
 
 
 def made_passes(slow, calls=None):
-    """Passes that take a microsecond or, where `slow(way)`, a thousand of them, by a clock of their own."""
+    """Makes passes with a simulated clock: they take a microsecond, or a millisecond if `slow(way)`."""
     clock = [0.0]
 
     def training_pass(layer, way, input_shape, jit_compile):
@@ -165,7 +165,7 @@ def test_what_saves_little_changes_nothing(monkeypatch, cache):
     assert layer.training_way == layer.default_way
     (path,) = cache.glob("training_*.json")
     kept = json.loads(path.read_text(encoding="utf-8"))
-    for key in kept["seconds"]:  # a percent is noise, three are not
+    for key in kept["seconds"]:  # one percent is noise, three percent are not
         kept["seconds"][key] = 1.0 if json.dumps(layer.default_way.to_json()) in key else 0.99
     path.write_text(json.dumps(kept), encoding="utf-8")
     elrt.tune_training(model, 4)
@@ -210,7 +210,7 @@ def test_memory_before_time(monkeypatch):
     model = small_model()
     report, _ = tuned_with(monkeypatch, model, lambda layer, way: way.sizes == (2, 1), prefer="memory")
     chosen = {path: row.way.sizes for path, row in report.items()}
-    assert chosen["tucker"] == (3,) and chosen["cp"] == (2, 1)  # of small images a kernel is as large
+    assert chosen["tucker"] == (3,) and chosen["cp"] == (2, 1)  # for small images, a kernel is as large
     assert report["cp"].seconds > report["cp"].default_seconds
     assert report["cp"].kept_bytes == 4 * (4 * 9 * 5 + 9 * 8 * 5) < report["cp"].default_kept_bytes
     recomputed, _ = tuned_with(monkeypatch, small_model(recompute=True), lambda layer, way: len(way.sizes) > 1)
@@ -240,7 +240,7 @@ def test_training_is_the_same_and_no_step_mixes_two_ways(monkeypatch, after_comp
         ways, "folded_kernels", lambda *given, f=ways.folded_kernels: (ran.append(tuple(given[-1])), f(*given))[1]
     )
     actual = trained(model, report, after_compile)
-    assert {3, 4} == {sizes[0] for sizes in ran[-3:]}, ran  # the last trace is composed throughout
+    assert {3, 4} == {sizes[0] for sizes in ran[-3:]}, ran  # the last trace composes all layers
     for a, b in zip(expected, actual, strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
 
@@ -322,7 +322,7 @@ def test_slow_ways_drop_out_and_lower_quartiles_count():
         patch.setattr(tune.time, "perf_counter", lambda: now[0])
         found = tune.in_turns({"default": of("default", 9), "fast": of("fast", 3), "slow": of("slow", 30)}, "default")
     assert found == pytest.approx({"default": 9e-3, "fast": 3e-3, "slow": 30e-3})
-    # One to see how long it takes, then turns of at least 20 ms.
+    # One pass to estimate the time, then turns of at least 20 ms.
     assert turns["fast"] == [1] + 9 * [7] and turns["default"] == [1] + 9 * [3] and turns["slow"] == [1] + 3 * [1]
 
 

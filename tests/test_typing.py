@@ -1,4 +1,4 @@
-"""Types as a user's checker sees them: the package as it is installed, typical programs, and mistakes in them."""
+"""Types in a user's type checker: the installed package, typical programs, and mistakes in them."""
 
 import ast
 import json
@@ -67,7 +67,7 @@ elrt.plot.orthogonality(history, axis=figure.axes[0])
 elrt.plot.tradeoff([{"name": "dense", "accuracy": 0.83, "macs": 40e6}, fast], cost="macs")
 """
 
-# Every line that ends in `# wrong` has to be found, and no other.
+# The checker must report every line that ends in `# wrong`, and no other.
 MISTAKES = """
 import elrt_keras as elrt
 
@@ -105,7 +105,7 @@ pytestmark = pytest.mark.tensorflow
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A folder with the library as an installed package; `launch` is commands and no part of the interface."""
+    """Makes a folder with the library as an installed package, without `launch`, which is not part of the interface."""
     site = tmp_path_factory.mktemp("site")
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "elrt_keras", site / "elrt_keras", ignore=ignored)
@@ -114,7 +114,7 @@ def installed(tmp_path_factory):
 
 
 def pyright(installed, folder, *arguments):
-    """JSON report of pyright on a user's folder, with the user's defaults."""
+    """Runs pyright on a user's folder with its default settings; returns its JSON."""
     pytest.importorskip("pyright")
     done = subprocess.run(
         [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable, *arguments],
@@ -129,7 +129,7 @@ def pyright(installed, folder, *arguments):
 
 
 def wrong_lines(installed, folder, program):
-    """`{line: message}` of the errors in a program."""
+    """Returns `{line: message}` of the errors in a program."""
     (folder / "program.py").write_text(program, encoding="utf-8")
     found = pyright(installed, folder, "program.py")["generalDiagnostics"]
     return {one["range"]["start"]["line"]: one["message"] for one in found if one["severity"] == "error"}
@@ -160,6 +160,6 @@ def test_every_public_function_is_annotated(installed, tmp_path):
     messages = {one["name"]: [m["message"] for m in one["diagnostics"]] for one in symbols}
     functions = [one["name"] for one in symbols if one["category"] in ("function", "method")]
     assert not [name for name in functions if any("annotation" in message for message in messages[name])]
-    # What classes lack is the type of their Keras base, which has none.
+    # Classes lack only the type of their Keras base, which has no types.
     lacking = {m for one in symbols if one["category"] == "class" for m in messages[one["name"]]}
     assert {m for m in lacking if not re.match("Type of (metaclass|base class)|No docstring", m)} == set()

@@ -1,4 +1,4 @@
-"""Files and arguments from strangers: only documented exceptions, nothing run, nothing written elsewhere."""
+"""Files and arguments from strangers: they cause only documented exceptions, run no code, write no other files."""
 
 import ast
 import json
@@ -18,7 +18,7 @@ from elrt_keras.launch.config import TrainConfig
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SOURCES = [path for folder in ("elrt_keras", "models", "launch") for path in sorted((ROOT / folder).rglob("*.py"))]
-# How many random cases of each kind: a few hundred in every run of the suite, 21,000 in the long one.
+# Number of random cases of each kind: a few hundred in every run of the suite, 21,000 in the long one.
 CASES = pytest.mark.parametrize("cases", [300, pytest.param(7000, marks=pytest.mark.slow)])
 
 
@@ -39,7 +39,7 @@ JSON = st.recursive(
 
 @st.composite
 def plan_documents(draw):
-    """A rank plan in which something else may stand at any place."""
+    """Draws a rank plan in which any part may be replaced by another value."""
     ranks = JSON | st.lists(st.integers(-2, 70), max_size=4)
     entry = JSON | st.just("dense") | st.fixed_dictionaries({"format": JSON | st.just("tucker2"), "ranks": ranks})
     document = {
@@ -155,15 +155,15 @@ def test_layer_arguments_make_a_layer_or_a_documented_error(cases):
     for layer in [layer for layer in layers if layer.filters < 100][:20]:
         try:
             run += layer(np.zeros((1, 9, 9, 9), "float32")).shape[0]
-        except ValueError:  # for ranks above the full one, which the input decides
+        except ValueError:  # ranks above the full rank, which depends on the input
             continue
     assert run
 
 
 def test_nothing_here_loads_code_from_files():
-    """No pickle, no unsafe loading, no `Lambda` layers: the names do not stand in the sources.
+    """Checks that pickle, unsafe loading and `Lambda` layers do not occur in the sources.
 
-    But for one: copies of a model keep the `Lambda` layers that it has in memory.
+    There is one exception: copies of a model keep the `Lambda` layers that it has in memory.
     """
     suspects = {"pickle", "dill", "marshal", "shelve", "joblib", "eval", "exec", "Lambda", "allow_pickle", "safe_mode"}
     suspects |= {"enable_unsafe_deserialization", "yaml"}
@@ -190,7 +190,7 @@ def test_a_model_file_that_brings_code_is_refused_and_not_run(tmp_path):
 
 
 def test_the_flags_of_a_run_directory_cannot_start_a_download(tmp_path):
-    """Whoever evaluates or exports a run that somebody else made has not asked for one."""
+    """Checks that evaluation and export of somebody else's run never download data."""
     (tmp_path / "elsewhere").mkdir()
     config = TrainConfig(dataset="cifar10", download=True, data_dir=str(tmp_path / "elsewhere"))
     rundir.prepare(config, str(tmp_path / "run"), None)

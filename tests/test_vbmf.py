@@ -1,4 +1,4 @@
-"""EVBMF against the free energy that it minimises, on matrices of known rank and noise, and at its edges."""
+"""EVBMF against the free energy that it minimises, on matrices of known rank and noise, and in edge cases."""
 
 import keras
 import numpy as np
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.tensorflow  # the same on every backend
 
 
 def free_energy(gamma, sigma2, a, b, sa2, sb2, ca2, cb2, short, long):
-    """2F of one component, less that of the null solution: a and b are means, s variances, c prior variances.
+    """Returns 2F of one component minus that of the null solution: a, b are means, s variances, c prior variances.
 
     With a = b = 0 it is M(log r + 1/r − 1) + L(log q + 1/q − 1) + LM·sa2·sb2/σ² at r = ca2/sa2, q = cb2/sb2. No term is
     negative, and all vanish for r = q = 1, sa2·sb2 → 0: the null solution has 0.
@@ -27,7 +27,7 @@ def free_energy(gamma, sigma2, a, b, sa2, sb2, ca2, cb2, short, long):
 
 
 def descend(gamma, sigma2, short, long, sweeps=1500):
-    """Minimum of 2F over all components but the null one, by exact minimisation along each argument in turn."""
+    """Finds the minimum of 2F over components other than the null one, by exact minimisation along each argument."""
     gamma, sigma2 = np.broadcast_arrays(gamma, sigma2)
     a = b = np.sqrt(gamma)
     sb2, ca2, cb2 = sigma2 / gamma, gamma / long, gamma / short
@@ -41,7 +41,7 @@ def descend(gamma, sigma2, short, long, sweeps=1500):
 
 
 def noisy(shape, rank, noise, rng, strength=(2.0, 8.0)):
-    """A matrix of the rank, whose singular values are that many times the largest of the noise, and noise."""
+    """Makes a noisy matrix of a rank; its singular values are `strength` times the largest one of the noise."""
     u, v = (np.linalg.qr(rng.standard_normal((side, rank)))[0] for side in shape)
     edge = np.sqrt(shape[0]) + np.sqrt(shape[1])
     return noise * ((u * edge * rng.uniform(*strength, rank)) @ v.T + rng.standard_normal(shape))
@@ -53,7 +53,7 @@ def exact(shape, rank, rng, dtype="float64"):
 
 
 def most(shape):
-    """The largest integer below L/(1 + α)."""
+    """Returns the largest integer below L/(1 + α)."""
     short, long = sorted(shape)
     return max(rank for rank in range(short) if rank * (long + short) < short * long)
 
@@ -86,7 +86,7 @@ def test_threshold_is_where_a_component_pays(shape, sigma2):
 
 
 def variance_by_descent(gamma, shape):
-    """The noise variance of the lowest free energy: far beyond the bounds that the module searches, then closely."""
+    """Finds the noise variance of the lowest free energy: first far beyond the module's bounds, then closely."""
     lower, upper = 1e-3 * np.mean(gamma**2) / max(shape), 10 * np.mean(gamma**2) / max(shape)
     for points in (500, 300):
         sigma2 = np.geomspace(lower, upper, points)
@@ -112,7 +112,7 @@ def test_noise_variance_minimises_the_free_energy(shape, strength):
     [([105, 103, 56.8, 55.4, 47.6, 5.1, 1.02], (7, 34)), ([40.6, 3.3, 0.03], (3, 3))],
 )
 def test_noise_variance_with_several_valleys(squares, shape):
-    # A search for one minimum between the bounds ends in a wrong one.
+    # A search for a single minimum between the bounds finds a wrong one.
     want = variance_by_descent(np.sqrt(squares), shape)
     assert vbmf.evbmf_of_spectrum(squares, shape).noise_variance == pytest.approx(want, rel=3e-4)
 
@@ -180,7 +180,7 @@ def test_rank_without_noise(dtype, shape, seed, data):
     rank_found, noise, threshold = vbmf.evbmf(matrix)
     assert (rank_found, noise) == (rank, 0.0)
     assert threshold <= 1e-5 * np.linalg.norm(matrix)
-    # A noise variance of 0 that is given, not estimated, allows for the higher ranks as well.
+    # With a given (not estimated) noise variance of 0, higher ranks are possible too.
     rank = data.draw(st.integers(0, min(shape)))
     assert vbmf.evbmf(exact(shape, rank, np.random.default_rng(seed), dtype), noise_variance=0).rank == rank
 
@@ -260,7 +260,7 @@ def test_bad_spectrum(spectrum, shape, message):
         vbmf.evbmf_of_spectrum(spectrum, shape)
 
 
-@pytest.mark.parametrize("shape", [(64, 576), (1100, 1200)], ids=str)  # the larger one goes over the Gram matrix
+@pytest.mark.parametrize("shape", [(64, 576), (1100, 1200)], ids=str)  # the larger one uses the Gram matrix
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_what_float32_rounds_off_is_no_rank_of_weights(shape, dtype):
     weights = random_array(shape[0], 8) @ random_array(8, shape[1], seed=1)

@@ -1,4 +1,4 @@
-"""One view of a model in each public call: one walk, one trace, and nothing kept."""
+"""One view of a model in each public call: one walk, one trace, and nothing stays in memory."""
 
 import threading
 
@@ -102,7 +102,7 @@ def test_other_threads_run_the_model_while_it_is_traced():
 
 
 class Failing(layers.Layer):
-    """Runs on 8 × 8 positions alone."""
+    """Runs on 8 × 8 positions only."""
 
     def call(self, inputs):
         if inputs.shape[1] != 8:

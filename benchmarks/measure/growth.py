@@ -41,15 +41,15 @@ def growth(settings):
 
     Each point is the median of several rounds, in which all points of a curve take turns. Planning has three rounds.
     """
-    found = evidence.read("growth", settings.results).get(settings.file, {}).get("curves", {})
+    curves = evidence.read("growth", settings.results).get(settings.file, {}).get("curves", {})
     for curve in settings.curves:
         rounds = 3 if curve.startswith("planner") else settings.rounds
         medians = {}
         for (line, x), seconds in interleaved(_points(curve), rounds, curve).items():
             medians.setdefault(line, {})[x] = statistics.median(seconds)
-        found[curve] = {"axis": _CURVES[curve][0], "seconds": medians}
+        curves[curve] = {"axis": _CURVES[curve][0], "seconds": medians}
     # The file holds all curves, so its command names all.
-    kept = {curve: found[curve] for curve in _CURVES if curve in found}
+    kept = {curve: curves[curve] for curve in _CURVES if curve in curves}
     return {"curves": kept, "command": settings.command(curves=tuple(_CURVES))}
 
 

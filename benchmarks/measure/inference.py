@@ -75,11 +75,11 @@ def latency(settings):
         return litert.model_to_litert(model, quantization, images if quantization else None)
 
     content, end = converted(dense), f"_{quantization}" if quantization else ""
-    told = {"model": settings.model, "threads": settings.threads, "quantization": settings.quantization}
+    setting = {"model": settings.model, "threads": settings.threads, "quantization": settings.quantization}
     with tempfile.TemporaryDirectory() as folder:
         os.environ["ELRT_CACHE_DIR"] = folder
         for budget in settings.budgets:
-            row = {**told, "max_latency": budget, "command": settings.command(budgets=(budget,))}
+            row = {**setting, "max_latency": budget, "command": settings.command(budgets=(budget,))}
             row |= _compared(dense, content, converted, budget, settings, quantization)
             yield f"{settings.file}_{budget}_{settings.threads}{end}", row
 

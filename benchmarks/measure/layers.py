@@ -118,14 +118,14 @@ def _grouped_seconds(groups, rounds):
     from elrt_keras import litert
 
     images, examples = random_images(_BATCH, _SIZE, _CHANNELS), random_images(4, _SIZE, _CHANNELS)
-    made = {name: _layer_of(name, groups) for name in _GROUPED}
-    steps = {name: step_of_layer(layer, images) for name, layer in made.items()}
-    found = {"training": interleaved(steps, rounds, f"{groups} groups")}
-    models = {name: keras.Sequential([keras.Input(images.shape[1:]), made[name]]) for name in _GROUPED[:2]}
+    layers_by_name = {name: _layer_of(name, groups) for name in _GROUPED}
+    steps = {name: step_of_layer(layer, images) for name, layer in layers_by_name.items()}
+    seconds_by_kind = {"training": interleaved(steps, rounds, f"{groups} groups")}
+    models = {name: keras.Sequential([keras.Input(images.shape[1:]), layers_by_name[name]]) for name in _GROUPED[:2]}
     for kind, quantization in {"float32": None, "int8": "int8"}.items():
         contents = {name: litert.model_to_litert(model, quantization, examples) for name, model in models.items()}
-        found[kind] = litert_seconds(contents, 1, 20 * rounds, f"{groups} groups, {kind}")
-    return found
+        seconds_by_kind[kind] = litert_seconds(contents, 1, 20 * rounds, f"{groups} groups, {kind}")
+    return seconds_by_kind
 
 
 def _layer_of(name, groups):

@@ -20,8 +20,8 @@ def decomposing(settings):
     kernels, errors = _kernels_of(settings.model), {}
     runs = {str(tolerance): _decomposition(kernels, tolerance, errors) for tolerance in _TOLERANCES}
     seconds = interleaved(runs, settings.rounds, settings.model)
-    found = {str(tolerance): errors[tolerance] for tolerance in _TOLERANCES}
-    return {"model": settings.model, "kernels": len(kernels), "seconds": seconds, "errors": found}
+    errors_by_tolerance = {str(tolerance): errors[tolerance] for tolerance in _TOLERANCES}
+    return {"model": settings.model, "kernels": len(kernels), "seconds": seconds, "errors": errors_by_tolerance}
 
 
 def _kernels_of(name):
@@ -72,15 +72,15 @@ def imports(settings):
     """
     import elrt_keras  # noqa: F401, whose byte code is made here and not in the first round
 
-    found = {backend: {"keras": [], "elrt_keras": [], "tensorflow_loaded": False} for backend in _BACKENDS}
+    times_by_backend = {backend: {"keras": [], "elrt_keras": [], "tensorflow_loaded": False} for backend in _BACKENDS}
     for _ in range(settings.rounds):
-        for backend, rows in found.items():
+        for backend, rows in times_by_backend.items():
             for name in ("keras", "elrt_keras"):
                 seconds, loaded = _imported(backend, name)
                 rows[name].append(round(seconds, 4))
                 rows["tensorflow_loaded"] |= loaded
-    print(found)
-    return {"backends": found}
+    print(times_by_backend)
+    return {"backends": times_by_backend}
 
 
 def _imported(backend, name):

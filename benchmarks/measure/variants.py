@@ -68,15 +68,15 @@ def interleaved(functions, rounds, title, per=1):
 
     Prints `title` and the progress, then the speed-up of the others against the first.
     """
-    names, order, told = list(functions), np.random.default_rng(0), time.monotonic()
+    names, order, last_printed = list(functions), np.random.default_rng(0), time.monotonic()
     seconds = {name: [] for name in names}
     for number in range(1, rounds + 1):
         for name in (names[index] for index in order.permutation(len(names))):
             start = time.perf_counter()
             functions[name]()
             seconds[name].append(round((time.perf_counter() - start) / per, 7))
-        if time.monotonic() - told > _TOLD_EVERY_S:
-            told = time.monotonic()
+        if time.monotonic() - last_printed > _TOLD_EVERY_S:
+            last_printed = time.monotonic()
             print(f"{title}: round {number}/{rounds}", flush=True)
     _tell(title, seconds)
     return seconds

@@ -20,13 +20,13 @@ def _builders():
     import keras
 
     stock = {name: build for name, build in vars(keras.applications).items() if inspect.isfunction(build)}
-    found = {name: functools.partial(_application, name, build) for name, build in stock.items()}
+    builders_by_name = {name: functools.partial(_application, name, build) for name, build in stock.items()}
     try:
         import keras_hub.models as hub
     except ImportError:
-        return found
+        return builders_by_name
     specs = json.loads(_HUB.read_text(encoding="utf-8"))
-    return found | {name: functools.partial(_of_hub, hub, spec) for name, spec in specs.items()}
+    return builders_by_name | {name: functools.partial(_of_hub, hub, spec) for name, spec in specs.items()}
 
 
 def _application(name, build):

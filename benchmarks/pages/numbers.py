@@ -78,15 +78,15 @@ def differences(runs, others):
 
 def against(runs, others):
     """Writes mean and deviation of the differences; empty for the same runs, or if no seed is the same."""
-    found = differences(runs, others) if runs is not others else []
-    return mean_and_deviation(found, "+") if found else ""
+    points = differences(runs, others) if runs is not others else []
+    return mean_and_deviation(points, "+") if points else ""
 
 
 def strengths(runs):
     """Writes the strengths of the penalty in some runs."""
     configs = [run["config"] for run in runs if run["config"]["orthogonality"] not in ("none", "stiefel")]
-    found = {config["orthogonality_strength"] for config in configs}
-    return ", ".join(f"ρ = {strength:g}" for strength in sorted(found))
+    values = {config["orthogonality_strength"] for config in configs}
+    return ", ".join(f"ρ = {strength:g}" for strength in sorted(values))
 
 
 def factor_error(runs):
@@ -137,8 +137,8 @@ def noise(groups):
 
 def best(groups, *names):
     """Returns the name with the highest mean accuracy among those with results; None without results."""
-    found = {name: mean(groups[name]) for name in names if name in groups}
-    return max(found, key=found.get, default=None)
+    mean_by_name = {name: mean(groups[name]) for name in names if name in groups}
+    return max(mean_by_name, key=mean_by_name.get, default=None)
 
 
 def apart(runs, others, epoch):

@@ -44,8 +44,8 @@ def main():
     parser.add_argument("--results", default=evidence.RESULTS, help="Root folder of the results.")
     values = parser.parse_args()
     for run_dir in values.run_dirs:
-        found = collect(run_dir, values.data)
-        print(evidence.write(values.experiment, found["name"], found, found["command"], values.results, 1))
+        result = collect(run_dir, values.data)
+        print(evidence.write(values.experiment, result["name"], result, result["command"], values.results, 1))
 
 
 if __name__ == "__main__":

@@ -29,20 +29,20 @@ def shrunk(model, budgets, config, data, recovers, name):
     """
     dense = elrt.count_costs(elrt.merge(model)).macs
     images = list(augmented_batches(data, config, _CALIBRATION))
-    found = [{"kind": "whole", "epochs": 0, "taught": False, "macs_fraction": elrt.count_costs(model).macs / dense}]
-    found[0]["accuracy"] = _accuracy(model, data)
+    rows = [{"kind": "whole", "epochs": 0, "taught": False, "macs_fraction": elrt.count_costs(model).macs / dense}]
+    rows[0]["accuracy"] = _accuracy(model, data)
     for budget in budgets:
         for kind, low_rank in _kinds(model, budget, config, images):
             row = {"kind": kind, "macs_fraction": elrt.count_costs(low_rank).macs / dense}
-            found.append({**row, "epochs": 0, "taught": False, "accuracy": _accuracy(low_rank, data)})
+            rows.append({**row, "epochs": 0, "taught": False, "accuracy": _accuracy(low_rank, data)})
             start = low_rank.get_weights()
             for taught in (False, True) if recovers and kind != "recalibrated" else ():
                 low_rank.set_weights(start)
                 _recover(low_rank, model if taught else None, config, data)
-                found.append({**row, "epochs": 1, "taught": taught, "accuracy": _accuracy(low_rank, data)})
-            for point in found[-3 if recovers else -1 :]:
+                rows.append({**row, "epochs": 1, "taught": taught, "accuracy": _accuracy(low_rank, data)})
+            for point in rows[-3 if recovers else -1 :]:
                 print(f"{name}: {point}", flush=True)
-    return found
+    return rows
 
 
 def _kinds(model, budget, config, images):

@@ -1,10 +1,10 @@
-"""A keras-hub backbone, low-rank, in keras-hub's own image classifier.
+"""Low-rank keras-hub backbone in keras-hub's own image classifier.
 
   pip install keras-hub
   python examples/ecosystem/keras_hub_backbone.py [--max_macs=0.5] [--epochs=3] [--output=classifier.keras]
 
 The backbone is a small ResNet with random weights, trained low-rank from scratch on the digits of scikit-learn. For a
-trained one, such as `keras_hub.models.Backbone.from_preset("resnet_18_imagenet")`, plan with `method="energy"` and
+trained backbone, such as `keras_hub.models.Backbone.from_preset("resnet_18_imagenet")`, plan with `method="energy"` and
 factorise with `factor_initializer="decomposed"`.
 """
 
@@ -24,7 +24,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "Where to save the classifier (.ke
 
 
 def build_backbone():
-    """A ResNet of five blocks for images of 32×32 pixels."""
+    """Builds a ResNet of five blocks for images of 32×32 pixels."""
     return keras_hub.models.ResNetBackbone(
         input_conv_filters=[64],
         input_conv_kernel_sizes=[3],
@@ -37,7 +37,7 @@ def build_backbone():
 
 
 def load_images():
-    """The digits in colour, each pixel enlarged to 4×4."""
+    """Loads the digits as colour images, each pixel enlarged to 4×4."""
     images, labels = load_digits(return_X_y=True)
     images = images.reshape(-1, 8, 8, 1).astype("float32") / 8 - 1
     images = np.kron(images, np.ones((1, 4, 4, 3), "float32"))
@@ -58,13 +58,13 @@ def main(argv):
         rows.append((name, str(model.output_shape[1:]), f"{costs.macs:,}", f"{costs.params:,}"))
     print(render_table(["backbone", "features", "MACs", "params"], rows))
 
-    # The classifier wants a backbone that maps images to features, dense or not.
+    # The classifier takes any backbone that maps images to features, dense or low-rank.
     classifier = keras_hub.models.ResNetImageClassifier(backbone=low_rank, num_classes=10, preprocessor=None)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     classifier.compile(keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"], jit_compile=False)
     train_images, test_images, train_labels, test_labels = load_images()
     for epoch in range(_EPOCHS.value):
-        # keras-hub makes a tf.data.Dataset of arrays, which `fit` cannot shuffle.
+        # keras-hub turns arrays into a tf.data.Dataset, which `fit` cannot shuffle.
         order = np.random.default_rng(epoch).permutation(len(train_labels))
         classifier.fit(train_images[order], train_labels[order], batch_size=64, shuffle=False, verbose=0)
         _, accuracy = classifier.evaluate(test_images, test_labels, verbose=0)

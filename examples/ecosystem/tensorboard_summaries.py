@@ -1,9 +1,9 @@
-"""TensorBoard of a low-rank training: orthogonality of every factor, ranks of every layer, and pictures.
+"""TensorBoard summaries of low-rank training: orthogonality of every factor, ranks of every layer, pictures.
 
   python examples/ecosystem/tensorboard_summaries.py [--run_dir=runs/tensorboard] [--epochs=8] [--strength=1e-2]
   tensorboard --logdir=runs/tensorboard
 
-Beside the losses that Keras writes there are, after each epoch:
+After each epoch, the summaries contain the losses of Keras and:
 
   train/epoch_orthogonality_error_mean, …_max   from `OrthogonalityLogger`, over all factors
   low_rank/orthogonality_error/LAYER/FACTOR     ‖S − I‖_F / √Φ of the single factors
@@ -30,7 +30,7 @@ _STRENGTH = flags.DEFINE_float("strength", 1e-2, "Strength ρ of double soft ort
 
 
 class LowRankSummaries(keras.callbacks.Callback):
-    """Writes what is special about a low-rank model, after each epoch.
+    """Writes the summaries of a low-rank model after each epoch.
 
     Args:
         log_dir: folder of the event files.
@@ -65,14 +65,14 @@ class LowRankSummaries(keras.callbacks.Callback):
 
 
 def picture(figure):
-    """A matplotlib figure as a batch of one image, `(1, height, width, 4)` uint8."""
+    """Renders a matplotlib figure as a batch of one image, `(1, height, width, 4)` uint8."""
     png = io.BytesIO()
     figure.savefig(png, format="png")
     return tf.image.decode_png(png.getvalue(), channels=4)[None]
 
 
 def build():
-    """A small convolutional network for images of 8×8 pixels."""
+    """Builds a small convolutional network for images of 8×8 pixels."""
     model = keras.Sequential([keras.Input((8, 8, 1))])
     for number, (filters, strides) in enumerate([(32, 1), (32, 1), (64, 2), (64, 1)], start=1):
         name = f"conv{number}"
@@ -105,7 +105,7 @@ def main(argv):
         epochs=_EPOCHS.value,
         validation_data=(test_images, test_labels),
         callbacks=[
-            elrt.callbacks.OrthogonalityLogger(),  # before TensorBoard, which writes what it adds to the logs
+            elrt.callbacks.OrthogonalityLogger(),  # before TensorBoard, which writes its values
             keras.callbacks.TensorBoard(_RUN_DIR.value, write_graph=False),
             LowRankSummaries(os.path.join(_RUN_DIR.value, "low_rank"), plan),
         ],

@@ -1,4 +1,4 @@
-"""KerasTuner over the ranks of every layer and the strength ρ of the orthogonality penalty.
+"""Search with KerasTuner over the ranks of every layer and the strength ρ of the orthogonality penalty.
 
   pip install keras-tuner
   python examples/ecosystem/tune_ranks.py [--trials=6] [--epochs=4] [--price=0.1] [--directory=runs/tuner]
@@ -9,7 +9,7 @@ Accuracy alone would choose the highest ranks. So each trial reports a score,
 
 and the tuner maximises it: at a price of 0.1, halving the MACs is worth five points of accuracy. The search is random;
 `keras_tuner.BayesianOptimization` takes the same arguments and needs more trials. A second start with the same
-directory goes on where the first one ended.
+directory resumes the search.
 """
 
 import keras
@@ -28,7 +28,7 @@ _DIRECTORY = flags.DEFINE_string("directory", "runs/tuner", "Where the trials ar
 
 
 def build_dense():
-    """A small convolutional network for images of 8×8 pixels."""
+    """Builds a small convolutional network for images of 8×8 pixels."""
     model = keras.Sequential([keras.Input((8, 8, 1))])
     for number, (filters, strides) in enumerate([(32, 1), (32, 1), (64, 2), (64, 1)], start=1):
         name = f"conv{number}"
@@ -44,7 +44,7 @@ class LowRankNetwork(keras_tuner.HyperModel):
     """The low-rank network of a trial.
 
     Args:
-        price: accuracy that all MACs of the dense network are worth.
+        price: price of all MACs of the dense network, in accuracy.
     """
 
     def __init__(self, price):
@@ -55,7 +55,7 @@ class LowRankNetwork(keras_tuner.HyperModel):
     def build(self, hp):
         keras.utils.set_random_seed(0)
         dense = build_dense()
-        # A plan is a mapping: here the tuner writes it. Ranks are multiples of 8, as those of `plan_ranks`.
+        # A plan is a mapping, which the tuner fills here. Ranks are multiples of 8, as in `plan_ranks`.
         plan = {
             name: ("tucker2", (hp.Int(f"{name}_in", 8, largest_in, 8), hp.Int(f"{name}_out", 8, largest_out, 8)))
             for name, largest_in, largest_out in [("conv2", 32, 32), ("conv3", 32, 64), ("conv4", 64, 64)]

@@ -63,7 +63,7 @@ def models(digits, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(models, tmp_path_factory):
-    """Serves the built page with both models under a random path and returns the address; the path must not matter."""
+    """Serves the built page with both models from a subfolder; yields the address. The page must not depend on it."""
     check_node()
     project = tmp_path_factory.mktemp("browser") / "project"
     # Build in a copy, so that node_modules and the build do not stay in the checkout.

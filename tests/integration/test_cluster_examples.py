@@ -1,4 +1,4 @@
-"""The examples of `examples/cluster/`, started as users do: by bash, by a real Slurm, by Kubernetes' models."""
+"""The examples of `examples/cluster/`, started as users start them: with bash, a real Slurm, Kubernetes' models."""
 
 import contextlib
 import json
