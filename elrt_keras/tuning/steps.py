@@ -12,7 +12,7 @@ from elrt_keras.layers import FactorizedLayer, TrainingWay
 
 def training_pass(
     layer: FactorizedLayer, way: TrainingWay, input_shape: Sequence[int], jit_compile: bool
-) -> Callable[[], None]:
+) -> Callable[..., None]:
     """Returns a function that runs a layer forward and backward on random inputs. It has already run once.
 
     The outputs serve as their own gradient. A call returns when all results are computed. For short passes the function

@@ -4,7 +4,8 @@ import collections
 import json
 import math
 import time
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import keras
 import numpy as np
@@ -148,7 +149,7 @@ def _times(problem, jit_compile):
     return {problem.key_of(way): value for way, value in seconds.items()}
 
 
-def in_turns(passes, default):
+def in_turns(passes: Mapping[Any, Callable[..., None]], default: Any) -> dict[Any, float]:
     """Times passes in turns. Slow ones drop out after the first rounds.
 
     Args:
