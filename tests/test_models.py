@@ -189,7 +189,7 @@ def test_initial_weights_are_he_normal():
 @pytest.mark.parametrize(
     "arguments, error, message",
     [
-        ({"normalization": ([1.0, 2.0], [1.0, 1.0])}, ValueError, "one value per channel .3. in"),
+        ({"normalization": ([1.0, 2.0], [1.0, 1.0])}, ValueError, "one value per channel, 3"),
         ({"normalization": (1.0, 2.0, 3.0)}, ValueError, r"\(mean, std\). Received: normalization=\(1.0, 2.0, 3.0\)"),
         ({"normalization": (1.0, 0.0)}, ValueError, r"above 0. Received: normalization=\(1.0, 0.0\)"),
         ({"factor_initializer": "spectral"}, ValueError, r"Expected a plan.*factor_initializer"),
