@@ -15,6 +15,7 @@ from elrt_keras.launch import rundir, timing
 from elrt_keras.launch.optimization import add_kernel_regularizer, frobenius_decay, learning_rate, make_optimizer
 from elrt_keras.layers import FactorizedLayer
 from elrt_keras.ranks import methods
+from elrt_keras.tuning.steps import has_accelerator
 
 
 def new_model(config, data, steps):
@@ -295,7 +296,7 @@ def is_tuned(config):
     """Reports if the ways to train are measured: as `--tune` says, by default if there is an accelerator."""
     if config.tune is not None:
         return config.tune
-    return any(not device.startswith("cpu") for device in keras.distribution.list_devices())
+    return has_accelerator()
 
 
 def jit_compile():

@@ -326,5 +326,20 @@ def test_slow_ways_drop_out_and_lower_quartiles_count():
     assert turns["fast"] == [1] + 9 * [7] and turns["default"] == [1] + 9 * [3] and turns["slow"] == [1] + 3 * [1]
 
 
+def test_an_accelerator_is_seen_on_every_backend(monkeypatch):
+    backend = keras.backend.backend()
+    if backend == "torch":
+        import torch
+
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+        pretend = [(torch.cuda, "is_available", lambda value=value: value) for value in (False, True)]
+    else:
+        devices = (["cpu:0"], ["gpu:0"])
+        pretend = [(keras.distribution, "list_devices", lambda value=value: value) for value in devices]
+    for replacement, expected in zip(pretend, (False, True)):
+        monkeypatch.setattr(*replacement)
+        assert steps.has_accelerator() is expected
+
+
 def test_device_key_tells_what_times_hold_for():
     assert f"Keras {keras.__version__}" in steps.device_key(False) != steps.device_key(True)

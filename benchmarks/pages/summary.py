@@ -51,6 +51,12 @@ def _pair(seconds):
     return f"{faster[_LOW_RANK][0]:.2f}×{thin}"
 
 
+def part_of_macs():
+    """Part of the dense MACs of ELRT's ResNet-20 in the comparisons, as text."""
+    groups = runs_of("resnet20")
+    return f"{groups['elrt'][0]['summary']['macs_fraction']:.0%}" if "elrt" in groups else ""
+
+
 def gains():
     """Changes to the recipe of ResNet-20 that help more than another seed would, the largest first, as texts."""
     groups = runs_of("resnet20")
@@ -93,5 +99,7 @@ def headline():
             speeds = [f"{ratios(by_kind[kind], 'dense')[variant][0]:.1f}×" for kind in ("float32", "int8")]
         ends = numbers.accuracy(dense), numbers.accuracy(elrt)
         rows.append(cells(network, f"{elrt[0]['summary']['macs_fraction']:.0%}", *ends, *speeds))
-    header = "CIFAR-10, 200 epochs | MACs of dense | dense, % | ELRT, % | LiteRT float32 | LiteRT int8"
+    header = (
+        f"CIFAR-10, {numbers.epochs(groups)} epochs | MACs of dense | dense, % | ELRT, % | LiteRT float32 | LiteRT int8"
+    )
     return table(header, rows) if rows else ""

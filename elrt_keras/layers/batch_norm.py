@@ -7,7 +7,7 @@ import keras
 from elrt_keras.graph.paths import iterate_layers
 
 # At other numbers of channels TensorFlow's kernel is slower on a CPU than the operations of Keras
-# (`benchmarks/batch_norm.py`).
+# (`python -m benchmarks.measure batch_norm`).
 _MULTIPLE_OF = 4
 # Input types of the kernel. Its statistics are always float32.
 _DTYPES = ("float32", "float16", "bfloat16")

@@ -130,5 +130,6 @@ def _cells(seconds, default_seconds, kept, default_kept):
 
 
 def _layer_of(fields):
-    convert: dict[str, Callable] = {"way": TrainingWay.from_json, "default_way": TrainingWay.from_json}
+    convert: dict[str, Callable] = dict.fromkeys(("way", "default_way"), TrainingWay.from_json)
+    convert |= dict.fromkeys(("kept_bytes", "default_kept_bytes"), int)
     return TunedLayer(**{name: convert.get(name, float)(value) for name, value in fields.items()})

@@ -46,6 +46,15 @@ def training_pass(
     return run
 
 
+def has_accelerator() -> bool:
+    """Reports if the backend computes on another device than CPUs."""
+    if keras.backend.backend() == "torch":  # for which Keras lists no devices
+        import torch
+
+        return torch.cuda.is_available() or torch.backends.mps.is_available()
+    return any(not device.startswith("cpu") for device in keras.distribution.list_devices())
+
+
 def device_key(jit_compile: bool) -> str:
     """Returns text that identifies the conditions of training times: backend, device and threads."""
     backend = keras.backend.backend()

@@ -19,7 +19,7 @@ from elrt_keras.kept_times import KeptTimes
 from elrt_keras.layers import FactorizedLayer, TrainingWay
 from elrt_keras.terminal.progress import progress_bar
 from elrt_keras.tuning.report import TrainingReport, TunedLayer, low_rank_layers
-from elrt_keras.tuning.steps import device_key, training_pass
+from elrt_keras.tuning.steps import device_key, has_accelerator, training_pass
 
 _ROUNDS = 9
 _FIRST_ROUNDS, _FAR = 3, 1.3  # after the first rounds, ways that take `_FAR` times as long as the fastest drop out
@@ -87,17 +87,13 @@ def tune_training(
     int_in(batch_size, "[1, inf)", "batch_size")
     one_of(prefer, ("time", "memory"), "prefer")
     jit_compile = _compiles(model)
-    problems = _problems(model, batch_size, input_shape, jit_compile)
+    problems = _problems(model, batch_size, input_shape)
     device = device_key(jit_compile)
     kept = KeptTimes("training", device)
     for problem in progress_bar(_missing(problems, kept), "timing ways to train"):
         kept.add(_times(problem, jit_compile))
     paths = {id(layer): path for path, layer in low_rank_layers(model)}
-    tuned = {
-        paths[id(calls[0].layer)]: _tuned(calls, kept.seconds, prefer)
-        for calls in problems
-        if id(calls[0].layer) in paths
-    }
+    tuned = {paths[id(calls[0].layer)]: _tuned(calls, kept.seconds, prefer) for calls in problems}
     report = TrainingReport(tuned, device, batch_size)
     report.apply(model)
     return report
@@ -109,10 +105,10 @@ def _compiles(model):
         return keras.backend.backend() == "jax"
     if model.compiled:
         return bool(model.jit_compile)
-    return any(not device.startswith("cpu") for device in keras.distribution.list_devices())
+    return has_accelerator()
 
 
-def _problems(model, batch_size, input_shape, jit_compile):
+def _problems(model, batch_size, input_shape):
     """Lists the calls of each low-rank layer that runs, as one list of `_Problem`s per layer."""
     calls = collections.defaultdict(list)
     for call in View(student_of(model), input_shape).calls:
